@@ -1,0 +1,150 @@
+//! Slides: what a whole-slide image is to the rest of the workspace.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Downsample, Error, Level, Microns, Pixels, Rect, Result, SampleType, Size};
+
+/// One stored resolution of a slide.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LevelInfo {
+    /// Pixels.
+    pub size: Size,
+    /// Level-0 pixels per pixel: `level 0 size / this size`, per axis.
+    pub downsample: Downsample,
+    /// The unit in which the file stores pixels: a tile, a strip, or the whole level.
+    pub tile: Size,
+}
+
+/// Where a slide's resolution was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ResolutionSource {
+    /// Given by the user.
+    Given,
+    /// A field of the vendor's own, by name.
+    Vendor(String),
+    /// The TIFF tags `XResolution`, `YResolution` and `ResolutionUnit`.
+    TiffTags,
+    /// The multiscale metadata of an OME-Zarr image.
+    OmeZarr,
+}
+
+impl std::fmt::Display for ResolutionSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Given => f.write_str("given"),
+            Self::Vendor(field) => f.write_str(field),
+            Self::TiffTags => f.write_str("TIFF resolution tags"),
+            Self::OmeZarr => f.write_str("OME-Zarr scale"),
+        }
+    }
+}
+
+/// The physical size of a level-0 pixel, and who says so.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Resolution {
+    /// Micrometres per level-0 pixel.
+    pub mpp: Microns,
+    /// Where it was found.
+    pub source: ResolutionSource,
+}
+
+/// A picture that travels with a slide: its label, an overview of the glass, a thumbnail.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssociatedImage {
+    /// `label`, `macro`, `thumbnail`, or the vendor's name.
+    pub name: String,
+    /// Pixels.
+    pub size: Size,
+}
+
+/// What is known of a slide without decoding a pixel.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SlideInfo {
+    /// The file.
+    pub path: PathBuf,
+    /// The format, in lower case: `aperio`, `generic-tiff`, `png`, `jpeg`, ...
+    pub format: String,
+    /// From the finest to the coarsest; never empty.
+    pub levels: Vec<LevelInfo>,
+    /// Samples per pixel: 3 for RGB.
+    pub channels: usize,
+    /// How a sample is stored.
+    pub sample: SampleType,
+    /// Physical size of a level-0 pixel, or `None` where the file does not say. Never guessed.
+    pub resolution: Option<Resolution>,
+    /// Nominal magnification of the objective, as the file states it.
+    pub objective_power: Option<f64>,
+    /// The value of pixels outside the slide and of tiles that the file leaves out, one value per channel.
+    pub background: Vec<u16>,
+    /// Pictures that travel with the slide.
+    pub associated: Vec<AssociatedImage>,
+    /// Vendor properties under OpenSlide's names where it has them (`aperio.AppMag`, `tiff.ImageDescription`).
+    pub properties: BTreeMap<String, String>,
+    /// Bytes of the embedded ICC profile, if any.
+    pub icc_profile_bytes: Option<usize>,
+}
+
+impl SlideInfo {
+    /// Size of level 0.
+    #[must_use]
+    pub fn size(&self) -> Size {
+        self.levels[0].size
+    }
+
+    /// The description of a level.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if the slide has no such level.
+    pub fn level(&self, level: Level) -> Result<&LevelInfo> {
+        self.levels.get(level.0).ok_or_else(|| {
+            Error::usage(&self.path, format!("there is no level {level}: the slide has {}", self.levels.len()))
+        })
+    }
+}
+
+/// Bounds on what a file may ask for. Files are hostile until proven otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Directories (pages) of a TIFF.
+    pub directories: usize,
+    /// Entries of one directory.
+    pub directory_entries: usize,
+    /// Bytes of the tables of one directory (tile offsets and the like) and of any one text field.
+    pub table_bytes: u64,
+    /// Decoded bytes of one tile, strip or whole picture that must be decoded in one piece.
+    pub decoded_bytes: u64,
+}
+
+impl Default for Limits {
+    /// Generous for slides (a 4-gigapixel level of 240-pixel tiles has 1.2 MB of tables), far below what hurts.
+    fn default() -> Self {
+        Self { directories: 1024, directory_entries: 1024, table_bytes: 512 << 20, decoded_bytes: 1 << 30 }
+    }
+}
+
+/// A source of slide pixels. Implementations decode from many threads at once and hold no lock while they do.
+pub trait SlideReader: Send + Sync + std::fmt::Debug {
+    /// What is known without decoding.
+    fn info(&self) -> &SlideInfo;
+
+    /// Decodes the pixels of `rect` (in pixels of `level`, which may stick out of the slide).
+    ///
+    /// Pixels outside the slide, and tiles that the file leaves out, have the [`SlideInfo::background`] value.
+    /// Memory: the result, plus one decoded tile per working thread.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a level that does not exist, [`Error::Tile`] where a tile cannot be decoded,
+    /// [`Error::Limits`] for a rectangle of more than `Limits::decoded_bytes`.
+    fn read_region(&self, level: Level, rect: Rect) -> Result<Pixels>;
+
+    /// Decodes an associated picture.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if there is none of that name, [`Error::Format`] or [`Error::Unsupported`] if it cannot be decoded.
+    fn read_associated(&self, name: &str) -> Result<Pixels>;
+}
