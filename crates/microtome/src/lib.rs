@@ -1,1 +1,57 @@
-//! microtome
+//! Segments gigapixel pathology slides in constant memory.
+//!
+//! A [`Segmenter`] runs a trained network (any nnU-Net v2 2D result, or a package of ours) over a whole slide of any size:
+//! tiles with nnU-Net's overlap and weights, blended in strips that fit a byte budget, written as a multi-level OME-Zarr
+//! label image. [`preview`] makes small pictures of slides and masks.
+//!
+//! This crate never holds a slide, its logits or its mask as a whole, never guesses a resolution, never leaves half a
+//! result behind, and prints nothing: watch a run through an [`Observer`].
+//!
+//! # Example
+//!
+//! A tiny picture stands for the slide, and a network that finds dark pixels for the model.
+//!
+//! ```
+//! use microtome::io::store::OmeZarr;
+//! use microtome::{Existing, Outcome, Segmenter, Settings, Silent, TargetResolution};
+//! use microtome_testkit::{FunctionModel, SyntheticSlide};
+//!
+//! let folder = tempfile::tempdir()?;
+//! let slide = SyntheticSlide::builder(3000, 2000).mpp(0.5).build();
+//! let model = FunctionModel::dark_on_bright();
+//!
+//! let mut settings = Settings::default();
+//! settings.model_mpp = Some(TargetResolution::Mpp(0.5));
+//! let segmenter = Segmenter::new(&model, settings)?;
+//! let output = folder.path().join("mask.ome.zarr");
+//! let Outcome::Done(summary) = segmenter.segment(&slide, &output, Existing::Keep, &Silent)? else { unreachable!() };
+//! println!("{summary}");
+//!
+//! assert_eq!(OmeZarr::open(&output)?.info().levels[0].size.width, 3000);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod error;
+mod memory;
+mod output;
+mod pipeline;
+mod plan;
+pub mod preview;
+mod progress;
+mod report;
+mod segment;
+mod settings;
+mod units;
+
+pub use error::{Error, Result};
+pub use memory::PeakMemory;
+pub use microtome_io as io;
+pub use microtome_tile::{Resampling, TargetGrid, TargetResolution, TileCount};
+pub use microtome_unet as unet;
+pub use output::Existing;
+pub use plan::{Geometry, MemoryPlan};
+pub use progress::{Observer, Phase, Silent};
+pub use report::{ClassArea, StageTime, StageTimes, Summary};
+pub use segment::{Outcome, Plan, Segmenter};
+pub use settings::{Settings, TissueMode};
+pub use units::Bytes;

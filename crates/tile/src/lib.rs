@@ -1,1 +1,42 @@
-//! tile
+//! The pyramid tiler: between a slide's stored levels and a network's tiles.
+//!
+//! - [`TargetGrid`] decides which virtual image a model works on, and [`Reader`] computes any rectangle of it;
+//! - [`TileGrid`] places tiles as nnU-Net does, [`Roi`] and [`tissue`] say which are wanted, [`Schedule`] in which order they run;
+//! - [`ImageStatistics`] streams over the whole image for the normalizations that need it;
+//! - [`pyramid`] turns level n into level n + 1, for masks and for pictures.
+//!
+//! This crate never runs a network, never writes a file, and holds no more than a few megapixels at a time.
+//!
+//! # Example
+//!
+//! ```
+//! use microtome_io::Size;
+//! use microtome_tile::{Schedule, TileGrid};
+//!
+//! // Tiles of 512 pixels that overlap by half over a slide of 20000 x 15000 pixels,
+//! // blended in blocks of 512 pixels, in strips of 4096 pixels.
+//! let grid = TileGrid::new(Size::new(20_000, 15_000), Size::new(512, 512), 0.5)?;
+//! let schedule = Schedule::new(&grid, None, Size::new(512, 512), 8)?;
+//! assert_eq!(grid.len(), 78 * 58);
+//! // Four tile columns in a hundred run twice, where strips meet.
+//! assert_eq!(schedule.count().repeated, 4 * 58);
+//! # Ok::<(), microtome_tile::Error>(())
+//! ```
+
+mod error;
+mod grid;
+pub mod pyramid;
+mod reader;
+mod roi;
+mod schedule;
+mod statistics;
+mod target;
+pub mod tissue;
+
+pub use error::{Error, Result};
+pub use grid::{TileGrid, TileIndex};
+pub use reader::{Reader, check_channels};
+pub use roi::Roi;
+pub use schedule::{Schedule, Strip, TileCount, TileRow};
+pub use statistics::{ChannelSums, ImageStatistics};
+pub use target::{Resampling, TargetGrid, TargetOptions, TargetResolution};

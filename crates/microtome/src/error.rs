@@ -1,0 +1,132 @@
+//! What can go wrong between a slide and its mask, and how a program should end then.
+
+use std::path::PathBuf;
+
+use microtome_io::Rect;
+
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A slide or store could not be opened or read.
+    #[error(transparent)]
+    Read(microtome_io::Error),
+    /// The mask could not be written.
+    #[error(transparent)]
+    Write(microtome_io::Error),
+    /// The tiler's.
+    #[error(transparent)]
+    Tile(microtome_tile::Error),
+    /// The model's.
+    #[error(transparent)]
+    Model(#[from] microtome_unet::Error),
+    /// The network failed on these tiles.
+    #[error("{slide}: tiles from {} to {}: {source}", first, last)]
+    Inference {
+        /// The slide.
+        slide: String,
+        /// The first tile of the batch, in target pixels.
+        first: Rect,
+        /// The last tile of the batch, in target pixels.
+        last: Rect,
+        /// The cause.
+        source: microtome_unet::Error,
+    },
+    /// The blender's.
+    #[error(transparent)]
+    Stitch(microtome_stitch::Error),
+    /// The caller's settings contradict each other.
+    #[error("{0}")]
+    Usage(String),
+    /// The output exists and is not one of ours.
+    #[error("{}: {found} is there already{hint}", path.display())]
+    OutputExists {
+        /// The path.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+        /// What to do about it, if anything.
+        hint: &'static str,
+    },
+    /// The output exists and belongs to another run.
+    #[error("{}: holds the result of a different run ({differs}); --overwrite replaces it", path.display())]
+    DifferentRun {
+        /// The path.
+        path: PathBuf,
+        /// Which settings differ, with both values.
+        differs: String,
+    },
+    /// Another process is writing to the output.
+    #[error("{}: another process is writing to it", path.display())]
+    InUse {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The job does not fit the memory budget.
+    #[error("needs {} of memory and may use {}; {hint}", crate::units::Bytes(*needed), crate::units::Bytes(*budget))]
+    Memory {
+        /// Bytes needed at least.
+        needed: u64,
+        /// Bytes allowed.
+        budget: u64,
+        /// What would make it fit.
+        hint: String,
+    },
+    /// The observer asked to stop.
+    #[error("stopped")]
+    Interrupted,
+    /// The operating system failed us.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A picture could not be encoded.
+    #[error("{}: {message}", path.display())]
+    Picture {
+        /// The picture.
+        path: PathBuf,
+        /// The cause.
+        message: String,
+    },
+}
+
+impl From<microtome_tile::Error> for Error {
+    fn from(error: microtome_tile::Error) -> Self {
+        match error {
+            microtome_tile::Error::Slide(error) => Self::Read(error),
+            other => Self::Tile(other),
+        }
+    }
+}
+
+impl From<microtome_stitch::Error> for Error {
+    fn from(error: microtome_stitch::Error) -> Self {
+        match error {
+            microtome_stitch::Error::Store(error) => Self::Write(error),
+            microtome_stitch::Error::Tile(error) => error.into(),
+            other => Self::Stitch(other),
+        }
+    }
+}
+
+impl Error {
+    /// The code that a program for a single slide should exit with: 2 for what the user can mend in the command, 4 for a slide
+    /// or disk that failed, 5 for another run's output, 6 for memory, 130 when stopped, 1 for failures of ours.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Model(_) | Self::Usage(_) | Self::Tile(_) | Self::OutputExists { .. } | Self::InUse { .. } => 2,
+            Self::Read(_) | Self::Write(_) | Self::Io { .. } | Self::Picture { .. } | Self::Inference { .. } => 4,
+            Self::DifferentRun { .. } => 5,
+            Self::Memory { .. } => 6,
+            Self::Interrupted => 130,
+            Self::Stitch(_) => 1,
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! Reading, inference, blending and writing at the same time.
+//!
+//! Four threads hand events on through short queues: the reader (which decodes tiles on the pool), the network, the
+//! blender and the writer. Events keep the schedule's order, and each stage treats them in that order, so who happens to
+//! be faster changes nothing. A stage that fails drops its queues, which stops its neighbours; its error is what counts.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use microtome_io::store::MaskSink;
+use microtome_io::{Pixels, Rect, TileCoord};
+use microtome_stitch::{Blender, CpuAccumulator, LabelPyramid, Layout, TileLogits, Wanted, Window};
+use microtome_tile::pyramid::Shard;
+use microtome_tile::{Reader, Roi, Schedule, Strip};
+use microtome_unet::{Logits, Normalizer, Predictor, Tile};
+use rayon::prelude::*;
+
+use crate::plan::{PYRAMID_BYTES, QUEUE};
+use crate::progress::Observer;
+use crate::report::StageTime;
+use crate::{Error, Result};
+
+/// What travels from stage to stage. Tiles become logits on the way; the rest is passed on.
+enum Event<T> {
+    /// A strip begins.
+    Strip(Strip),
+    /// A tile of the strip.
+    Tile(Rect, T),
+    /// Rows of blocks are final.
+    Finished(Range<u64>),
+}
+
+/// The neighbour is gone: it failed, or nobody wants results any more.
+struct Stopped;
+
+/// Everything the stages share.
+pub(crate) struct Pipeline<'a> {
+    pub(crate) slide_name: &'a str,
+    pub(crate) reader: Reader<'a>,
+    pub(crate) predictor: &'a dyn Predictor,
+    pub(crate) normalizer: &'a Normalizer,
+    pub(crate) schedule: &'a Schedule<'a>,
+    pub(crate) layout: Layout<'a>,
+    pub(crate) window: Arc<Window>,
+    pub(crate) batch: usize,
+    pub(crate) pool: &'a rayon::ThreadPool,
+    pub(crate) sink: &'a dyn MaskSink,
+    pub(crate) observer: &'a dyn Observer,
+}
+
+/// Times of the stages, and what was found.
+pub(crate) struct Finished {
+    pub(crate) reading: StageTime,
+    pub(crate) inference: StageTime,
+    pub(crate) blending: StageTime,
+    pub(crate) writing: StageTime,
+    pub(crate) counts: Vec<u64>,
+}
+
+impl Pipeline<'_> {
+    /// Runs every tile of the schedule and writes every shard.
+    pub(crate) fn run(&self) -> Result<Finished> {
+        let (to_network, from_reader) = sync_channel(QUEUE);
+        let (to_blender, from_network) = sync_channel(QUEUE);
+        let (to_writer, from_blender) = sync_channel(QUEUE);
+        std::thread::scope(|scope| {
+            let reading = scope.spawn(|| self.read(Output::new(to_network)));
+            let blending = scope.spawn(|| self.blend(Input::new(from_network), Output::new(to_writer)));
+            let writing = scope.spawn(|| self.write(Input::new(from_blender)));
+            let inference = self.infer(Input::new(from_reader), Output::new(to_blender));
+            let joined = |handle: std::thread::Result<_>| handle.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let reading = joined(reading.join());
+            let blending = joined(blending.join());
+            let (writing, counts) = match writing.join() {
+                Ok(Ok((time, counts))) => (Ok(Some(time)), counts),
+                Ok(Err(error)) => (Err(error), Vec::new()),
+                Err(panic) => std::panic::resume_unwind(panic),
+            };
+            // The stage that failed has an error; those it stopped have no time.
+            let times = [writing?, blending?, inference?, reading?];
+            let [Some(writing), Some(blending), Some(inference), Some(reading)] = times else {
+                return Err(Error::Interrupted);
+            };
+            Ok(Finished { reading, inference, blending, writing, counts })
+        })
+    }
+
+    fn read(&self, mut out: Output<Vec<Event<Pixels>>>) -> Result<Option<StageTime>> {
+        let image = self.reader.grid().size.rect();
+        let mut batch: Vec<Event<Rect>> = Vec::new();
+        let mut tiles = 0;
+        let mut flush = |batch: &mut Vec<Event<Rect>>| -> Result<Result<(), Stopped>> {
+            if self.observer.cancelled() {
+                return Err(Error::Interrupted);
+            }
+            let read = out.work(|| {
+                self.pool.install(|| {
+                    std::mem::take(batch)
+                        .into_par_iter()
+                        .map(|event| match event {
+                            Event::Strip(strip) => Ok(Event::Strip(strip)),
+                            Event::Finished(rows) => Ok(Event::Finished(rows)),
+                            Event::Tile(rect, visible) => Ok(Event::Tile(rect, self.reader.read(visible)?)),
+                        })
+                        .collect::<Result<Vec<_>>>()
+                })
+            })?;
+            Ok(out.send(read))
+        };
+        for strip in self.schedule.strips() {
+            let rows = self.schedule.rows(&strip);
+            batch.push(Event::Strip(strip));
+            for row in rows {
+                for tile in row.tiles {
+                    let rect = self.schedule.grid().rect(tile);
+                    let Some(visible) = rect.intersect(image) else { continue };
+                    batch.push(Event::Tile(rect, visible));
+                    tiles += 1;
+                    if tiles == self.batch {
+                        tiles = 0;
+                        if flush(&mut batch)?.is_err() {
+                            return Ok(None);
+                        }
+                    }
+                }
+                if !row.finished_blocks.is_empty() {
+                    batch.push(Event::Finished(row.finished_blocks));
+                }
+            }
+        }
+        if flush(&mut batch)?.is_err() {
+            return Ok(None);
+        }
+        Ok(Some(out.time))
+    }
+
+    fn infer(&self, mut input: Input<Vec<Event<Pixels>>>, mut out: Output<Vec<Event<Logits>>>) -> Result<Option<StageTime>> {
+        while let Some(events) = input.next() {
+            let tiles: Vec<(Rect, &Pixels)> = events
+                .iter()
+                .filter_map(|event| if let Event::Tile(rect, pixels) = event { Some((*rect, pixels)) } else { None })
+                .collect();
+            let inputs: Vec<Tile<'_>> = tiles
+                .iter()
+                .map(|(rect, pixels)| {
+                    // Where the tile sticks out of the image, its pixels begin further in.
+                    let size = pixels.size();
+                    Tile { pixels, at: Rect::new((-rect.x).max(0), (-rect.y).max(0), size.width, size.height) }
+                })
+                .collect();
+            let logits = if inputs.is_empty() {
+                Vec::new()
+            } else {
+                out.work(|| self.pool.install(|| self.predictor.predict(&inputs, self.normalizer))).map_err(|source| {
+                    let (first, last) = (tiles[0].0, tiles[tiles.len() - 1].0);
+                    Error::Inference { slide: self.slide_name.into(), first, last, source }
+                })?
+            };
+            let mut logits = logits.into_iter();
+            let events = events
+                .into_iter()
+                .filter_map(|event| match event {
+                    Event::Strip(strip) => Some(Event::Strip(strip)),
+                    Event::Finished(rows) => Some(Event::Finished(rows)),
+                    Event::Tile(rect, _) => logits.next().map(|logits| Event::Tile(rect, logits)),
+                })
+                .collect();
+            if out.send(events).is_err() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(out.time.after(input.starved)))
+    }
+
+    fn blend(&self, mut input: Input<Vec<Event<Logits>>>, mut out: Output<(TileCoord, Shard)>) -> Result<Option<StageTime>> {
+        let wanted = self.layout.roi.map(|roi| Arc::new(self.wanted_blocks(roi)));
+        let total = self.layout.image.area();
+        let mut done = 0;
+        let mut blender: Option<(Blender<'_, CpuAccumulator>, u64)> = None;
+        while let Some(events) = input.next() {
+            let mut tiles: Vec<(Rect, Logits)> = Vec::new();
+            for event in events {
+                match event {
+                    Event::Tile(rect, logits) => tiles.push((rect, logits)),
+                    Event::Strip(strip) => {
+                        self.add(&mut blender, &mut tiles, &mut out)?;
+                        let planes = self.layout.decision.planes();
+                        let wanted = Wanted { rect: strip.rect, blocks: wanted.clone() };
+                        let sums =
+                            CpuAccumulator::new(self.layout.image, self.layout.block, planes, self.window.clone(), wanted);
+                        let width = strip.rect.width;
+                        blender = Some((Blender::new(self.layout, strip, sums)?, width));
+                    }
+                    Event::Finished(rows) => {
+                        self.add(&mut blender, &mut tiles, &mut out)?;
+                        let Some((blender, width)) = &mut blender else { continue };
+                        let mut shards = Vec::new();
+                        out.work(|| {
+                            self.pool.install(|| {
+                                blender.finish_rows(rows.clone(), |at, shard| {
+                                    shards.push((at, shard));
+                                    Ok::<(), microtome_stitch::Error>(())
+                                })
+                            })
+                        })?;
+                        for shard in shards {
+                            if out.send(shard).is_err() {
+                                return Ok(None);
+                            }
+                        }
+                        let bottom = (rows.end * self.layout.block.height).min(self.layout.image.height);
+                        done += (bottom - rows.start * self.layout.block.height) * *width;
+                        self.observer.progress(done, total);
+                    }
+                }
+            }
+            self.add(&mut blender, &mut tiles, &mut out)?;
+        }
+        Ok(Some(out.time.after(input.starved)))
+    }
+
+    /// Adds the tiles gathered so far, and forgets them.
+    fn add<T>(
+        &self,
+        blender: &mut Option<(Blender<'_, CpuAccumulator>, u64)>,
+        tiles: &mut Vec<(Rect, Logits)>,
+        out: &mut Output<T>,
+    ) -> Result<()> {
+        if let (Some((blender, _)), false) = (blender, tiles.is_empty()) {
+            let logits: Vec<_> = tiles.iter().map(|(rect, l)| TileLogits { rect: *rect, values: &l.values }).collect();
+            out.work(|| self.pool.install(|| blender.add(&logits)))?;
+            tiles.clear();
+        }
+        Ok(())
+    }
+
+    /// Blocks that touch the region of interest, row by row.
+    fn wanted_blocks(&self, roi: &Roi) -> Vec<bool> {
+        let blocks = self.layout.image.cells(self.layout.block);
+        (0..blocks.area())
+            .map(|i| {
+                let at = TileCoord { row: i / blocks.width, column: i % blocks.width };
+                self.schedule.block_rect(at).is_some_and(|rect| roi.touches(rect))
+            })
+            .collect()
+    }
+
+    fn write(&self, mut input: Input<(TileCoord, Shard)>) -> Result<(StageTime, Vec<u64>)> {
+        let mut pyramid = LabelPyramid::new(self.sink, PYRAMID_BYTES as usize);
+        let mut busy = Duration::ZERO;
+        while let Some((at, shard)) = input.next() {
+            let start = Instant::now();
+            self.pool.install(|| pyramid.push(at, shard))?;
+            busy += start.elapsed();
+        }
+        Ok((StageTime { busy, starved: input.starved, blocked: Duration::ZERO }, pyramid.counts().to_vec()))
+    }
+}
+
+impl StageTime {
+    /// The same, with the time spent waiting for input.
+    fn after(self, starved: Duration) -> Self {
+        Self { starved, ..self }
+    }
+}
+
+struct Input<T> {
+    receiver: Receiver<T>,
+    starved: Duration,
+}
+
+impl<T> Input<T> {
+    fn new(receiver: Receiver<T>) -> Self {
+        Self { receiver, starved: Duration::ZERO }
+    }
+
+    /// The next item, or `None` when the stage before has ended.
+    fn next(&mut self) -> Option<T> {
+        let start = Instant::now();
+        let item = self.receiver.recv().ok();
+        self.starved += start.elapsed();
+        item
+    }
+}
+
+struct Output<T> {
+    sender: SyncSender<T>,
+    time: StageTime,
+}
+
+impl<T> Output<T> {
+    fn new(sender: SyncSender<T>) -> Self {
+        Self { sender, time: StageTime::default() }
+    }
+
+    /// Times a piece of the stage's work.
+    fn work<R>(&mut self, work: impl FnOnce() -> R) -> R {
+        let start = Instant::now();
+        let result = work();
+        self.time.busy += start.elapsed();
+        result
+    }
+
+    fn send(&mut self, item: T) -> Result<(), Stopped> {
+        let start = Instant::now();
+        let sent = self.sender.send(item).map_err(|_| Stopped);
+        self.time.blocked += start.elapsed();
+        sent
+    }
+}

@@ -1,0 +1,214 @@
+//! Small pictures of large slides.
+
+use std::path::Path;
+
+use image::{ExtendedColorType, ImageEncoder};
+use microtome_io::slide::SlideReader;
+use microtome_io::store::OmeZarr;
+use microtome_io::{Class, Downsample, Level, Pixels, Rect, SampleType, Samples, Size};
+use microtome_tile::{Reader, TargetGrid};
+
+use crate::{Error, Result};
+
+/// How a preview is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PreviewOptions {
+    /// The longest side of the picture, in pixels. A smaller slide is not enlarged.
+    pub size: u64,
+    /// Quality of JPEG pictures, 1 to 100.
+    pub quality: u8,
+}
+
+impl Default for PreviewOptions {
+    fn default() -> Self {
+        Self { size: 1024, quality: 90 }
+    }
+}
+
+/// A picture of the whole slide, 8-bit grey or RGB: read from the level that is just fine enough, averaged down.
+///
+/// Slides of 16 bits are shown with their upper 8.
+///
+/// # Errors
+/// [`Error::Read`] if the slide cannot be read, [`Error::Usage`] if it has neither 1 nor 3 channels or the size is 0.
+pub fn overview(slide: &dyn SlideReader, options: PreviewOptions) -> Result<Pixels> {
+    let info = slide.info();
+    if options.size == 0 {
+        return Err(Error::Usage("a preview of 0 pixels".into()));
+    }
+    if info.channels != 1 && info.channels != 3 {
+        return Err(Error::Usage(format!(
+            "{}: a slide with {} channels cannot be shown as a picture (1 or 3 can)",
+            info.path.display(),
+            info.channels
+        )));
+    }
+    let longest = info.size().width.max(info.size().height);
+    let factor = (longest as f64 / options.size as f64).max(1.0);
+    let grid = TargetGrid::coarse(info, None, factor);
+    let pixels = Reader::new(slide, &grid).read(grid.size.rect())?;
+    Ok(match pixels.samples() {
+        Samples::U8(_) => pixels,
+        Samples::U16(v) => {
+            Pixels::from_u8(pixels.size(), pixels.channels(), v.iter().map(|&s| (s >> 8) as u8).collect())
+        }
+    })
+}
+
+/// A picture of a mask: each label in its class's colour, background black. Reads the level that is just fine enough;
+/// labels are picked, never averaged.
+///
+/// # Errors
+/// [`Error::Read`] if the mask cannot be read.
+pub fn mask_overview(mask: &OmeZarr, options: PreviewOptions) -> Result<Pixels> {
+    let size = mask.info().levels[0].size;
+    let factor = (size.width.max(size.height) as f64 / options.size.max(1) as f64).max(1.0);
+    let shown = Size::new(scaled(size.width, factor), scaled(size.height, factor));
+    let labels = MaskLabels::read(mask, shown)?;
+    let palette = Palette::new(&mask.info().classes);
+    let samples = labels.values.iter().flat_map(|&l| if l == 0 { [0; 3] } else { palette.color(l) }).collect();
+    Ok(Pixels::from_u8(shown, 3, samples))
+}
+
+fn scaled(n: u64, factor: f64) -> u64 {
+    ((n as f64 / factor).round() as u64).max(1)
+}
+
+/// Outlines every region of the mask on a picture of the same slide, in its class's colour. Grey pictures become RGB.
+///
+/// A pixel is outlined if it has a label and a neighbour (left, right, above or below) that has another one.
+///
+/// # Errors
+/// [`Error::Read`] if the mask cannot be read, [`Error::Usage`] if its shape is not the slide's.
+pub fn outline(picture: &Pixels, slide: &dyn SlideReader, mask: &OmeZarr) -> Result<Pixels> {
+    let (slide_size, mask_size) = (slide.info().size(), mask.info().levels[0].size);
+    // Sizes are rounded to whole pixels, so the proportions may differ by one pixel of the mask.
+    let expected = slide_size.height as f64 / slide_size.width as f64 * mask_size.width as f64;
+    let slack = 1.0 + slide_size.height as f64 / slide_size.width as f64;
+    if (expected - mask_size.height as f64).abs() > slack {
+        return Err(Error::Usage(format!(
+            "{}: a mask of {mask_size} pixels has not the proportions of the slide ({slide_size})",
+            mask.info().path.display()
+        )));
+    }
+    let size = picture.size();
+    let labels = MaskLabels::read(mask, size)?;
+    let palette = Palette::new(&mask.info().classes);
+    let mut samples: Vec<u8> = match (picture.channels(), picture.as_u8()) {
+        (3, Some(samples)) => samples.to_vec(),
+        (1, Some(samples)) => samples.iter().flat_map(|&v| [v; 3]).collect(),
+        _ => return Err(Error::Usage("outlines are drawn on 8-bit grey or RGB pictures".into())),
+    };
+    let (width, height) = (size.width as usize, size.height as usize);
+    for y in 0..height {
+        for x in 0..width {
+            let label = labels.values[y * width + x];
+            let differs = |x: usize, y: usize| labels.values[y * width + x] != label;
+            let edge = (x > 0 && differs(x - 1, y))
+                || (x + 1 < width && differs(x + 1, y))
+                || (y > 0 && differs(x, y - 1))
+                || (y + 1 < height && differs(x, y + 1));
+            if label != 0 && edge {
+                samples[(y * width + x) * 3..][..3].copy_from_slice(&palette.color(label));
+            }
+        }
+    }
+    Ok(Pixels::from_u8(size, 3, samples))
+}
+
+/// The label under the centre of each pixel of a picture of the whole mask.
+struct MaskLabels {
+    values: Vec<u16>,
+}
+
+impl MaskLabels {
+    /// Memory: one row of pixels of the level read at a time, besides the result.
+    fn read(mask: &OmeZarr, size: Size) -> Result<Self> {
+        let info = mask.info();
+        let finest = info.levels[0].size;
+        let step = Downsample {
+            x: finest.width as f64 / size.width as f64,
+            y: finest.height as f64 / size.height as f64,
+        };
+        // The coarsest level that still has a pixel for each of the picture's.
+        let level = (0..info.levels.len())
+            .rev()
+            .find(|&l| info.levels[l].size.width >= size.width && info.levels[l].size.height >= size.height)
+            .unwrap_or(0);
+        let level_size = info.levels[level].size;
+        // Level n has ceil(size / 2^n) pixels that each span exactly 2^n.
+        let shrink = |finest: u64, n: u64| (finest as f64 / n as f64).log2().round().exp2();
+        let (fx, fy) = (shrink(finest.width, level_size.width), shrink(finest.height, level_size.height));
+        let at = |i: u64, step: f64, factor: f64, n: u64| ((((i as f64 + 0.5) * step / factor) as u64).min(n - 1)) as usize;
+        let columns: Vec<usize> = (0..size.width).map(|x| at(x, step.x, fx, level_size.width)).collect();
+        let mut values = Vec::with_capacity(size.area() as usize);
+        // Bands of rows, so that chunks are decoded few times and little is held.
+        let rows: Vec<usize> = (0..size.height).map(|y| at(y, step.y, fy, level_size.height)).collect();
+        for band in rows.chunks(256) {
+            let (first, last) = (band[0], band[band.len() - 1]);
+            let rect = Rect::new(0, first as i64, level_size.width, (last - first + 1) as u64);
+            let pixels = mask.read_region(Level(level), rect).map_err(Error::Read)?;
+            let channels = pixels.channels();
+            let width = level_size.width as usize;
+            for &row in band {
+                let index = |x: usize| ((row - first) * width + x) * channels;
+                match pixels.samples() {
+                    Samples::U8(v) => values.extend(columns.iter().map(|&x| u16::from(v[index(x)]))),
+                    Samples::U16(v) => values.extend(columns.iter().map(|&x| v[index(x)])),
+                }
+            }
+        }
+        Ok(Self { values })
+    }
+}
+
+struct Palette(Vec<Class>);
+
+impl Palette {
+    fn new(classes: &[Class]) -> Self {
+        Self(classes.to_vec())
+    }
+
+    fn color(&self, label: u16) -> [u8; 3] {
+        match self.0.iter().find(|c| c.value == label) {
+            Some(class) => class.color,
+            None => Class::with_default_color(label, "").color,
+        }
+    }
+}
+
+/// Writes an 8-bit grey or RGB picture; the ending decides the format: `.png`, `.jpg`, `.jpeg` or `.webp` (lossless).
+///
+/// The picture appears under its name when it is complete.
+///
+/// # Errors
+/// [`Error::Usage`] for another ending or other pixels, [`Error::Picture`] if it cannot be encoded, [`Error::Io`] if it
+/// cannot be written.
+pub fn save(picture: &Pixels, path: &Path, options: PreviewOptions) -> Result<()> {
+    let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+    if !matches!(ending.as_str(), "png" | "jpg" | "jpeg" | "webp") {
+        return Err(Error::Usage(format!("{}: pictures are written as .png, .jpg or .webp", path.display())));
+    }
+    let (Some(samples), 1 | 3, SampleType::U8) = (picture.as_u8(), picture.channels(), picture.sample_type()) else {
+        return Err(Error::Usage("pictures have 8-bit grey or RGB pixels".into()));
+    };
+    let color = if picture.channels() == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
+    let (width, height) = (picture.size().width as u32, picture.size().height as u32);
+    let mut bytes = Vec::new();
+    let encoded = match ending.as_str() {
+        "png" => image::codecs::png::PngEncoder::new(&mut bytes).write_image(samples, width, height, color),
+        "webp" => image::codecs::webp::WebPEncoder::new_lossless(&mut bytes).write_image(samples, width, height, color),
+        _ => image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, options.quality)
+            .write_image(samples, width, height, color),
+    };
+    encoded.map_err(|error| Error::Picture { path: path.into(), message: error.to_string() })?;
+    let io = |source| Error::Io { path: path.into(), source };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let partial = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
+    std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, path)).map_err(|error| {
+        // Best effort: the error that counts is the one at hand.
+        let _ = std::fs::remove_file(&partial);
+        io(error)
+    })
+}

@@ -1,0 +1,36 @@
+//! Telling somebody how far a run is, and being told to stop.
+
+/// The parts of a run that take time, one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Looking for tissue.
+    Tissue,
+    /// The first pass over the whole slide.
+    Statistics,
+    /// Tiles through the network into the mask.
+    Segmentation,
+}
+
+/// Watches a run. Its methods are called from several threads and should return at once.
+pub trait Observer: Sync {
+    /// A phase begins.
+    fn phase(&self, phase: Phase) {
+        let _ = phase;
+    }
+
+    /// So many pixels of so many are done in this phase.
+    fn progress(&self, done: u64, total: u64) {
+        let _ = (done, total);
+    }
+
+    /// True if the run should stop as soon as it can.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// Watches nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Observer for Silent {}

@@ -1,0 +1,174 @@
+//! What a run did, in numbers with units.
+
+use std::time::Duration;
+
+use microtome_io::Class;
+use microtome_tile::TileCount;
+use serde::Serialize;
+
+use crate::memory::PeakMemory;
+use crate::plan::{Geometry, MemoryPlan};
+
+/// How long a stage worked, and how long it waited for its neighbours.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct StageTime {
+    /// Seconds of work.
+    #[serde(serialize_with = "seconds")]
+    pub busy: Duration,
+    /// Seconds of waiting for the stage before.
+    #[serde(serialize_with = "seconds")]
+    pub starved: Duration,
+    /// Seconds of waiting for the stage behind.
+    #[serde(serialize_with = "seconds")]
+    pub blocked: Duration,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature.
+fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(duration.as_secs_f64())
+}
+
+/// The stages of a run. Reading, inference, blending and writing overlap; tissue and statistics come before.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct StageTimes {
+    /// Looking for tissue.
+    pub tissue: StageTime,
+    /// The first pass over the whole slide, where the normalization needs one.
+    pub statistics: StageTime,
+    /// Decoding and resampling tiles.
+    pub reading: StageTime,
+    /// The network.
+    pub inference: StageTime,
+    /// Weighted sums and labels.
+    pub blending: StageTime,
+    /// Coarser levels, encoding, storing.
+    pub writing: StageTime,
+}
+
+impl StageTimes {
+    /// All stages by name, in the order of the data.
+    #[must_use]
+    pub fn named(&self) -> [(&'static str, StageTime); 6] {
+        [
+            ("tissue", self.tissue),
+            ("statistics", self.statistics),
+            ("reading", self.reading),
+            ("inference", self.inference),
+            ("blending", self.blending),
+            ("writing", self.writing),
+        ]
+    }
+}
+
+/// How much of the slide a class covers.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ClassArea {
+    /// The class.
+    pub class: Class,
+    /// Pixels of the target grid.
+    pub pixels: u64,
+    /// Square millimetres, where the resolution is known.
+    pub mm2: Option<f64>,
+}
+
+/// The summary of one slide.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    /// The slide's format.
+    pub format: String,
+    /// Size of level 0, in pixels.
+    pub slide: microtome_io::Size,
+    /// Name of the model.
+    pub model: String,
+    /// Target grid, tiles, weights.
+    pub geometry: Geometry,
+    /// Tiles run and skipped.
+    pub tiles: TileCount,
+    /// Share of the slide that is tissue, 0 to 1, where that was looked for.
+    pub tissue_share: Option<f64>,
+    /// Why tissue was not looked for though it was asked for.
+    pub tissue_note: Option<&'static str>,
+    /// Area of each class but background.
+    pub areas: Vec<ClassArea>,
+    /// Who worked and who waited, in seconds.
+    pub stages: StageTimes,
+    /// Seconds from start to end.
+    pub seconds: f64,
+    /// Memory planned, in bytes.
+    pub memory_plan: MemoryPlan,
+    /// Memory used, in bytes.
+    pub peak_memory: Option<PeakMemory>,
+    /// Threads used.
+    pub threads: usize,
+}
+
+impl Summary {
+    /// Megapixels of the target grid.
+    #[must_use]
+    pub fn megapixels(&self) -> f64 {
+        self.geometry.target.size.area() as f64 / 1e6
+    }
+
+    /// Area of all classes together, in square millimetres, where the resolution is known.
+    #[must_use]
+    pub fn foreground_mm2(&self) -> Option<f64> {
+        self.areas.iter().map(|a| a.mm2).sum()
+    }
+}
+
+impl std::fmt::Display for Summary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Geometry { resolution, target, step, tiles: grid, .. } = &self.geometry;
+        write!(f, "slide        {} pixels, {}", self.slide, self.format)?;
+        match resolution {
+            Some(r) => writeln!(f, ", {} x {} um per pixel ({})", r.mpp.x, r.mpp.y, r.source)?,
+            None => writeln!(f, ", resolution unknown")?,
+        }
+        write!(f, "target grid  {} pixels", target.size)?;
+        if let Some(mpp) = target.mpp {
+            write!(f, " of {:.4} x {:.4} um", mpp.x, mpp.y)?;
+        }
+        writeln!(f, ", from level {} ({})", target.level, match target.resampling {
+            microtome_tile::Resampling::None => "as it is",
+            microtome_tile::Resampling::Area => "area average",
+            microtome_tile::Resampling::Bilinear => "enlarged, bilinear",
+        })?;
+        let t = self.tiles;
+        write!(f, "tiles        {} of {} run, {} skipped", t.run, t.grid, t.skipped)?;
+        if t.repeated > 0 {
+            write!(f, ", {} run twice between strips", t.repeated)?;
+        }
+        writeln!(f, "; {} pixels, step {step}, model {}", grid.tile(), self.model)?;
+        match (self.tissue_share, self.tissue_note) {
+            (Some(share), _) => writeln!(f, "tissue       {:.1} % of the slide", share * 100.0)?,
+            (None, Some(note)) => writeln!(f, "tissue       not looked for: {note}")?,
+            (None, None) => writeln!(f, "tissue       not looked for")?,
+        }
+        for area in &self.areas {
+            write!(f, "area         {}: {} pixels", area.class.name, area.pixels)?;
+            match area.mm2 {
+                Some(mm2) => writeln!(f, ", {mm2:.4} mm2")?,
+                None => writeln!(f)?,
+            }
+        }
+        writeln!(f, "time         {:.1} s, {:.2} Mpx/s of the target grid, {} threads", self.seconds, self.megapixels() / self.seconds, self.threads)?;
+        for (name, stage) in self.stages.named().into_iter().filter(|(_, s)| !s.busy.is_zero()) {
+            let busy = stage.busy.as_secs_f64();
+            write!(f, "  {name:<10} {busy:>8.2} s busy {:>8.2} Mpx/s", self.megapixels() / busy)?;
+            if !(stage.starved.is_zero() && stage.blocked.is_zero()) {
+                write!(f, "; waited {:.2} s for input, {:.2} s for output", stage.starved.as_secs_f64(), stage.blocked.as_secs_f64())?;
+            }
+            writeln!(f)?;
+        }
+        write!(f, "memory       {} planned", crate::units::Bytes(self.memory_plan.total()))?;
+        if let Some(peak) = self.peak_memory {
+            write!(
+                f,
+                ", peak {} anonymous, {} resident with mapped files",
+                crate::units::Bytes(peak.anonymous),
+                crate::units::Bytes(peak.resident)
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,332 @@
+//! A slide, a model, a mask.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use microtome_io::slide::SlideReader;
+use microtome_io::store::{self, LabelImage, MaskSink, StoreLevel, Translation, ZarrMask};
+use microtome_io::{Microns, Size};
+use microtome_stitch::{Layout, Window};
+use microtome_tile::pyramid::{Reduction, level_sizes};
+use microtome_tile::tissue::{self, Tissue, TissueOptions};
+use microtome_tile::{ImageStatistics, Reader, Roi, Schedule, TileCount};
+use microtome_unet::{ChannelStatistics, Normalizer, Predictor, needs_statistics};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::memory;
+use crate::output::{Claim, Existing, Fingerprint, claim};
+use crate::pipeline::Pipeline;
+use crate::plan::{Geometry, MemoryPlan};
+use crate::progress::{Observer, Phase};
+use crate::report::{ClassArea, StageTime, StageTimes, Summary};
+use crate::settings::{Settings, TissueMode};
+use crate::{Error, Result};
+
+/// Runs a model over slides.
+#[derive(Debug)]
+pub struct Segmenter<'p> {
+    predictor: &'p dyn Predictor,
+    settings: Settings,
+    pool: rayon::ThreadPool,
+    threads: usize,
+}
+
+/// What became of a slide.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The mask was computed.
+    Done(Box<Summary>),
+    /// The same run had finished before; nothing was touched.
+    AlreadyDone,
+}
+
+/// What a run would do.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// Target grid, step, weights.
+    pub geometry: Geometry,
+    /// Tiles of the grid. Which of them touch tissue is not known before the slide has been looked at.
+    pub tiles: u64,
+    /// Bytes each part holds at most.
+    pub memory: MemoryPlan,
+}
+
+impl<'p> Segmenter<'p> {
+    /// A segmenter with its own pool of threads.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if the settings ask for no threads or no tiles per batch, or threads cannot be started.
+    pub fn new(predictor: &'p dyn Predictor, settings: Settings) -> Result<Self> {
+        if settings.batch == 0 || settings.threads == Some(0) {
+            return Err(Error::Usage("a run needs at least one thread and one tile per batch".into()));
+        }
+        let threads = settings
+            .threads
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("microtome-{i}"))
+            .build()
+            .map_err(|error| Error::Usage(format!("{threads} threads cannot be started: {error}")))?;
+        Ok(Self { predictor, settings, pool, threads })
+    }
+
+    /// Decides everything that can be decided without decoding a pixel.
+    ///
+    /// # Errors
+    /// What [`segment`](Self::segment) would refuse: channels or resolutions that do not fit, too little memory.
+    pub fn plan(&self, slide: &dyn SlideReader) -> Result<Plan> {
+        let geometry = Geometry::new(slide, self.predictor, &self.settings)?;
+        let memory = MemoryPlan::fit(slide, self.predictor, &geometry, &self.settings, self.threads)?;
+        Ok(Plan { tiles: geometry.tiles.len(), geometry, memory })
+    }
+
+    /// Segments a slide into an OME-Zarr store at `output`.
+    ///
+    /// Nothing is visible there before the mask is complete, and nothing is left there if it fails.
+    ///
+    /// # Errors
+    /// Every variant of [`Error`]; see [`Error::exit_code`].
+    pub fn segment(
+        &self,
+        slide: &dyn SlideReader,
+        output: &Path,
+        existing: Existing,
+        observer: &dyn Observer,
+    ) -> Result<Outcome> {
+        let plan = self.plan(slide)?;
+        let fingerprint = self.fingerprint(slide, &plan.geometry)?;
+        if claim(output, &fingerprint, existing)? == Claim::Done {
+            return Ok(Outcome::AlreadyDone);
+        }
+        let (result, peak) = memory::watch(|| {
+            let sink = ZarrMask::create(output, self.image(&plan.geometry, fingerprint.attributes())?)
+                .map_err(Error::Write)?;
+            let summary = self.run(slide, &plan, &sink, observer);
+            // The store's lock must be gone before what is left of it can be removed.
+            drop(sink);
+            summary.inspect_err(|_| {
+                // The error that counts is the run's; a folder that cannot be removed is recognised as unfinished next time.
+                let _ = store::remove(output);
+            })
+        });
+        result.map(|mut summary| {
+            summary.peak_memory = peak;
+            Outcome::Done(Box::new(summary))
+        })
+    }
+
+    /// Segments a slide into any sink, which `sink` makes from the description of the mask.
+    ///
+    /// # Errors
+    /// As [`segment`](Self::segment), but for what concerns the output path.
+    pub fn segment_into<S: MaskSink>(
+        &self,
+        slide: &dyn SlideReader,
+        sink: impl FnOnce(LabelImage) -> microtome_io::Result<S>,
+        observer: &dyn Observer,
+    ) -> Result<(S, Summary)> {
+        let plan = self.plan(slide)?;
+        let fingerprint = self.fingerprint(slide, &plan.geometry)?;
+        let sink = sink(self.image(&plan.geometry, fingerprint.attributes())?).map_err(Error::Write)?;
+        let summary = self.run(slide, &plan, &sink, observer)?;
+        Ok((sink, summary))
+    }
+
+    fn run(&self, slide: &dyn SlideReader, plan: &Plan, sink: &dyn MaskSink, observer: &dyn Observer) -> Result<Summary> {
+        let start = Instant::now();
+        let geometry = &plan.geometry;
+        let reader = Reader::new(slide, &geometry.target);
+        let mut stages = StageTimes::default();
+
+        let mpp = geometry.resolution.as_ref().map(|r| r.mpp);
+        let (tissue, tissue_note) = match self.settings.tissue {
+            TissueMode::None => (None, None),
+            TissueMode::Auto => {
+                observer.phase(Phase::Tissue);
+                let found = timed(&mut stages.tissue, || {
+                    self.pool.install(|| tissue::detect(slide, mpp, &geometry.target, &TissueOptions::default()))
+                })?;
+                let note = found.is_none().then_some("it takes 8-bit RGB on a bright background; every tile runs");
+                (found, note)
+            }
+        };
+        let normalizer = self.normalizer(reader, &mut stages.statistics, observer)?;
+
+        let roi = tissue.as_ref().map(|t: &Tissue| &t.roi);
+        let block = Size::new(self.settings.chunk, self.settings.chunk);
+        let strip_blocks = plan.memory.strip_width.div_ceil(self.settings.chunk);
+        let schedule = Schedule::new(&geometry.tiles, roi, block, strip_blocks)?;
+        let tiles = schedule.count();
+        observer.phase(Phase::Segmentation);
+        let finished = Pipeline {
+            slide_name: &slide.info().path.display().to_string(),
+            reader,
+            predictor: self.predictor,
+            normalizer: &normalizer,
+            schedule: &schedule,
+            layout: Layout {
+                image: geometry.target.size,
+                block,
+                shard: Size::new(self.settings.shard, self.settings.shard),
+                roi,
+                decision: &geometry.decision,
+            },
+            window: Arc::new(Window::new(geometry.window, geometry.tiles.tile())),
+            batch: self.settings.batch,
+            pool: &self.pool,
+            sink,
+            observer,
+        }
+        .run()?;
+        sink.finish().map_err(Error::Write)?;
+
+        (stages.reading, stages.inference, stages.blending, stages.writing) =
+            (finished.reading, finished.inference, finished.blending, finished.writing);
+        Ok(self.summary(slide, plan, tiles, tissue.as_ref(), tissue_note, &finished.counts, stages, start))
+    }
+
+    #[allow(clippy::too_many_arguments)] // Gathers what `run` has found out.
+    fn summary(
+        &self,
+        slide: &dyn SlideReader,
+        plan: &Plan,
+        tiles: TileCount,
+        tissue: Option<&Tissue>,
+        tissue_note: Option<&'static str>,
+        counts: &[u64],
+        stages: StageTimes,
+        start: Instant,
+    ) -> Summary {
+        let card = self.predictor.card();
+        let mpp = plan.geometry.target.mpp;
+        let areas = card
+            .classes
+            .iter()
+            .filter(|class| class.value > 0)
+            .map(|class| {
+                let pixels = counts.get(usize::from(class.value)).copied().unwrap_or(0);
+                ClassArea { class: class.clone(), pixels, mm2: mpp.map(|m| pixels as f64 * m.x * m.y / 1e6) }
+            })
+            .collect();
+        Summary {
+            format: slide.info().format.clone(),
+            slide: slide.info().size(),
+            model: card.name.clone(),
+            geometry: plan.geometry.clone(),
+            tiles,
+            tissue_share: tissue.map(|t| t.share),
+            tissue_note,
+            areas,
+            stages,
+            seconds: start.elapsed().as_secs_f64(),
+            memory_plan: plan.memory,
+            peak_memory: None,
+            threads: self.threads,
+        }
+    }
+
+    /// The normalisation, with the statistics of the whole slide where it needs them.
+    fn normalizer(&self, reader: Reader<'_>, time: &mut StageTime, observer: &dyn Observer) -> Result<Normalizer> {
+        let schemes = &self.predictor.card().normalization;
+        if !needs_statistics(schemes) {
+            return Ok(Normalizer::new(schemes, &[])?);
+        }
+        observer.phase(Phase::Statistics);
+        let total = reader.grid().size.area();
+        let done = AtomicU64::new(0);
+        let progress = |pixels| {
+            observer.progress(done.fetch_add(pixels, Ordering::Relaxed) + pixels, total);
+        };
+        let sums = timed(time, || self.pool.install(|| ImageStatistics::stream(reader, &progress)))?;
+        if observer.cancelled() {
+            return Err(Error::Interrupted);
+        }
+        let statistics: Vec<_> = sums
+            .channels
+            .iter()
+            .map(|c| ChannelStatistics { mean: c.mean(), std: c.std(), min: c.min.into(), max: c.max.into() })
+            .collect();
+        Ok(Normalizer::new(schemes, &statistics)?)
+    }
+
+    /// Everything that can change a byte of the result.
+    fn fingerprint(&self, slide: &dyn SlideReader, geometry: &Geometry) -> Result<Fingerprint> {
+        let tissue = match self.settings.tissue {
+            TissueMode::None => Value::Null,
+            TissueMode::Auto => json!(TissueOptions::default()),
+        };
+        let mut run = Map::new();
+        let mut set = |name: &str, value: Value| run.insert(name.into(), value);
+        set("microtome", env!("CARGO_PKG_VERSION").into());
+        set("slide", slide.content_id().map_err(Error::Read)?.into());
+        set("resolution", json!(geometry.resolution));
+        set("target", json!(geometry.target));
+        set("model", self.predictor.card().sha256.clone().into());
+        set("classes", json!(self.predictor.card().classes));
+        set("execution", self.predictor.identity().into());
+        set("step", json!(geometry.step));
+        set("window", json!(geometry.window));
+        set("tissue", tissue);
+        set("chunk", json!(self.settings.chunk));
+        set("shard", json!(self.settings.shard));
+        set("name", self.name().into());
+        Ok(Fingerprint::new(run))
+    }
+
+    fn name(&self) -> String {
+        self.settings.name.clone().unwrap_or_else(|| self.predictor.card().name.clone())
+    }
+
+    /// The mask, but for its pixels.
+    fn image(&self, geometry: &Geometry, attributes: Map<String, Value>) -> Result<LabelImage> {
+        let target = &geometry.target;
+        let level0 = geometry.resolution.as_ref().map_or(Microns::square(1.0), |r| r.mpp);
+        // The centre of a target pixel lies half its extent from the slide's corner, that of a level-0 pixel half of its own.
+        let translation = Translation {
+            x: (target.downsample.x - 1.0) / 2.0 * level0.x,
+            y: (target.downsample.y - 1.0) / 2.0 * level0.y,
+        };
+        let levels = level_sizes(target.size, self.settings.chunk).len();
+        let mut metadata = Map::new();
+        metadata.insert("method".into(), "microtome: majority of 2 x 2 pixels, ties to the lower label".into());
+        metadata.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+        metadata.insert("args".into(), json!({ "model": self.predictor.card().sha256 }));
+        Ok(LabelImage {
+            name: self.name(),
+            levels: StoreLevel { size: target.size, mpp: target.mpp, translation }.pyramid(levels),
+            chunk: Size::new(self.settings.chunk, self.settings.chunk),
+            shard: Size::new(self.settings.shard, self.settings.shard),
+            sample: geometry.sample,
+            classes: self.predictor.card().classes.clone(),
+            method: Reduction::Mode.name().into(),
+            metadata,
+            attributes,
+        })
+    }
+
+    /// Where the wanted pixels are, as [`segment`](Self::segment) decides it; `None` if every tile runs.
+    ///
+    /// # Errors
+    /// If the slide cannot be read.
+    pub fn region(&self, slide: &dyn SlideReader) -> Result<Option<Roi>> {
+        let geometry = Geometry::new(slide, self.predictor, &self.settings)?;
+        let mpp = geometry.resolution.as_ref().map(|r| r.mpp);
+        if self.settings.tissue == TissueMode::None {
+            return Ok(None);
+        }
+        let found = self.pool.install(|| tissue::detect(slide, mpp, &geometry.target, &TissueOptions::default()))?;
+        Ok(found.map(|t| t.roi))
+    }
+}
+
+fn timed<R>(time: &mut StageTime, work: impl FnOnce() -> R) -> R {
+    let start = Instant::now();
+    let result = work();
+    time.busy += start.elapsed();
+    result
+}

@@ -1,0 +1,67 @@
+//! What a user may decide about a segmentation.
+
+use microtome_tile::TargetResolution;
+use serde::{Deserialize, Serialize};
+
+/// Whether glass is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TissueMode {
+    /// Only tiles that touch tissue run, and outside the tissue the mask is background.
+    #[default]
+    Auto,
+    /// Every tile runs.
+    None,
+}
+
+/// Settings of a segmentation. Those left at their default follow the model.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Settings {
+    /// Micrometres per level-0 pixel, in place of what the slide says.
+    pub mpp: Option<f64>,
+    /// The resolution to run at, in place of what the model says. A model that does not say must be told.
+    pub model_mpp: Option<TargetResolution>,
+    /// A level whose resolution is off by no more than this fraction is taken as it is.
+    pub mpp_tolerance: f64,
+    /// How many times pixels may be enlarged where the slide is coarser than the model.
+    pub max_enlargement: f64,
+    /// Distance between tiles as a fraction of the tile, in place of the model's.
+    pub step: Option<f64>,
+    /// Whether glass is left out.
+    pub tissue: TissueMode,
+    /// Bytes that the run may use: anonymous memory plus dirty file pages.
+    pub memory: u64,
+    /// Bytes of that which the slide's decoded-tile cache was opened with.
+    pub cache: u64,
+    /// Tiles per call of the network. Never changes the result.
+    pub batch: usize,
+    /// Threads that decode, infer, blend and encode. Never changes the result. `None`: one per core.
+    pub threads: Option<usize>,
+    /// Side of a chunk of the mask, in pixels.
+    pub chunk: u64,
+    /// Side of a shard of the mask, in pixels: an even multiple of the chunk.
+    pub shard: u64,
+    /// Name of the mask within its metadata; `None`: the model's name.
+    pub name: Option<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            mpp: None,
+            model_mpp: None,
+            mpp_tolerance: 0.02,
+            max_enlargement: 1.25,
+            step: None,
+            tissue: TissueMode::Auto,
+            memory: 4 << 30,
+            cache: 64 << 20,
+            batch: 4,
+            threads: None,
+            chunk: 512,
+            shard: 2048,
+            name: None,
+        }
+    }
+}

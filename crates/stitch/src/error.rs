@@ -1,0 +1,31 @@
+//! What can go wrong between logits and a stored mask.
+
+use microtome_io::Rect;
+
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The mask could not be stored.
+    #[error(transparent)]
+    Store(#[from] microtome_io::Error),
+    /// The tiler's.
+    #[error(transparent)]
+    Tile(#[from] microtome_tile::Error),
+    /// Logits that do not fit the tile they are said to belong to.
+    #[error("the tile {rect} has {found} logits instead of {expected}")]
+    Shape {
+        /// The tile, in target pixels.
+        rect: Rect,
+        /// Values found.
+        found: usize,
+        /// Values expected.
+        expected: usize,
+    },
+    /// The caller's settings contradict each other.
+    #[error("{0}")]
+    Usage(String),
+}

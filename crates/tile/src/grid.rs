@@ -1,0 +1,148 @@
+//! Where the tiles lie: nnU-Net's sliding window.
+
+use microtome_io::{Rect, Size};
+
+use crate::{Error, Result};
+
+/// The number of a tile: row by row from the top left corner. Blending adds tiles in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TileIndex(pub u64);
+
+/// The tiles of an image, as nnU-Net v2 places them.
+///
+/// Along an axis of `n` pixels with tiles of `p` pixels and a step of `t` (a fraction of the tile) there are
+/// `k = ceil((n - p) / (p t)) + 1` tiles, tile `i` starting at `round((n - p) / (k - 1) i)`, ties to even: the first
+/// tile lies at the beginning, the last one flush with the end, and the steps are stretched evenly between them.
+/// An axis shorter than a tile is padded, `(p - n) / 2` pixels (rounded down) before it and the rest behind.
+/// Source: nnU-Net 2.8.1, `compute_steps_for_sliding_window` and `pad_nd_image`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TileGrid {
+    image: Size,
+    tile: Size,
+    columns: Vec<i64>,
+    rows: Vec<i64>,
+}
+
+impl TileGrid {
+    /// Places tiles of `tile` pixels on an image, `step` being a fraction of the tile.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if the image or the tile is empty, or the step is not in `0.1..=1`.
+    /// (nnU-Net allows any positive step; below a tenth a slide has over a hundred times its own area to compute.)
+    pub fn new(image: Size, tile: Size, step: f64) -> Result<Self> {
+        if image.is_empty() || tile.is_empty() {
+            return Err(Error::Usage(format!("cannot lay tiles of {tile} pixels over an image of {image} pixels")));
+        }
+        if !(0.1..=1.0).contains(&step) {
+            return Err(Error::Usage(format!("the step between tiles is {step} of a tile; it must be in 0.1 to 1")));
+        }
+        let columns = starts(image.width, tile.width, step);
+        let rows = starts(image.height, tile.height, step);
+        Ok(Self { image, tile, columns, rows })
+    }
+
+    /// The image that the tiles cover.
+    #[must_use]
+    pub fn image(&self) -> Size {
+        self.image
+    }
+
+    /// The size of every tile.
+    #[must_use]
+    pub fn tile(&self) -> Size {
+        self.tile
+    }
+
+    /// The first pixel column of each column of tiles, ascending; negative only where the image is padded.
+    #[must_use]
+    pub fn columns(&self) -> &[i64] {
+        &self.columns
+    }
+
+    /// The first pixel row of each row of tiles, ascending; negative only where the image is padded.
+    #[must_use]
+    pub fn rows(&self) -> &[i64] {
+        &self.rows
+    }
+
+    /// The number of tiles.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.columns.len() as u64 * self.rows.len() as u64
+    }
+
+    /// Never true: there is at least one tile.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The tile at a column and row of the grid.
+    #[must_use]
+    pub fn index(&self, row: usize, column: usize) -> TileIndex {
+        TileIndex(row as u64 * self.columns.len() as u64 + column as u64)
+    }
+
+    /// The pixels of a tile. They stick out of the image only where an axis of the image is shorter than the tile.
+    ///
+    /// # Panics
+    /// If there is no such tile.
+    #[must_use]
+    pub fn rect(&self, index: TileIndex) -> Rect {
+        let columns = self.columns.len() as u64;
+        let (row, column) = ((index.0 / columns) as usize, (index.0 % columns) as usize);
+        Rect::new(self.columns[column], self.rows[row], self.tile.width, self.tile.height)
+    }
+}
+
+/// Tile origins along one axis.
+fn starts(n: u64, p: u64, step: f64) -> Vec<i64> {
+    if n <= p {
+        return vec![-(((p - n) / 2) as i64)];
+    }
+    let span = (n - p) as f64;
+    let k = (span / (p as f64 * step)).ceil() as u64 + 1;
+    let stride = span / (k - 1) as f64;
+    (0..k).map(|i| (stride * i as f64).round_ties_even() as i64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // From nnU-Net 2.8.1:
+    //   from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window as f
+    //   f((110,), (64,), .5); f((2967, 2220), (128, 128), .5)
+    #[test]
+    fn starts_are_nnunets() {
+        assert_eq!(starts(110, 64, 0.5), [0, 23, 46]);
+        let rows = starts(2967, 128, 0.5);
+        assert_eq!((rows.len(), rows[1], rows[2], *rows.last().unwrap()), (46, 63, 126, 2967 - 128));
+        for (p, k) in [(512, 390), (1024, 195), (1280, 156), (256, 781)] {
+            assert_eq!(starts(100_000, p, 0.5).len(), k, "tile {p}");
+        }
+    }
+
+    #[test]
+    fn a_small_image_is_padded_on_both_sides() {
+        let grid = TileGrid::new(Size::new(5, 200), Size::new(64, 64), 0.5).unwrap();
+        assert_eq!(grid.columns(), [-29]);
+        assert_eq!(grid.rect(TileIndex(0)), Rect::new(-29, 0, 64, 64));
+        assert_eq!(grid.rect(TileIndex(grid.len() - 1)).bottom(), 200);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn tiles_cover_the_image_and_overlap_as_asked(n in 1u64..5000, p in 1u64..300, tenths in 1u32..=10) {
+            let step = f64::from(tenths) / 10.0;
+            let s = starts(n, p, step);
+            proptest::prop_assert!(s[0] <= 0);
+            proptest::prop_assert!(s.last().unwrap() + p as i64 >= n as i64);
+            for pair in s.windows(2) {
+                let d = pair[1] - pair[0];
+                // Rounding may stretch a single step by one pixel beyond the nominal one.
+                proptest::prop_assert!(d >= 0 && d as f64 <= (p as f64 * step).ceil() + 1.0 && d <= p as i64 + 1);
+            }
+        }
+    }
+}

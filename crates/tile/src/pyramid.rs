@@ -1,0 +1,381 @@
+//! The pyramid engine: level n + 1 from level n, in one pass, shard by shard.
+//!
+//! Level n + 1 has `ceil(size / 2)` pixels per axis; its pixel `(x, y)` comes from the pixels `{2x, 2x + 1} × {2y, 2y + 1}`
+//! of level n that exist. A shard of level n + 1 is emitted as soon as the (at most four) shards of level n under it
+//! have been pushed.
+
+use std::collections::BTreeMap;
+
+use microtome_io::{Level, Pixels, Samples, Size, TileCoord};
+
+/// How four pixels become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reduction {
+    /// The most frequent value; of several equally frequent ones the lowest. For labels: no value appears that was not there.
+    Mode,
+}
+
+impl Reduction {
+    /// The name that OME-Zarr metadata carry as `type`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mode => "mode",
+        }
+    }
+
+    /// Halves a picture, rounding its size up.
+    #[must_use]
+    pub fn halve(self, pixels: &Pixels) -> Pixels {
+        let size = pixels.size();
+        let half = Size::new(size.width.div_ceil(2), size.height.div_ceil(2));
+        match (self, pixels.samples()) {
+            (Self::Mode, Samples::U8(samples)) => {
+                Pixels::from_u8(half, pixels.channels(), halve_mode(samples, size, pixels.channels()))
+            }
+            (Self::Mode, Samples::U16(samples)) => {
+                Pixels::from_u16(half, pixels.channels(), halve_mode(samples, size, pixels.channels()))
+            }
+        }
+    }
+}
+
+fn halve_mode<T: Copy + Ord>(samples: &[T], size: Size, channels: usize) -> Vec<T> {
+    let (width, height) = (size.width as usize, size.height as usize);
+    let mut out = Vec::with_capacity(width.div_ceil(2) * height.div_ceil(2) * channels);
+    for y in (0..height).step_by(2) {
+        let top = &samples[y * width * channels..(y + 1) * width * channels];
+        // An odd last row or column stands for itself twice: its values' order of frequency stays the same.
+        let bottom =
+            if y + 1 < height { &samples[(y + 1) * width * channels..(y + 2) * width * channels] } else { top };
+        let pairs = width / 2 * 2 * channels;
+        for (a, b) in top[..pairs].chunks_exact(2 * channels).zip(bottom[..pairs].chunks_exact(2 * channels)) {
+            out.extend((0..channels).map(|c| mode([a[c], a[c + channels], b[c], b[c + channels]])));
+        }
+        for c in pairs..width * channels {
+            out.push(mode([top[c], top[c], bottom[c], bottom[c]]));
+        }
+    }
+    out
+}
+
+/// The most frequent of four values, the lowest of those that tie.
+#[inline]
+fn mode<T: Copy + Ord>([a, b, c, d]: [T; 4]) -> T {
+    if a == b && c == d {
+        return a.min(c);
+    }
+    if a == b || a == c || a == d {
+        // A second pair cannot contain `a`; it ties only if both its members are equal.
+        let (x, y) = if a == b {
+            (c, d)
+        } else if a == c {
+            (b, d)
+        } else {
+            (b, c)
+        };
+        return if x == y { a.min(x) } else { a };
+    }
+    if b == c || b == d {
+        return b;
+    }
+    if c == d { c } else { a.min(b).min(c).min(d) }
+}
+
+/// The sizes of a pyramid over `size`: halved, rounding up, until the longer side is at most `smallest`.
+#[must_use]
+pub fn level_sizes(size: Size, smallest: u64) -> Vec<Size> {
+    let mut sizes = vec![size];
+    let mut last = size;
+    while last.width.max(last.height) > smallest.max(1) {
+        last = Size::new(last.width.div_ceil(2), last.height.div_ceil(2));
+        sizes.push(last);
+    }
+    sizes
+}
+
+/// Where finished shards go, and where they can be read again.
+pub trait ShardStore {
+    /// Its error.
+    type Error;
+
+    /// Takes a finished shard: exactly the pixels of its cell that lie inside the level.
+    ///
+    /// # Errors
+    /// Whatever keeps the shard from being stored.
+    fn write(&self, level: Level, shard: TileCoord, pixels: &Pixels) -> Result<(), Self::Error>;
+
+    /// Gives a shard back that was written before; only called for shards that were not all background.
+    ///
+    /// # Errors
+    /// Whatever keeps the shard from being read.
+    fn read(&self, level: Level, shard: TileCoord) -> Result<Pixels, Self::Error>;
+}
+
+/// A shard that was pushed.
+#[derive(Debug)]
+pub enum Shard {
+    /// It holds nothing but the background value 0, and takes no memory.
+    Background,
+    /// Its pixels.
+    Pixels(Pixels),
+}
+
+/// Builds all levels above level 0 from the shards of level 0, pushed in any order, each once.
+///
+/// Memory: at most the stated number of bytes of half-built shards. Where more would be needed, a half-built shard is
+/// forgotten, and built from the store when its last child arrives. What is written does not depend on which.
+#[derive(Debug)]
+pub struct Pyramid {
+    levels: Vec<Size>,
+    shard: Size,
+    reduction: Reduction,
+    capacity: usize,
+    held: usize,
+    pending: BTreeMap<(Level, TileCoord), Pending>,
+    peak: usize,
+}
+
+#[derive(Debug)]
+struct Pending {
+    /// Children that have not arrived yet.
+    missing: u32,
+    /// Children that are not background, to be read again should the pixels be forgotten.
+    children: Vec<TileCoord>,
+    /// Built so far; `None` while all children were background, and once forgotten.
+    pixels: Option<Pixels>,
+    forgotten: bool,
+}
+
+impl Pyramid {
+    /// A pyramid over level 0 of `levels` (as [`level_sizes`] gives them), stored in shards of `shard` pixels, that
+    /// holds at most `capacity` bytes of half-built shards.
+    ///
+    /// # Panics
+    /// If the shard's sides are odd: a quarter of a shard would not be a whole number of pixels.
+    #[must_use]
+    pub fn new(levels: Vec<Size>, shard: Size, reduction: Reduction, capacity: usize) -> Self {
+        assert!(shard.width % 2 == 0 && shard.height % 2 == 0, "shards of {shard} cannot be halved");
+        Self { levels, shard, reduction, capacity, held: 0, pending: BTreeMap::new(), peak: 0 }
+    }
+
+    /// The most bytes of half-built shards that were held at once.
+    #[must_use]
+    pub fn peak_bytes(&self) -> usize {
+        self.peak
+    }
+
+    /// Takes a finished shard of `level`, writes it (unless it is background) and every shard above that it completes.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn push<S: ShardStore>(
+        &mut self,
+        level: Level,
+        shard: TileCoord,
+        content: Shard,
+        store: &S,
+    ) -> Result<(), S::Error> {
+        let (mut level, mut shard, mut content) = (level, shard, content);
+        loop {
+            if let Shard::Pixels(pixels) = &content {
+                store.write(level, shard, pixels)?;
+            }
+            let parent_level = Level(level.0 + 1);
+            if parent_level.0 >= self.levels.len() {
+                return Ok(());
+            }
+            let parent = TileCoord { row: shard.row / 2, column: shard.column / 2 };
+            let Some(done) = self.add(parent_level, parent, shard, &content, store)? else { return Ok(()) };
+            (level, shard, content) = (parent_level, parent, done);
+        }
+    }
+
+    /// Adds a child to its parent; gives the parent if that was its last child.
+    fn add<S: ShardStore>(
+        &mut self,
+        level: Level,
+        parent: TileCoord,
+        child: TileCoord,
+        content: &Shard,
+        store: &S,
+    ) -> Result<Option<Shard>, S::Error> {
+        let key = (level, parent);
+        if !self.pending.contains_key(&key) {
+            let missing = self.children(level, parent).len() as u32;
+            self.pending.insert(key, Pending { missing, children: Vec::new(), pixels: None, forgotten: false });
+        }
+        if let Shard::Pixels(pixels) = content {
+            self.put(key, child, pixels);
+        }
+        let Some(entry) = self.pending.get_mut(&key) else { unreachable!("inserted above") };
+        entry.missing -= 1;
+        if entry.missing > 0 {
+            self.forget_beyond_capacity();
+            return Ok(None);
+        }
+        let Some(entry) = self.pending.remove(&key) else { unreachable!("inserted above") };
+        self.held -= entry.pixels.as_ref().map_or(0, Pixels::bytes);
+        if entry.forgotten {
+            let rect = self.rect(level, parent);
+            let mut built: Option<Pixels> = None;
+            for child in entry.children {
+                let half = self.reduction.halve(&store.read(Level(level.0 - 1), child)?);
+                let at = self.half_rect(child, half.size());
+                built
+                    .get_or_insert_with(|| Pixels::filled(rect.size(), half.sample_type(), &vec![0; half.channels()]))
+                    .blit(rect, &half, at);
+            }
+            return Ok(Some(built.map_or(Shard::Background, Shard::Pixels)));
+        }
+        Ok(Some(entry.pixels.map_or(Shard::Background, Shard::Pixels)))
+    }
+
+    fn put(&mut self, key: (Level, TileCoord), child: TileCoord, pixels: &Pixels) {
+        let rect = self.rect(key.0, key.1);
+        let Some(entry) = self.pending.get_mut(&key) else { return };
+        entry.children.push(child);
+        if entry.forgotten {
+            return;
+        }
+        let half = self.reduction.halve(pixels);
+        if entry.pixels.is_none() {
+            let whole = Pixels::filled(rect.size(), half.sample_type(), &vec![0; half.channels()]);
+            self.held += whole.bytes();
+            self.peak = self.peak.max(self.held);
+            entry.pixels = Some(whole);
+        }
+        let at = microtome_io::Rect::new(
+            child.column as i64 * (self.shard.width / 2) as i64,
+            child.row as i64 * (self.shard.height / 2) as i64,
+            half.size().width,
+            half.size().height,
+        );
+        if let Some(whole) = &mut entry.pixels {
+            whole.blit(rect, &half, at);
+        }
+    }
+
+    /// Forgets half-built shards, those that will be complete last first, until the rest fits.
+    fn forget_beyond_capacity(&mut self) {
+        while self.held > self.capacity {
+            // The coarsest level waits longest, and within it the last row.
+            let Some(entry) = self.pending.values_mut().rev().find(|e| e.pixels.is_some()) else { return };
+            self.held -= entry.pixels.take().map_or(0, |p| p.bytes());
+            entry.forgotten = true;
+        }
+    }
+
+    /// The shards of the level below that lie under a shard.
+    fn children(&self, level: Level, shard: TileCoord) -> Vec<TileCoord> {
+        let cells = self.levels[level.0 - 1].cells(self.shard);
+        let inside = |n: u64, i: u64| (2 * i..(2 * i + 2).min(n)).collect::<Vec<_>>();
+        inside(cells.height, shard.row)
+            .into_iter()
+            .flat_map(|row| inside(cells.width, shard.column).into_iter().map(move |column| TileCoord { row, column }))
+            .collect()
+    }
+
+    /// The pixels of a shard that lie inside its level.
+    fn rect(&self, level: Level, shard: TileCoord) -> microtome_io::Rect {
+        let cell = shard.rect(self.shard);
+        cell.intersect(self.levels[level.0].rect()).unwrap_or(microtome_io::Rect::new(cell.x, cell.y, 0, 0))
+    }
+
+    /// Where a halved child lies on its parent's level.
+    fn half_rect(&self, child: TileCoord, size: Size) -> microtome_io::Rect {
+        microtome_io::Rect::new(
+            child.column as i64 * (self.shard.width / 2) as i64,
+            child.row as i64 * (self.shard.height / 2) as i64,
+            size.width,
+            size.height,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[test]
+    fn the_mode_of_four_is_the_most_frequent_then_the_lowest() {
+        for code in 0..256u32 {
+            let four = [code & 3, code >> 2 & 3, code >> 4 & 3, code >> 6 & 3];
+            let count = |v| four.iter().filter(|&&w| w == v).count();
+            let expected = (0..4).max_by_key(|&v| (count(v), 3 - v)).unwrap();
+            assert_eq!(mode(four), expected, "{four:?}");
+        }
+    }
+
+    #[derive(Default)]
+    struct Memory(RefCell<BTreeMap<(Level, TileCoord), Pixels>>);
+
+    impl ShardStore for Memory {
+        type Error = std::convert::Infallible;
+        fn write(&self, level: Level, shard: TileCoord, pixels: &Pixels) -> Result<(), Self::Error> {
+            let before = self.0.borrow_mut().insert((level, shard), pixels.clone());
+            assert!(before.is_none(), "level {level}, {shard} was written twice");
+            Ok(())
+        }
+        fn read(&self, level: Level, shard: TileCoord) -> Result<Pixels, Self::Error> {
+            Ok(self.0.borrow()[&(level, shard)].clone())
+        }
+    }
+
+    /// Pushes a pseudo-random label image in the given order and compares every level with plain halving.
+    fn check(size: Size, shard: Size, capacity: usize, backwards: bool) -> usize {
+        let label = |x: u64, y: u64| if (x / 7 + y / 5) % 3 == 0 { 0 } else { (x * 31 + y * 17 + x * y) as u8 % 4 };
+        let levels = level_sizes(size, 4);
+        let mut pyramid = Pyramid::new(levels.clone(), shard, Reduction::Mode, capacity);
+        let store = Memory::default();
+        let cells = size.cells(shard);
+        let mut order: Vec<_> =
+            (0..cells.area()).map(|i| TileCoord { row: i % cells.height, column: i / cells.height }).collect();
+        if backwards {
+            order.reverse();
+        }
+        for at in order {
+            let rect = at.rect(shard).intersect(size.rect()).unwrap();
+            let samples: Vec<u8> = (0..rect.height)
+                .flat_map(|y| (0..rect.width).map(move |x| label(rect.x as u64 + x, rect.y as u64 + y)))
+                .collect();
+            let empty = samples.iter().all(|&v| v == 0);
+            let content =
+                if empty { Shard::Background } else { Shard::Pixels(Pixels::from_u8(rect.size(), 1, samples)) };
+            pyramid.push(Level(0), at, content, &store).unwrap();
+        }
+        assert!(pyramid.pending.is_empty() && pyramid.held == 0);
+
+        let samples = (0..size.height).flat_map(|y| (0..size.width).map(move |x| label(x, y))).collect();
+        let mut whole = Pixels::from_u8(size, 1, samples);
+        for (level, &size) in levels.iter().enumerate() {
+            let mut read = Pixels::filled(size, microtome_io::SampleType::U8, &[0]);
+            for (key, pixels) in store.0.borrow().iter().filter(|(key, _)| key.0.0 == level) {
+                let at = key.1.rect(shard).intersect(size.rect()).unwrap();
+                read.blit(size.rect(), pixels, at);
+            }
+            assert_eq!(read, whole, "level {level}");
+            whole = Reduction::Mode.halve(&whole);
+        }
+        pyramid.peak_bytes()
+    }
+
+    #[test]
+    fn levels_do_not_depend_on_order_or_capacity() {
+        for size in [Size::new(1, 1), Size::new(37, 21), Size::new(64, 64), Size::new(5, 130), Size::new(33, 1)] {
+            for capacity in [0, 100, usize::MAX] {
+                check(size, Size::new(8, 8), capacity, false);
+                check(size, Size::new(8, 8), capacity, true);
+            }
+        }
+    }
+
+    #[test]
+    fn capacity_bounds_what_is_held() {
+        let unlimited = check(Size::new(200, 200), Size::new(8, 8), usize::MAX, false);
+        let bounded = check(Size::new(200, 200), Size::new(8, 8), 256, false);
+        assert!(bounded <= 256 + 64 && bounded < unlimited, "{bounded} of {unlimited} bytes");
+    }
+}

@@ -1,0 +1,199 @@
+//! Which tiles run, and in which order, so that little has to be remembered.
+//!
+//! The grid is worked through in *strips*: vertical bands of whole blocks, from left to right, each from top to bottom.
+//! Only the rows of blocks under the tiles in flight are held, so the memory needed is strip width × a few block rows,
+//! whatever the size of the slide. A tile that reaches into two strips runs once for each; at every pixel the tiles
+//! are still added in ascending order, so the strips' width does not change a single bit of the result.
+
+use std::ops::Range;
+
+use microtome_io::{Rect, Size, TileCoord};
+
+use crate::grid::{TileGrid, TileIndex};
+use crate::roi::Roi;
+use crate::{Error, Result};
+
+/// The order of work over one slide.
+#[derive(Debug, Clone)]
+pub struct Schedule<'a> {
+    grid: &'a TileGrid,
+    roi: Option<&'a Roi>,
+    block: Size,
+    strip_blocks: u64,
+}
+
+/// One strip: a range of block columns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Strip {
+    /// Columns of blocks.
+    pub block_columns: Range<u64>,
+    /// The strip's pixels.
+    pub rect: Rect,
+}
+
+/// A row of tiles within a strip.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TileRow {
+    /// The tiles to run, ascending. Empty where the row touches nothing that is wanted.
+    pub tiles: Vec<TileIndex>,
+    /// Rows of blocks that are final once these tiles (and all before) have been added.
+    pub finished_blocks: Range<u64>,
+}
+
+/// How many tiles there are, and what becomes of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct TileCount {
+    /// All tiles of the grid.
+    pub grid: u64,
+    /// Tiles that touch what is wanted.
+    pub run: u64,
+    /// The others: `grid - run`.
+    pub skipped: u64,
+    /// How often a tile runs once more because it reaches into another strip.
+    pub repeated: u64,
+}
+
+impl<'a> Schedule<'a> {
+    /// A schedule over `grid`, blending into blocks of `block` pixels in strips of `strip_blocks` columns of blocks.
+    /// Without a region of interest every tile runs.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if blocks or strips are empty.
+    pub fn new(grid: &'a TileGrid, roi: Option<&'a Roi>, block: Size, strip_blocks: u64) -> Result<Self> {
+        if block.is_empty() || strip_blocks == 0 {
+            return Err(Error::Usage("blocks and strips must not be empty".into()));
+        }
+        Ok(Self { grid, roi, block, strip_blocks })
+    }
+
+    /// The tile grid.
+    #[must_use]
+    pub fn grid(&self) -> &'a TileGrid {
+        self.grid
+    }
+
+    /// The size of a block.
+    #[must_use]
+    pub fn block(&self) -> Size {
+        self.block
+    }
+
+    /// The strips, from left to right.
+    pub fn strips(&self) -> impl Iterator<Item = Strip> + use<> {
+        let blocks = self.grid.image().cells(self.block);
+        let (width, step, image) = (blocks.width, self.strip_blocks, self.grid.image());
+        let block_width = self.block.width;
+        (0..width.div_ceil(step)).map(move |i| {
+            let block_columns = i * step..((i + 1) * step).min(width);
+            let x = block_columns.start * block_width;
+            let right = (block_columns.end * block_width).min(image.width);
+            Strip { rect: Rect::new(x as i64, 0, right - x, image.height), block_columns }
+        })
+    }
+
+    /// The rows of tiles of a strip, from top to bottom. Together their `finished_blocks` are all rows of blocks.
+    pub fn rows<'s>(&'s self, strip: &Strip) -> impl Iterator<Item = TileRow> + use<'s, 'a> {
+        let grid = self.grid;
+        let strip = strip.rect;
+        let tile_width = grid.tile().width as i64;
+        let first = grid.columns().partition_point(|&x| x + tile_width <= strip.x);
+        let last = grid.columns().partition_point(|&x| x < strip.right());
+        let block_rows = grid.image().cells(self.block).height;
+        let mut finished = 0;
+        (0..grid.rows().len()).map(move |row| {
+            let tiles = (first..last).map(|column| grid.index(row, column)).filter(|&i| self.wanted(i)).collect();
+            // What lies above the next row's first pixel gets no more contributions.
+            let end = grid.rows().get(row + 1).map_or(block_rows, |&y| y as u64 / self.block.height);
+            let finished_blocks = finished..end.max(finished);
+            finished = finished_blocks.end;
+            TileRow { tiles, finished_blocks }
+        })
+    }
+
+    /// True if a tile touches what is wanted.
+    fn wanted(&self, index: TileIndex) -> bool {
+        let image = self.grid.image().rect();
+        self.roi.is_none_or(|roi| self.grid.rect(index).intersect(image).is_some_and(|rect| roi.touches(rect)))
+    }
+
+    /// The pixels of a block that lie inside the image.
+    #[must_use]
+    pub fn block_rect(&self, block: TileCoord) -> Option<Rect> {
+        block.rect(self.block).intersect(self.grid.image().rect())
+    }
+
+    /// Counts the tiles: once over the grid, testing each against the region of interest.
+    #[must_use]
+    pub fn count(&self) -> TileCount {
+        let grid = self.grid.len();
+        let run = (0..grid).filter(|&i| self.wanted(TileIndex(i))).count() as u64;
+        let in_strips: u64 = self.strips().map(|s| self.rows(&s).map(|r| r.tiles.len() as u64).sum::<u64>()).sum();
+        TileCount { grid, run, skipped: grid - run, repeated: in_strips - run }
+    }
+
+    /// Rows of blocks that can be touched and not yet finished at once: what blending must hold, per column of blocks.
+    #[must_use]
+    pub fn block_rows_in_flight(&self) -> u64 {
+        let (tile, block) = (self.grid.tile().height, self.block.height);
+        let rows = self.grid.rows();
+        // Before a row of tiles is added, everything above it is finished; its own blocks are held.
+        rows.iter()
+            .map(|&y| {
+                let top = y.max(0) as u64;
+                let bottom = (y + tile as i64).max(1) as u64;
+                bottom.min(self.grid.image().height).div_ceil(block) - top / block
+            })
+            .max()
+            .unwrap_or(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use microtome_io::Downsample;
+
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn every_block_is_finished_once_and_after_its_last_tile(
+            width in 1u64..300, height in 1u64..300, tile in 1u64..80, tenths in 2u32..=10, block in 1u64..70, strip in 1u64..5,
+        ) {
+            let grid = TileGrid::new(Size::new(width, height), Size::new(tile, tile), f64::from(tenths) / 10.0).unwrap();
+            let schedule = Schedule::new(&grid, None, Size::new(block, block), strip).unwrap();
+            let mut covered = 0;
+            for s in schedule.strips() {
+                covered += s.rect.width;
+                let mut finished = 0;
+                let mut last = None;
+                let mut held = 0;
+                for row in schedule.rows(&s) {
+                    for &t in &row.tiles {
+                        proptest::prop_assert!(last < Some(t), "ascending");
+                        last = Some(t);
+                        let rect = grid.rect(t).intersect(grid.image().rect()).unwrap();
+                        proptest::prop_assert!(rect.y as u64 / block >= finished, "no tile touches a finished block");
+                        held = held.max((rect.bottom() as u64).div_ceil(block) - finished);
+                    }
+                    proptest::prop_assert_eq!(row.finished_blocks.start, finished);
+                    finished = row.finished_blocks.end;
+                }
+                proptest::prop_assert_eq!(finished, height.div_ceil(block));
+                proptest::prop_assert!(held <= schedule.block_rows_in_flight());
+            }
+            proptest::prop_assert_eq!(covered, width);
+            let count = schedule.count();
+            proptest::prop_assert_eq!((count.grid, count.run, count.skipped), (grid.len(), grid.len(), 0));
+        }
+    }
+
+    #[test]
+    fn only_tiles_that_touch_the_region_run() {
+        let grid = TileGrid::new(Size::new(100, 100), Size::new(20, 20), 0.5).unwrap();
+        let mut roi = Roi::empty(Size::new(10, 10), Downsample { x: 10.0, y: 10.0 });
+        roi.insert(9, 9);
+        let schedule = Schedule::new(&grid, Some(&roi), Size::new(32, 32), 100).unwrap();
+        // Tiles start every 10 pixels: only the last one reaches into the last ten.
+        assert_eq!(schedule.count(), TileCount { grid: 81, run: 1, skipped: 80, repeated: 0 });
+    }
+}

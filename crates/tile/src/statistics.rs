@@ -1,0 +1,171 @@
+//! Image-wide statistics: the streamed first pass over a slide.
+
+use microtome_io::{Pixels, Rect, Samples, Size};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::reader::Reader;
+
+/// Pixels of one piece of the pass; a multiple of the usual stored tile sizes.
+const PIECE: Size = Size::new(2048, 1024);
+
+/// Sums over all pixels of one channel. Integers, so that neither order nor number of threads can matter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelSums {
+    /// Pixels seen.
+    pub count: u64,
+    /// Sum of the samples.
+    pub sum: u128,
+    /// Sum of their squares.
+    pub sum_of_squares: u128,
+    /// The smallest sample.
+    pub min: u16,
+    /// The largest sample.
+    pub max: u16,
+}
+
+impl ChannelSums {
+    const EMPTY: Self = Self { count: 0, sum: 0, sum_of_squares: 0, min: u16::MAX, max: 0 };
+
+    fn merge(self, other: Self) -> Self {
+        Self {
+            count: self.count + other.count,
+            sum: self.sum + other.sum,
+            sum_of_squares: self.sum_of_squares + other.sum_of_squares,
+            min: self.min.min(other.min),
+            max: self.max.max(other.max),
+        }
+    }
+
+    /// The mean, in sample units.
+    #[must_use]
+    pub fn mean(&self) -> f64 {
+        self.sum as f64 / self.count as f64
+    }
+
+    /// The population standard deviation (division by the count, as nnU-Net's z-score), in sample units.
+    #[must_use]
+    pub fn std(&self) -> f64 {
+        // n Σx² - (Σx)² in integers: nothing cancels before the division. Below 2^125 for 16-bit samples of 2^40 pixels.
+        let n = u128::from(self.count);
+        let numerator = n * self.sum_of_squares - self.sum * self.sum;
+        (numerator as f64).sqrt() / self.count as f64
+    }
+}
+
+/// Statistics of every channel of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageStatistics {
+    /// One entry per channel.
+    pub channels: Vec<ChannelSums>,
+}
+
+impl ImageStatistics {
+    /// Statistics of one picture.
+    #[must_use]
+    pub fn of(pixels: &Pixels) -> Self {
+        let channels = pixels.channels();
+        let sums = match pixels.samples() {
+            Samples::U8(samples) => sums_u8(samples, channels),
+            Samples::U16(samples) => sums_u16(samples, channels),
+        };
+        Self { channels: sums }
+    }
+
+    fn merge(self, other: Self) -> Self {
+        if self.channels.is_empty() {
+            return other;
+        }
+        if other.channels.is_empty() {
+            return self;
+        }
+        let channels = self.channels.into_iter().zip(other.channels).map(|(a, b)| a.merge(b)).collect();
+        Self { channels }
+    }
+
+    /// Streams over the whole target grid, on the current rayon pool, and sums every pixel.
+    ///
+    /// Memory: two megapixels per thread. `progress` is told the pixels of each finished piece.
+    ///
+    /// # Errors
+    /// [`Error::Slide`](crate::Error::Slide) if a part of the slide cannot be read.
+    pub fn stream(reader: Reader<'_>, progress: &(dyn Fn(u64) + Sync)) -> Result<Self> {
+        let size = reader.grid().size;
+        let cells = size.cells(PIECE);
+        (0..cells.area())
+            .into_par_iter()
+            .map(|i| {
+                let (row, column) = (i / cells.width, i % cells.width);
+                let rect =
+                    Rect::new((column * PIECE.width) as i64, (row * PIECE.height) as i64, PIECE.width, PIECE.height);
+                let Some(rect) = rect.intersect(size.rect()) else { unreachable!("cells cover the grid") };
+                let statistics = Self::of(&reader.read(rect)?);
+                progress(rect.size().area());
+                Ok(statistics)
+            })
+            .try_reduce(|| Self { channels: Vec::new() }, |a, b| Ok(a.merge(b)))
+    }
+}
+
+fn sums_u8(samples: &[u8], channels: usize) -> Vec<ChannelSums> {
+    // A histogram per channel makes every later sum exact and the loop a single increment.
+    let mut histograms = vec![[0u64; 256]; channels];
+    for pixel in samples.chunks_exact(channels) {
+        for (histogram, &sample) in histograms.iter_mut().zip(pixel) {
+            histogram[usize::from(sample)] += 1;
+        }
+    }
+    let of = |histogram: &[u64; 256]| {
+        histogram.iter().zip(0u16..).filter(|(n, _)| **n > 0).fold(ChannelSums::EMPTY, |sums, (&n, value)| {
+            let v = u128::from(value);
+            sums.merge(ChannelSums {
+                count: n,
+                sum: v * u128::from(n),
+                sum_of_squares: v * v * u128::from(n),
+                min: value,
+                max: value,
+            })
+        })
+    };
+    histograms.iter().map(of).collect()
+}
+
+fn sums_u16(samples: &[u16], channels: usize) -> Vec<ChannelSums> {
+    let mut sums = vec![ChannelSums::EMPTY; channels];
+    for pixel in samples.chunks_exact(channels) {
+        for (s, &value) in sums.iter_mut().zip(pixel) {
+            let v = u128::from(value);
+            s.count += 1;
+            s.sum += v;
+            s.sum_of_squares += v * v;
+            s.min = s.min.min(value);
+            s.max = s.max.max(value);
+        }
+    }
+    sums
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // numpy: a = np.array([0, 10, 20, 250]); a.mean(), a.std() -> (70.0, 104.16333328...)
+    #[test]
+    fn mean_and_population_deviation() {
+        let s = ImageStatistics::of(&Pixels::from_u8(Size::new(2, 2), 1, vec![0, 10, 20, 250])).channels[0];
+        assert_eq!((s.count, s.min, s.max, s.mean()), (4, 0, 250, 70.0));
+        assert!((s.std() - 104.163_333_280_005_5).abs() < 1e-9, "{}", s.std());
+    }
+
+    #[test]
+    fn eight_and_sixteen_bits_agree() {
+        let wide: Vec<u16> = (0..300).map(|i| i % 256).collect();
+        let narrow: Vec<u8> = wide.iter().map(|&v| v as u8).collect();
+        let size = Size::new(10, 10);
+        assert_eq!(
+            ImageStatistics::of(&Pixels::from_u8(size, 3, narrow)),
+            ImageStatistics::of(&Pixels::from_u16(size, 3, wide))
+        );
+    }
+}
