@@ -8,6 +8,7 @@
 //! pixels in place of a tile that cannot be decoded: such a read is an [`Error`] that names level, column and row.
 #![warn(missing_docs)]
 
+pub mod bytes;
 mod classes;
 mod error;
 mod geometry;
