@@ -13,6 +13,7 @@ mod error;
 mod geometry;
 mod pixels;
 pub mod slide;
+pub mod store;
 
 pub use classes::Class;
 pub use error::{Error, Result};
