@@ -1,1 +1,59 @@
-fn main() {}
+//! The contributor interface of the workspace: one command for each thing a contributor does.
+//!
+//! Each command sets up by itself what it needs, under cargo's target directory, and does no set-up again on a later call.
+//! Nothing here depends on the crates of the workspace: commands build and run them as a user would.
+
+mod check;
+mod crosscheck;
+mod cuda;
+mod demo;
+mod shell;
+mod skips;
+mod test;
+mod venv;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::workspace::Workspace;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  demo                 segment a real slide with the bundled model and draw the result: demo/cmu-1.{ome.zarr,png}
+  test [--no-python]   every test that needs no network beyond the package registries
+  check [--full]       format, lints, docs, licences, CUDA lint; --full compares with nnU-Net itself (several GB of PyTorch)
+  cuda build | lint    build the binary with CUDA and cuDNN on a machine that has neither, or only type-check that code
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let command: fn(&Workspace) -> Result<()> = match arguments[..] {
+        ["demo"] => demo::run,
+        ["test"] => |workspace| test::run(workspace, test::Python::CrossCheck),
+        ["test", "--no-python"] => |workspace| test::run(workspace, test::Python::Skip),
+        ["check"] => check::run,
+        ["check", "--full"] => |workspace| check::run(workspace).and_then(|()| check::run_nnunet(workspace)),
+        ["cuda", "lint"] => cuda::lint,
+        ["cuda", "build"] => cuda::build,
+        ["help" | "-h" | "--help"] => {
+            print!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match Workspace::load().and_then(|workspace| command(&workspace)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // On one line, without the backtrace that `RUST_BACKTRACE` would add: what failed has printed its own.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

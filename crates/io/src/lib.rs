@@ -8,11 +8,13 @@
 //! pixels in place of a tile that cannot be decoded: such a read is an [`Error`] that names level, column and row.
 #![warn(missing_docs)]
 
+pub mod bytes;
 mod classes;
 mod error;
 mod geometry;
 mod pixels;
 pub mod slide;
+pub mod store;
 
 pub use classes::Class;
 pub use error::{Error, Result};

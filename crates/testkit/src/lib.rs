@@ -1,1 +1,4 @@
 //! testkit
+
+pub mod assets;
+pub mod tiff;

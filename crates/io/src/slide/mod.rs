@@ -1,9 +1,25 @@
 //! Slides: what a whole-slide image is to the rest of the workspace.
+//!
+//! [`open`] finds out what a file is by its content and returns a [`SlideReader`]. The formats, each a file of its own,
+//! are listed in one place, in the file `open.rs` beside this one.
+
+mod alpha;
+mod aperio;
+mod cache;
+mod codec;
+mod generic_tiff;
+mod mosaic;
+mod open;
+mod picture;
+mod pyramid;
+mod tiff;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use open::{OpenOptions, open, open_bytes};
 
 use crate::{Downsample, Error, Level, Microns, Pixels, Rect, Result, SampleType, Size};
 
@@ -147,4 +163,10 @@ pub trait SlideReader: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`Error::Usage`] if there is none of that name, [`Error::Format`] or [`Error::Unsupported`] if it cannot be decoded.
     fn read_associated(&self, name: &str) -> Result<Pixels>;
+
+    /// A cheap identity of the file's content; see [`content_id`](crate::bytes::content_id).
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read.
+    fn content_id(&self) -> Result<String>;
 }

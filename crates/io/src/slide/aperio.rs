@@ -1,0 +1,108 @@
+//! Aperio SVS: a TIFF whose first page calls itself `Aperio` in its description.
+//!
+//! Pages of tiles are levels. The second page, of strips, is the thumbnail; other pages of strips are named by the
+//! first word on the second line of their description: `label`, `macro`. A description is a header and then
+//! `key = value` pairs, parted by `|`; they become properties `aperio.key`, as in OpenSlide. `MPP` is micrometres per
+//! pixel along both axes, `AppMag` the magnification of the objective.
+//!
+//! Tiles may be left out by a byte count of 0 (the scanner saw nothing there): they are background.
+//!
+//! Sources: OpenSlide's format page "Aperio", and files of the OpenSlide test data.
+
+use std::collections::BTreeMap;
+
+use super::pyramid::{Parts, Pyramid, is_tiled};
+use super::tiff::{Page, Tag, Tiff};
+use super::{OpenOptions, Resolution, ResolutionSource, SlideReader};
+use crate::{Error, Microns, Result};
+
+/// True if the first page is Aperio's.
+pub(super) fn detect(tiff: &Tiff) -> Result<bool> {
+    let first = &tiff.directories()[0];
+    let description = first.text(tiff.file(), Tag::IMAGE_DESCRIPTION)?;
+    Ok(description.is_some_and(|text| text.starts_with("Aperio")))
+}
+
+/// Opens an SVS.
+pub(super) fn open(tiff: Tiff, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
+    let file = tiff.file();
+    let (mut levels, mut associated) = (Vec::new(), Vec::<(String, Page)>::new());
+    for (index, ifd) in tiff.directories().iter().enumerate() {
+        if is_tiled(ifd) {
+            levels.push(Page::read(file, ifd)?);
+            continue;
+        }
+        if index == 0 {
+            return Err(Error::unsupported(file.path(), "the first page of an SVS must be of tiles; this one is not"));
+        }
+        let name = if index == 1 {
+            "thumbnail".to_owned()
+        } else {
+            let description = ifd.text(file, Tag::IMAGE_DESCRIPTION)?.unwrap_or_default();
+            // A picture without a name is none that can be asked for.
+            let Some(name) = picture_name(&description) else { continue };
+            name.to_owned()
+        };
+        // A picture that travels along and cannot be read is no reason to refuse the slide.
+        match Page::read(file, ifd) {
+            Ok(page) if associated.iter().all(|(known, _)| *known != name) => associated.push((name, page)),
+            Ok(_) | Err(Error::Unsupported { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    levels.sort_by_key(|page| std::cmp::Reverse(page.layout.size.width));
+
+    let description = tiff.directories()[0].text(file, Tag::IMAGE_DESCRIPTION)?.unwrap_or_default();
+    let properties = properties(&description);
+    let number = |key: &str| properties.get(key).and_then(|text| parse_positive(text));
+    let resolution = number("aperio.MPP")
+        .map(|mpp| Resolution { mpp: Microns::square(mpp), source: ResolutionSource::Vendor("aperio.MPP".into()) });
+    let objective_power = number("aperio.AppMag");
+    let parts = Parts { format: "aperio", levels, associated, resolution, objective_power, properties };
+    Ok(Box::new(Pyramid::new(tiff, parts, options)?))
+}
+
+/// The name that a description gives to a picture that travels along: `label` of `...\nlabel 387x463`.
+fn picture_name(description: &str) -> Option<&str> {
+    description.split('\n').nth(1)?.split(' ').next().map(str::trim).filter(|name| !name.is_empty())
+}
+
+/// The `key = value` pairs of a description.
+fn properties(description: &str) -> BTreeMap<String, String> {
+    description
+        .split('|')
+        .skip(1)
+        .filter_map(|pair| pair.split_once('='))
+        .map(|(key, value)| (format!("aperio.{}", key.trim()), value.trim().to_owned()))
+        .collect()
+}
+
+/// A number above zero, with a decimal point or, as some scanners write it, a decimal comma.
+fn parse_positive(text: &str) -> Option<f64> {
+    text.replace(',', ".").parse().ok().filter(|value: &f64| value.is_finite() && *value > 0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptions_are_taken_apart() {
+        let found =
+            properties("Aperio Image Library v11.2.1 \r\n46000x32914|AppMag = 20|MPP = 0.4990|Filename = a=b|odd");
+        assert_eq!(found["aperio.AppMag"], "20");
+        assert_eq!(found["aperio.MPP"], "0.4990");
+        assert_eq!(found["aperio.Filename"], "a=b");
+        assert_eq!(found.len(), 3);
+        assert_eq!(picture_name("Aperio Image Library v11.2.1 \r\nmacro 1280x431"), Some("macro"));
+        assert_eq!(picture_name("Aperio"), None);
+    }
+
+    #[test]
+    fn numbers_are_positive_or_unknown() {
+        assert_eq!(parse_positive("0,2525"), Some(0.2525));
+        for text in ["", "0", "-1", "nan", "inf", "0.25 um"] {
+            assert_eq!(parse_positive(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Codecs: compressed bytes of one tile or strip in, its samples out. One file each.
+//!
+//! A decoder writes into a buffer of the size that the container states, so that no stream can make it allocate.
+//! It fills the buffer to the last byte or fails: it never leaves samples out. What went wrong is a clause in plain
+//! words; the caller knows file, level and tile and says them.
+
+pub(super) mod deflate;
+pub(super) mod jpeg;
+pub(super) mod lzw;
+pub(super) mod none;
+pub(super) mod packbits;
+pub(super) mod predictor;
+
+/// The compressions that can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Compression {
+    /// Samples as they are.
+    None,
+    /// Lempel, Ziv and Welch.
+    Lzw,
+    /// Apple's run lengths.
+    PackBits,
+    /// zlib.
+    Deflate,
+    /// JPEG, perhaps with tables shared by all tiles.
+    Jpeg,
+}
+
+impl Compression {
+    /// The compression with this TIFF code, or a clause that names one that cannot be read.
+    pub(super) fn from_code(code: u64) -> Result<Self, String> {
+        Ok(match code {
+            1 => Self::None,
+            5 => Self::Lzw,
+            7 => Self::Jpeg,
+            8 | 32946 => Self::Deflate,
+            32773 => Self::PackBits,
+            _ => {
+                let name = name(code).map_or_else(String::new, |name| format!(" ({name})"));
+                return Err(format!(
+                    "compression {code}{name} cannot be read yet: none, LZW, deflate, PackBits and JPEG can"
+                ));
+            }
+        })
+    }
+
+    /// True if the TIFF predictor applies: libtiff has it for these codecs alone, for others the tag says nothing.
+    pub(super) fn has_predictor(self) -> bool {
+        matches!(self, Self::Lzw | Self::Deflate)
+    }
+}
+
+/// Names of compressions that people meet, from the TIFF specifications and libtiff's `tiff.h`; 33003 and 33005 are Aperio's.
+fn name(code: u64) -> Option<&'static str> {
+    Some(match code {
+        2 => "CCITT run lengths",
+        3 => "CCITT group 3 fax",
+        4 => "CCITT group 4 fax",
+        6 => "old-style JPEG",
+        32771 => "CCITT run lengths, word aligned",
+        32809 => "ThunderScan",
+        33003 => "Aperio JPEG 2000, YCbCr",
+        33004 => "JPEG 2000, lossy",
+        33005 => "Aperio JPEG 2000, RGB",
+        22610 | 34934 => "JPEG XR",
+        34661 => "JBIG",
+        34676 | 34677 => "SGI LogLuv",
+        34712 => "JPEG 2000",
+        34887 => "LERC",
+        34892 => "lossy DNG JPEG",
+        34925 => "LZMA",
+        34926 | 50000 => "Zstandard",
+        34927 | 50001 => "WebP",
+        50002 => "JPEG XL",
+        _ => return None,
+    })
+}

@@ -1,0 +1,148 @@
+//! A rectangle put together from the cells of a grid that it touches.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::pixels::{Pixels, Samples};
+use crate::{Rect, Result, Size, TileCoord};
+
+/// Copies into `to`, which lies at `at`, what the cells of a grid over `bounds` hold of it.
+///
+/// `fetch` is called once for each cell that is touched, from many threads at once if there are several; cells for
+/// which it returns `None` leave the pixels as they are. No lock is held: the rows of `to` are cut along the grid
+/// before the work starts, so that each cell has its own part to write to.
+///
+/// # Errors
+/// That of the first cell, row by row, that could not be fetched.
+pub(super) fn fill<F>(to: &mut Pixels, at: Rect, bounds: Size, cell: Size, fetch: F) -> Result<()>
+where
+    F: Fn(TileCoord) -> Result<Option<Arc<Pixels>>> + Sync,
+{
+    let Some(area) = at.intersect(bounds.rect()) else { return Ok(()) };
+    let channels = to.channels();
+    match to.samples_mut() {
+        Samples::U8(samples) => {
+            let pieces = cut(samples, at, area, cell, channels);
+            paste(pieces, cell, channels, &fetch, |pixels| match pixels.samples() {
+                Samples::U8(samples) => samples,
+                Samples::U16(_) => unreachable!("all cells of a level have one sample type"),
+            })
+        }
+        Samples::U16(samples) => {
+            let pieces = cut(samples, at, area, cell, channels);
+            paste(pieces, cell, channels, &fetch, |pixels| match pixels.samples() {
+                Samples::U16(samples) => samples,
+                Samples::U8(_) => unreachable!("all cells of a level have one sample type"),
+            })
+        }
+    }
+}
+
+/// The part of the target that one cell fills: row by row from `(x, y)`, in the coordinates of the level.
+struct Piece<'a, T> {
+    tile: TileCoord,
+    x: u64,
+    y: u64,
+    rows: Vec<&'a mut [T]>,
+}
+
+/// Cuts the rows of `samples`, a picture that lies at `at`, along the grid; only what lies in `area` is handed out.
+fn cut<'a, T>(samples: &'a mut [T], at: Rect, area: Rect, cell: Size, channels: usize) -> Vec<Piece<'a, T>> {
+    // The area lies inside the level: none of its coordinates is negative.
+    let (left, top) = (area.x as u64, area.y as u64);
+    let (right, bottom) = (area.right() as u64, area.bottom() as u64);
+    let columns = left / cell.width..right.div_ceil(cell.width);
+    let mut pieces: Vec<Piece<'a, T>> = (top / cell.height..bottom.div_ceil(cell.height))
+        .flat_map(|row| columns.clone().map(move |column| TileCoord { row, column }))
+        .map(|tile| Piece {
+            tile,
+            x: left.max(tile.column * cell.width),
+            y: top.max(tile.row * cell.height),
+            rows: Vec::new(),
+        })
+        .collect();
+    let per_band = (columns.end - columns.start) as usize;
+    let skip = (area.x - at.x) as usize * channels;
+    let first = (area.y - at.y) as usize;
+    let rows = samples.chunks_exact_mut(at.width as usize * channels).skip(first);
+    for (y, row) in (top..bottom).zip(rows) {
+        let band = (y / cell.height - top / cell.height) as usize * per_band;
+        let mut rest = &mut row[skip..];
+        for piece in &mut pieces[band..band + per_band] {
+            let end = right.min((piece.tile.column + 1) * cell.width);
+            let (mine, others) = rest.split_at_mut((end - piece.x) as usize * channels);
+            piece.rows.push(mine);
+            rest = others;
+        }
+    }
+    pieces
+}
+
+fn paste<T: Copy + Send>(
+    mut pieces: Vec<Piece<'_, T>>,
+    cell: Size,
+    channels: usize,
+    fetch: &(impl Fn(TileCoord) -> Result<Option<Arc<Pixels>>> + Sync),
+    samples: impl Fn(&Pixels) -> &[T] + Sync,
+) -> Result<()> {
+    let fill_piece = |piece: &mut Piece<'_, T>| -> Result<()> {
+        let Some(pixels) = fetch(piece.tile)? else { return Ok(()) };
+        let stride = pixels.size().width as usize * channels;
+        let offset = (piece.x - piece.tile.column * cell.width) as usize * channels;
+        let first = (piece.y - piece.tile.row * cell.height) as usize;
+        let source = samples(&pixels).chunks_exact(stride).skip(first);
+        for (to, from) in piece.rows.iter_mut().zip(source) {
+            let n = to.len();
+            to.copy_from_slice(&from[offset..offset + n]);
+        }
+        Ok(())
+    };
+    let failure = match &mut pieces[..] {
+        [piece] => fill_piece(piece).err(),
+        pieces => pieces.par_iter_mut().find_map_first(|piece| fill_piece(piece).err()),
+    };
+    failure.map_or(Ok(()), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SampleType;
+
+    /// A level whose pixel (x, y) has the value 10 y + x, cut into cells.
+    fn cell_pixels(tile: TileCoord, cell: Size) -> Pixels {
+        let at = tile.rect(cell);
+        let values = (at.y..at.bottom()).flat_map(|y| (at.x..at.right()).map(move |x| (10 * y + x) as u8));
+        Pixels::from_u8(cell, 1, values.collect())
+    }
+
+    #[test]
+    fn every_rectangle_is_the_same_as_pixel_by_pixel() {
+        let (level, cell) = (Size::new(9, 7), Size::new(4, 3));
+        for (x, y) in [(-3, -2), (0, 0), (3, 2), (5, 1), (8, 6), (9, 7), (-20, 0)] {
+            for (width, height) in [(1, 1), (4, 3), (6, 5), (14, 12)] {
+                let at = Rect::new(x, y, width, height);
+                let mut pixels = Pixels::filled(at.size(), SampleType::U8, &[255]);
+                fill(&mut pixels, at, level, cell, |tile| Ok(Some(Arc::new(cell_pixels(tile, cell))))).unwrap();
+                let expected: Vec<u8> = (at.y..at.bottom())
+                    .flat_map(|y| (at.x..at.right()).map(move |x| (x, y)))
+                    .map(|(x, y)| if (0..9).contains(&x) && (0..7).contains(&y) { (10 * y + x) as u8 } else { 255 })
+                    .collect();
+                assert_eq!(pixels.as_u8().unwrap(), expected, "{at}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_failure_is_reported_whatever_the_threads_do() {
+        let at = Rect::new(0, 0, 100, 100);
+        for _ in 0..20 {
+            let mut pixels = Pixels::filled(at.size(), SampleType::U8, &[0]);
+            let error = fill(&mut pixels, at, at.size(), Size::new(10, 10), |tile| {
+                if tile.column + tile.row >= 5 { Err(crate::Error::format("x", tile.to_string())) } else { Ok(None) }
+            });
+            assert_eq!(error.unwrap_err().to_string(), "x: column 5 row 0");
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! From a path to a reader: what a file is, by its content.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::picture::Kind;
+use super::tiff::{self, Tiff};
+use super::{Limits, SlideReader, aperio, generic_tiff, picture};
+use crate::bytes::{ByteAccess, ByteSource};
+use crate::{Error, Result};
+
+/// How a slide is opened.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct OpenOptions {
+    /// Bytes of decoded tiles to keep; 0 keeps none. It adds to the memory that reading takes.
+    pub cache_bytes: usize,
+    /// How the bytes of the file are reached.
+    pub access: ByteAccess,
+    /// What the file may ask for.
+    pub limits: Limits,
+}
+
+impl Default for OpenOptions {
+    /// A memory map, the default limits, and 64 MiB of tiles: a row of them across most slides.
+    fn default() -> Self {
+        Self { cache_bytes: 64 << 20, access: ByteAccess::default(), limits: Limits::default() }
+    }
+}
+
+impl OpenOptions {
+    /// These options with another [`OpenOptions::cache_bytes`].
+    #[must_use]
+    pub fn cache_bytes(self, cache_bytes: usize) -> Self {
+        Self { cache_bytes, ..self }
+    }
+
+    /// These options with another [`OpenOptions::access`].
+    #[must_use]
+    pub fn access(self, access: ByteAccess) -> Self {
+        Self { access, ..self }
+    }
+
+    /// These options with other [`OpenOptions::limits`].
+    #[must_use]
+    pub fn limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
+    }
+}
+
+/// A kind of TIFF.
+struct TiffFormat {
+    /// True if a TIFF is of this kind.
+    detect: fn(&Tiff) -> Result<bool>,
+    open: fn(Tiff, &OpenOptions) -> Result<Box<dyn SlideReader>>,
+}
+
+/// The kinds of TIFF, in the order in which they are asked; the last one takes what is left.
+/// A new vendor is a file of its own and a line here.
+const TIFF_FORMATS: &[TiffFormat] = &[
+    TiffFormat { detect: aperio::detect, open: aperio::open },
+    TiffFormat { detect: |_| Ok(true), open: generic_tiff::open },
+];
+
+/// What can be read, for messages.
+const READABLE: &str = "Aperio SVS, tiled and plain TIFF, PNG, JPEG and WebP";
+
+/// Formats that are known by their name alone and cannot be read yet.
+const FOREIGN_EXTENSIONS: &[(&str, &str)] = &[
+    ("afi", "Aperio fluorescence (AFI)"),
+    ("bif", "Ventana BIF"),
+    ("czi", "Zeiss CZI"),
+    ("dcm", "DICOM"),
+    ("isyntax", "Philips iSyntax"),
+    ("lif", "Leica LIF"),
+    ("mrxs", "3DHISTECH MIRAX"),
+    ("nd2", "Nikon ND2"),
+    ("ndpi", "Hamamatsu NDPI"),
+    ("ndpis", "Hamamatsu NDPI set"),
+    ("scn", "Leica SCN"),
+    ("svslide", "Sakura SVSLIDE"),
+    ("vms", "Hamamatsu VMS"),
+    ("vmu", "Hamamatsu VMU"),
+    ("vsi", "Olympus VSI"),
+    ("zvi", "Zeiss ZVI"),
+];
+
+/// Formats that are known by their first bytes (at an offset) and cannot be read, or not yet.
+const FOREIGN_CONTENT: &[(usize, &[u8], &str)] = &[
+    (128, b"DICM", "a DICOM file"),
+    (0, b"ZISRAWFILE", "a Zeiss CZI file"),
+    (0, b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 picture"),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 stream"),
+    (0, b"SQLite format 3\0", "an SQLite database (Sakura SVSLIDE, perhaps)"),
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a Microsoft compound file (Zeiss ZVI, perhaps)"),
+    (0, b"PK\x03\x04", "a ZIP archive"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"%PDF", "a PDF document"),
+    (0, b"GIF8", "a GIF picture"),
+    (0, b"BM", "a BMP picture"),
+    (0, b"version https://git-lfs", "a Git LFS pointer, which stands for a file that was not fetched"),
+    (0, b"<!DOCTYPE html", "a web page, perhaps in place of a download that failed"),
+    (0, b"<html", "a web page, perhaps in place of a download that failed"),
+];
+
+/// Opens a slide.
+///
+/// What the file is, is found out by its content. Its name only serves to refuse: formats that are known by their name
+/// and cannot be read yet are refused by name, and so is a plain picture under the name of a slide.
+///
+/// # Errors
+/// [`Error::Io`] for a file that does not exist or cannot be read, [`Error::Usage`] for a folder, [`Error::Format`] for
+/// an empty or damaged file, [`Error::Unsupported`] for a format, or a variety of one, that cannot be read,
+/// [`Error::Limits`] for a file that asks for more than [`OpenOptions::limits`] allows.
+pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
+    let path = path.as_ref();
+    let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    if metadata.is_dir() {
+        let store = ["zarr.json", ".zattrs", ".zgroup"].iter().any(|name| path.join(name).exists());
+        let what = if store { "is an OME-Zarr store, not a slide file" } else { "is a folder, not a slide file" };
+        return Err(Error::usage(path, what));
+    }
+    if !metadata.is_file() {
+        // Opening a pipe would wait for a writer.
+        return Err(Error::usage(path, "is neither a file nor a folder"));
+    }
+    open_bytes(options.access.open(path)?, options)
+}
+
+/// Opens a slide whose bytes come from elsewhere; [`ByteSource::path`] is what the slide is called.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_bytes(source: Arc<dyn ByteSource>, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
+    let path = source.path().to_owned();
+    if source.is_empty() {
+        return Err(Error::format(&path, "is empty"));
+    }
+    let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    if let Some((_, name)) = FOREIGN_EXTENSIONS.iter().find(|(known, _)| *known == extension) {
+        return Err(Error::unsupported(
+            &path,
+            format!("by its name this is a {name} file, which microtome cannot read yet; it reads {READABLE}"),
+        ));
+    }
+    let head = source.read_at(0..source.len().min(256))?.into_owned();
+    if tiff::is_tiff(&head) {
+        let tiff = Tiff::parse(source, &options.limits)?;
+        for format in TIFF_FORMATS {
+            if (format.detect)(&tiff)? {
+                return (format.open)(tiff, options);
+            }
+        }
+    } else if let Some(kind) = Kind::of(&head) {
+        if matches!(extension.as_str(), "svs" | "tif" | "tiff" | "btf" | "tf8" | "tf2") {
+            return Err(Error::unsupported(
+                &path,
+                format!(
+                    "is named .{extension} but holds a {} picture, no TIFF: a thumbnail instead of the slide, perhaps; \
+                     rename it to read it as a picture",
+                    kind.name()
+                ),
+            ));
+        }
+        return picture::open(kind, source, options);
+    }
+    let known =
+        FOREIGN_CONTENT.iter().find(|(at, magic, _)| head.get(*at..).is_some_and(|rest| rest.starts_with(magic)));
+    Err(Error::unsupported(
+        &path,
+        match known {
+            Some((_, _, name)) => format!("is {name}, which microtome cannot read; it reads {READABLE}"),
+            None => format!("is in no format that microtome knows; it reads {READABLE}"),
+        },
+    ))
+}

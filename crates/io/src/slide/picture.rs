@@ -1,0 +1,198 @@
+//! Plain pictures, PNG, JPEG and WebP, as slides of one level.
+//!
+//! They cannot be decoded in parts, so that the whole picture must fit into `Limits::decoded_bytes`. It is decoded on the
+//! first read and kept.
+//! Transparent pictures are laid over white. None of these formats has a field for micrometres per pixel (dots per inch are
+//! about paper), so that the resolution is always unknown.
+//! An orientation in EXIF data is not applied: pixels are those that are stored.
+
+use std::io::Cursor;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use image::codecs::{png::PngDecoder, webp::WebPDecoder};
+use image::{ColorType, ImageDecoder};
+
+use super::alpha::{Alpha, over_white};
+use super::codec::jpeg;
+use super::{LevelInfo, OpenOptions, SlideInfo, SlideReader, mosaic};
+use crate::bytes::{ByteSource, content_id};
+use crate::{Downsample, Error, Level, Pixels, Rect, Result, SampleType, Size};
+
+/// The kinds of pictures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Png,
+    Jpeg,
+    WebP,
+}
+
+impl Kind {
+    /// The kind that a file with these first bytes is.
+    pub(super) fn of(head: &[u8]) -> Option<Self> {
+        match head {
+            [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some(Self::Png),
+            [0xff, 0xd8, 0xff, ..] => Some(Self::Jpeg),
+            [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some(Self::WebP),
+            _ => None,
+        }
+    }
+
+    /// Its name, for people.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Png => "PNG",
+            Self::Jpeg => "JPEG",
+            Self::WebP => "WebP",
+        }
+    }
+}
+
+/// A picture as a slide of one level.
+#[derive(Debug)]
+struct Picture {
+    source: Arc<dyn ByteSource>,
+    kind: Kind,
+    info: SlideInfo,
+    limit: u64,
+    /// The decoded picture, or the decoder's word.
+    pixels: OnceLock<Result<Arc<Pixels>, String>>,
+}
+
+/// Opens a picture: reads its header.
+pub(super) fn open(kind: Kind, source: Arc<dyn ByteSource>, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
+    let (size, channels, sample, icc_profile_bytes) = header(kind, &*source)?;
+    let limit = options.limits.decoded_bytes;
+    check_limit(source.path(), size, channels, sample, limit)?;
+    let info = SlideInfo {
+        path: source.path().into(),
+        format: kind.name().to_lowercase(),
+        levels: vec![LevelInfo { size, downsample: Downsample { x: 1.0, y: 1.0 }, tile: size }],
+        channels,
+        sample,
+        resolution: None,
+        objective_power: None,
+        // White under colours, which light shone through; nothing is known of grey values.
+        background: match (channels, sample) {
+            (3, SampleType::U8) => vec![0xff; 3],
+            (3, SampleType::U16) => vec![0xffff; 3],
+            _ => vec![0; channels],
+        },
+        associated: Vec::new(),
+        properties: std::collections::BTreeMap::new(),
+        icc_profile_bytes,
+    };
+    Ok(Box::new(Picture { source, kind, info, limit, pixels: OnceLock::new() }))
+}
+
+impl SlideReader for Picture {
+    fn info(&self) -> &SlideInfo {
+        &self.info
+    }
+
+    fn read_region(&self, level: Level, rect: Rect) -> Result<Pixels> {
+        self.info.level(level)?;
+        let SlideInfo { channels, sample, ref background, .. } = self.info;
+        check_limit(self.source.path(), rect.size(), channels, sample, self.limit)?;
+        let size = self.info.size();
+        let mut region = Pixels::filled(rect.size(), sample, background);
+        mosaic::fill(&mut region, rect, size, size, |tile| match self.pixels.get_or_init(|| self.decode()) {
+            Ok(pixels) => Ok(Some(Arc::clone(pixels))),
+            Err(message) => Err(Error::Tile { path: self.info.path.clone(), level, tile, message: message.clone() }),
+        })?;
+        Ok(region)
+    }
+
+    fn read_associated(&self, name: &str) -> Result<Pixels> {
+        Err(Error::usage(&self.info.path, format!("a picture has no associated images, and so none named {name:?}")))
+    }
+
+    fn content_id(&self) -> Result<String> {
+        content_id(&*self.source)
+    }
+}
+
+impl Picture {
+    fn decode(&self) -> Result<Arc<Pixels>, String> {
+        let bytes = self.source.read_at(0..self.source.len()).map_err(|e| e.to_string())?;
+        let SlideInfo { channels, sample, .. } = self.info;
+        let size = self.info.size();
+        if self.kind == Kind::Jpeg {
+            let header = jpeg::read_header(&bytes)?;
+            let samples = jpeg::decode(None, &bytes, header, jpeg::Color::AsMarked)?;
+            return Ok(Arc::new(Pixels::from_u8(size, channels, samples)));
+        }
+        let decoder = decoder(self.kind, &bytes).map_err(|e| e.to_string())?;
+        let color = decoder.color_type();
+        let stored = usize::from(color.channel_count());
+        let mut raw = vec![0; size.area() as usize * stored * sample.bytes()];
+        decoder.read_image(&mut raw).map_err(|e| e.to_string())?;
+        let alpha = color.has_alpha();
+        Ok(Arc::new(match sample {
+            SampleType::U8 => {
+                let samples = if alpha { over_white(&raw, stored, Alpha::Straight) } else { raw };
+                Pixels::from_u8(size, channels, samples)
+            }
+            SampleType::U16 => {
+                // The decoders of `image` write samples in the byte order of the machine.
+                let samples: Vec<u16> = raw.chunks_exact(2).map(|b| u16::from_ne_bytes([b[0], b[1]])).collect();
+                let samples = if alpha { over_white(&samples, stored, Alpha::Straight) } else { samples };
+                Pixels::from_u16(size, channels, samples)
+            }
+        }))
+    }
+}
+
+fn check_limit(path: &Path, size: Size, channels: usize, sample: SampleType, limit: u64) -> Result<()> {
+    // One channel more than comes out: alpha must be decoded before it can be got rid of.
+    let bytes = size.area().saturating_mul(((channels + 1) * sample.bytes()) as u64);
+    if bytes > limit {
+        return Err(Error::limits(
+            path,
+            format!("{size} pixels in one piece take {bytes} bytes, the limit is {limit}"),
+        ));
+    }
+    Ok(())
+}
+
+/// Size, channels, sample type and bytes of the ICC profile.
+fn header(kind: Kind, source: &dyn ByteSource) -> Result<(Size, usize, SampleType, Option<usize>)> {
+    let corrupt = |e: String| Error::format(source.path(), format!("damaged {} picture: {e}", kind.name()));
+    let bytes = source.read_at(0..source.len())?;
+    if kind == Kind::Jpeg {
+        let header = jpeg::read_header(&bytes).map_err(corrupt)?;
+        if !matches!(header.components, 1 | 3) {
+            return Err(Error::unsupported(
+                source.path(),
+                format!("a JPEG picture of {} channels (CMYK, perhaps) cannot be read", header.components),
+            ));
+        }
+        let size = Size::new(header.width.into(), header.height.into());
+        if size.is_empty() {
+            return Err(corrupt(format!("it has {size} pixels")));
+        }
+        return Ok((size, header.components.into(), SampleType::U8, None));
+    }
+    let mut decoder = decoder(kind, &bytes).map_err(|e| corrupt(e.to_string()))?;
+    let (width, height) = decoder.dimensions();
+    let size = Size::new(width.into(), height.into());
+    let (channels, sample) = match decoder.color_type() {
+        ColorType::L8 | ColorType::La8 => (1, SampleType::U8),
+        ColorType::Rgb8 | ColorType::Rgba8 => (3, SampleType::U8),
+        ColorType::L16 | ColorType::La16 => (1, SampleType::U16),
+        ColorType::Rgb16 | ColorType::Rgba16 => (3, SampleType::U16),
+        other => {
+            return Err(Error::unsupported(source.path(), format!("samples of the kind {other:?} cannot be read")));
+        }
+    };
+    let icc = decoder.icc_profile().ok().flatten().map(|profile| profile.len());
+    Ok((size, channels, sample, icc))
+}
+
+fn decoder<'a>(kind: Kind, bytes: &'a [u8]) -> image::ImageResult<Box<dyn ImageDecoder + 'a>> {
+    let reader = Cursor::new(bytes);
+    Ok(match kind {
+        Kind::WebP => Box::new(WebPDecoder::new(reader)?),
+        Kind::Png | Kind::Jpeg => Box::new(PngDecoder::new(reader)?),
+    })
+}

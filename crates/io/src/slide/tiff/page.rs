@@ -1,0 +1,271 @@
+//! A directory as a picture: what its samples are, and how one tile or strip is decoded.
+
+use super::ifd::Ifd;
+use super::layout::Layout;
+use super::{Container, Tag};
+use crate::slide::alpha::{Alpha, Channel, over_white};
+use crate::slide::codec::{self, Compression, predictor};
+use crate::{Error, Pixels, Result, SampleType, Size, TileCoord};
+
+/// What the samples of a pixel mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Color {
+    /// One channel or more without a common colour; the first is brightness.
+    Grey,
+    /// One channel of brightness, stored upside down.
+    InvertedGrey,
+    /// Red, green, blue.
+    Rgb,
+    /// JPEG's luma and chroma; the decoder makes red, green, blue of them.
+    YCbCr,
+}
+
+/// A page whose samples can be decoded.
+#[derive(Debug, Clone)]
+pub(crate) struct Page {
+    /// Its tiles or strips.
+    pub(crate) layout: Layout,
+    /// What the samples mean.
+    pub(crate) color: Color,
+    /// How a sample is stored.
+    pub(crate) sample: SampleType,
+    compression: Compression,
+    predictor: bool,
+    stored_channels: usize,
+    alpha: Option<Alpha>,
+    jpeg_tables: Option<Vec<u8>>,
+}
+
+impl Page {
+    /// Reads how a page is stored.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] naming what cannot be read, [`Error::Format`] for a page that contradicts itself,
+    /// [`Error::Limits`] for one whose pieces are too large.
+    pub(crate) fn read(file: &Container, ifd: &Ifd) -> Result<Self> {
+        let unsupported =
+            |what: String| Error::unsupported(file.path(), format!("TIFF page at byte {}: {what}", ifd.offset()));
+        let value = |tag: Tag, default: u64| Ok::<_, Error>(ifd.unsigned(file, tag)?.unwrap_or(default));
+
+        let compression = Compression::from_code(value(Tag::COMPRESSION, 1)?).map_err(unsupported)?;
+        let samples = value(Tag::SAMPLES_PER_PIXEL, 1)?;
+        if !(1..=4).contains(&samples) {
+            return Err(unsupported(format!("{samples} samples per pixel cannot be read, 1 to 4 can")));
+        }
+        let stored_channels = samples as usize;
+        let sample = sample_type(file, ifd).and_then(|found| found.map_err(unsupported))?;
+        if compression == Compression::Jpeg && sample != SampleType::U8 {
+            return Err(unsupported("JPEG of 16 bits per sample cannot be read, 8 can".into()));
+        }
+        if samples > 1 && value(Tag::PLANAR_CONFIGURATION, 1)? != 1 {
+            return Err(unsupported("channels stored in planes of their own cannot be read yet".into()));
+        }
+        if value(Tag::FILL_ORDER, 1)? != 1 {
+            return Err(unsupported("bits stored from the other end (FillOrder 2) cannot be read".into()));
+        }
+        // 0 is no orientation at all; libtiff takes it for 1, and so do we.
+        let orientation = value(Tag::ORIENTATION, 1)?;
+        if orientation > 1 {
+            return Err(unsupported(format!(
+                "a turned or mirrored picture (Orientation {orientation}) cannot be read yet"
+            )));
+        }
+
+        let photometric = ifd.unsigned(file, Tag::PHOTOMETRIC_INTERPRETATION)?;
+        let (color, color_channels) = match photometric {
+            Some(0) => (Color::InvertedGrey, 1),
+            Some(1) => (Color::Grey, 1),
+            Some(2) => (Color::Rgb, 3),
+            Some(6) if compression == Compression::Jpeg => (Color::YCbCr, 3),
+            Some(code) => return Err(unsupported(photometric_refusal(code))),
+            None => {
+                return Err(Error::format(
+                    file.path(),
+                    format!("TIFF page at byte {}: has no PhotometricInterpretation", ifd.offset()),
+                ));
+            }
+        };
+        if stored_channels < color_channels {
+            return Err(Error::format(
+                file.path(),
+                format!("TIFF page at byte {}: {samples} samples per pixel cannot be colours", ifd.offset()),
+            ));
+        }
+        let extra = ifd.unsigned_values(file, Tag::EXTRA_SAMPLES)?.unwrap_or_default();
+        let alpha = alpha(&extra, stored_channels - color_channels).map_err(unsupported)?;
+        if color == Color::InvertedGrey && stored_channels > 1 {
+            return Err(unsupported("white-is-zero pixels of several samples cannot be read".into()));
+        }
+        if compression == Compression::Jpeg && stored_channels != color_channels {
+            return Err(unsupported(format!("JPEG of {samples} channels cannot be read, 1 and 3 can")));
+        }
+        let predictor = match value(Tag::PREDICTOR, 1)? {
+            1 => false,
+            _ if !compression.has_predictor() => false,
+            2 => true,
+            code => return Err(unsupported(format!("predictor {code} cannot be read, 1 and 2 can"))),
+        };
+
+        let layout = Layout::read(file, ifd)?;
+        let page = Self {
+            layout,
+            color,
+            sample,
+            compression,
+            predictor,
+            stored_channels,
+            alpha,
+            jpeg_tables: match compression {
+                Compression::Jpeg => ifd.bytes(file, Tag::JPEG_TABLES)?,
+                _ => None,
+            },
+        };
+        page.check_limits(file, page.layout.cell)?;
+        Ok(page)
+    }
+
+    /// Samples of a decoded pixel.
+    pub(crate) fn channels(&self) -> usize {
+        self.stored_channels - usize::from(self.alpha.is_some())
+    }
+
+    /// True if pixels were laid over white to get rid of an alpha channel.
+    pub(crate) fn has_alpha(&self) -> bool {
+        self.alpha.is_some()
+    }
+
+    /// The value of pixels that the file leaves out: white for colour pictures; 0 where nothing says that light shone
+    /// through the slide.
+    pub(crate) fn background(&self) -> Vec<u16> {
+        let value = match (self.color, self.sample) {
+            (Color::Grey | Color::InvertedGrey, _) if !self.has_alpha() => 0,
+            (_, SampleType::U8) => u16::from(u8::MAX),
+            (_, SampleType::U16) => u16::MAX,
+        };
+        vec![value; self.channels()]
+    }
+
+    /// Refuses to decode more than the limits allow in one piece.
+    pub(crate) fn check_limits(&self, file: &Container, size: Size) -> Result<()> {
+        let limit = file.limits().decoded_bytes;
+        let bytes = size.area().saturating_mul((self.stored_channels * self.sample.bytes()) as u64);
+        if bytes > limit {
+            return Err(Error::limits(
+                file.path(),
+                format!("{size} pixels to decode in one piece take {bytes} bytes, the limit is {limit}"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Decodes one tile or strip, or returns `None` if the file leaves it out.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if it cannot be decoded. It is for the caller to say which tile that was.
+    pub(crate) fn decode(&self, file: &Container, tile: TileCoord) -> Result<Option<Pixels>> {
+        let Some(data) = self.layout.bytes(file, tile)? else { return Ok(None) };
+        let size = self.layout.stored_size(tile);
+        let samples = self.decompress(&data, size).map_err(|what| Error::format(file.path(), what))?;
+        Ok(Some(match self.sample {
+            SampleType::U8 => Pixels::from_u8(size, self.channels(), self.interpret(samples, size)),
+            SampleType::U16 => {
+                let samples = file.order().samples(&samples);
+                Pixels::from_u16(size, self.channels(), self.interpret(samples, size))
+            }
+        }))
+    }
+
+    /// The bytes of the samples, as if the piece were not compressed.
+    fn decompress(&self, data: &[u8], size: Size) -> Result<Vec<u8>, String> {
+        // The product was checked against the limits when the page was read.
+        let bytes = size.area() as usize * self.stored_channels * self.sample.bytes();
+        if self.compression == Compression::Jpeg {
+            let side =
+                |pixels: u64| u16::try_from(pixels).map_err(|_| format!("JPEG: no side is {pixels} pixels long"));
+            let expected = codec::jpeg::Header {
+                width: side(size.width)?,
+                height: side(size.height)?,
+                components: self.stored_channels as u8,
+            };
+            let color = match self.color {
+                Color::Rgb => codec::jpeg::Color::Rgb,
+                Color::YCbCr => codec::jpeg::Color::YCbCr,
+                Color::Grey | Color::InvertedGrey => codec::jpeg::Color::Grey,
+            };
+            return codec::jpeg::decode(self.jpeg_tables.as_deref(), data, expected, color);
+        }
+        let mut samples = vec![0; bytes];
+        match self.compression {
+            Compression::None | Compression::Jpeg => codec::none::decode(data, &mut samples)?,
+            Compression::Lzw => codec::lzw::decode(data, &mut samples)?,
+            Compression::PackBits => codec::packbits::decode(data, &mut samples)?,
+            Compression::Deflate => codec::deflate::decode(data, &mut samples)?,
+        }
+        Ok(samples)
+    }
+
+    /// Undoes what was done to samples before they were compressed.
+    fn interpret<T: predictor::Wrapping + Channel>(&self, mut samples: Vec<T>, size: Size) -> Vec<T> {
+        if self.predictor {
+            predictor::undo(&mut samples, size.width as usize, self.stored_channels);
+        }
+        if self.color == Color::InvertedGrey {
+            for sample in &mut samples {
+                *sample = T::of(T::WHITE - (*sample).into());
+            }
+        }
+        match self.alpha {
+            Some(alpha) => over_white(&samples, self.stored_channels, alpha),
+            None => samples,
+        }
+    }
+}
+
+/// The type of all samples of a page, or a clause that says why it is none that can be read.
+fn sample_type(file: &Container, ifd: &Ifd) -> Result<Result<SampleType, String>> {
+    let bits = ifd.unsigned_values(file, Tag::BITS_PER_SAMPLE)?.unwrap_or_else(|| vec![1]);
+    let formats = ifd.unsigned_values(file, Tag::SAMPLE_FORMAT)?.unwrap_or_else(|| vec![1]);
+    if let Some(format) = formats.iter().find(|&&format| format != 1) {
+        let name = match format {
+            2 => "signed",
+            3 => "floating-point",
+            4 => "undefined",
+            _ => "complex or unknown",
+        };
+        return Ok(Err(format!("{name} samples cannot be read, unsigned ones of 8 or 16 bits can")));
+    }
+    Ok(match bits.first() {
+        Some(8) if bits.iter().all(|&b| b == 8) => Ok(SampleType::U8),
+        Some(16) if bits.iter().all(|&b| b == 16) => Ok(SampleType::U16),
+        Some(first) if bits.iter().all(|b| b == first) => {
+            Err(format!("{first} bits per sample cannot be read, 8 and 16 can"))
+        }
+        _ => Err("samples of different widths cannot be read".into()),
+    })
+}
+
+/// Why a photometric interpretation is refused.
+fn photometric_refusal(code: u64) -> String {
+    let name = match code {
+        3 => "a palette",
+        4 => "a transparency mask",
+        5 => "CMYK",
+        6 => "YCbCr outside of JPEG",
+        8..=10 => "CIE L*a*b*",
+        32803 | 34892 => "raw camera samples",
+        32844 | 32845 => "SGI LogLuv",
+        _ => "unknown",
+    };
+    format!("colours stored as {name} (PhotometricInterpretation {code}) cannot be read yet")
+}
+
+/// What the samples beyond the colours are. Those that the file does not explain stay channels of their own.
+fn alpha(extra: &[u64], count: usize) -> Result<Option<Alpha>, String> {
+    let extra = &extra[..extra.len().min(count)];
+    match extra {
+        _ if extra.iter().all(|&kind| kind == 0) => Ok(None),
+        [1] if count == 1 => Ok(Some(Alpha::Premultiplied)),
+        [2] if count == 1 => Ok(Some(Alpha::Straight)),
+        _ => Err(format!("extra samples of the kinds {extra:?} cannot be read")),
+    }
+}

@@ -1,0 +1,65 @@
+//! Files that appear whole, and that stay.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// Writes a file under a temporary name beside its place, then moves it there: whoever opens it finds all of it.
+/// It survives a crash of the program at once, and one of the machine after [`sync_file`] and [`sync_folder`].
+pub(super) fn put(path: &Path, bytes: &[u8]) -> Result<()> {
+    let partial = partial_name(path);
+    let written = (|| {
+        let mut file = File::create(&partial)?;
+        file.write_all(bytes)?;
+        fs::rename(&partial, path)
+    })();
+    written.map_err(|source| {
+        // The disk may be full: what is of no use must not keep it so. If it cannot be removed either, the next
+        // attempt at the same file overwrites it.
+        let _ = fs::remove_file(&partial);
+        Error::io(path, source)
+    })
+}
+
+/// The temporary name of a file: one writer per file makes it unique.
+fn partial_name(path: &Path) -> PathBuf {
+    let name = path.file_name().map(|n| n.to_string_lossy()).unwrap_or_default();
+    path.with_file_name(format!(".{name}{PARTIAL}"))
+}
+
+/// How temporary names end.
+pub(super) const PARTIAL: &str = ".partial";
+
+/// Returns once the contents of a file are on the disk.
+pub(super) fn sync_file(path: &Path) -> Result<()> {
+    let open = || fs::OpenOptions::new().write(true).open(path)?.sync_all();
+    open().map_err(|source| Error::io(path, source))
+}
+
+/// Returns once the names in a folder are on the disk: a new or renamed file is only safe after that.
+pub(super) fn sync_folder(path: &Path) -> Result<()> {
+    // Windows has no such call and orders its metadata by a journal.
+    if cfg!(unix) {
+        File::open(path).and_then(|folder| folder.sync_all()).map_err(|source| Error::io(path, source))?;
+    }
+    Ok(())
+}
+
+/// The bytes of a file that must not be larger than `limit`.
+pub(super) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let io = |source| Error::io(path, source);
+    // Asked before opening: opening a named pipe would wait for whoever writes to it.
+    let length = match fs::metadata(path).map_err(io)? {
+        m if m.is_file() => m.len(),
+        _ => return Err(Error::format(path, "this is not a regular file")),
+    };
+    let mut bytes = Vec::with_capacity(length.min(limit) as usize);
+    let file = File::open(path).map_err(io)?;
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::limits(path, format!("the file has more than the {limit} bytes that are allowed here")));
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,119 @@
+//! What lies at a path where a store is to go, and how a store of ours is removed.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::{folder, ngff};
+use crate::{Error, Result};
+
+/// The file that says "a store of ours, and not finished".
+///
+/// It is the first thing in a new store and the last to go, so that at every moment in between a crash leaves something that can be told
+/// from a stranger's folder. A file beside the data, rather than an entry in the metadata, because the root metadata must not exist before
+/// the data does; an empty one, because a finished store must hold nothing that differs between runs, and so nothing of it may stay.
+pub(super) const MARKER: &str = ".microtome-unfinished";
+/// The metadata of a Zarr node.
+pub(super) const METADATA: &str = "zarr.json";
+/// The most that we read of one metadata file. Real ones have a few kilobytes.
+pub(super) const METADATA_LIMIT: u64 = 16 << 20;
+
+/// What is at a path.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Found {
+    /// Nothing, or an empty folder.
+    Nothing,
+    /// A finished store of ours, with its root attribute `microtome`.
+    Complete(Map<String, Value>),
+    /// A store of ours whose writing did not come to its end.
+    Unfinished,
+    /// Something else.
+    Foreign,
+}
+
+/// Says what is at `path`.
+///
+/// # Errors
+/// [`Error::Io`] if that cannot be found out.
+pub fn inspect(path: impl AsRef<Path>) -> Result<Found> {
+    let path = path.as_ref();
+    let io = |source| Error::io(path, source);
+    match fs::metadata(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            // A symbolic link to nowhere is somebody's, too.
+            return Ok(if path.is_symlink() { Found::Foreign } else { Found::Nothing });
+        }
+        Err(e) => return Err(io(e)),
+        Ok(m) if !m.is_dir() => return Ok(Found::Foreign),
+        Ok(_) => {}
+    }
+    if fs::read_dir(path).map_err(io)?.next().is_none() {
+        return Ok(Found::Nothing);
+    }
+    let is_file = |name: &str| fs::symlink_metadata(path.join(name)).is_ok_and(|m| m.is_file());
+    if is_file(MARKER) {
+        return Ok(Found::Unfinished);
+    }
+    if !is_file(METADATA) {
+        return Ok(Found::Foreign);
+    }
+    // Whatever is wrong with a stranger's file is no error of this question.
+    let document = match folder::read_small(&path.join(METADATA), METADATA_LIMIT) {
+        Ok(bytes) => serde_json::from_slice::<Value>(&bytes).unwrap_or(Value::Null),
+        Err(Error::Io { path, source }) => return Err(Error::Io { path, source }),
+        Err(_) => Value::Null,
+    };
+    let attributes = &document["attributes"];
+    Ok(match (&attributes["ome"]["multiscales"], &attributes[ngff::OURS]) {
+        (Value::Array(_), Value::Object(ours)) => Found::Complete(ours.clone()),
+        _ => Found::Foreign,
+    })
+}
+
+/// Removes a store of ours, finished or not; nothing at all is fine, too.
+///
+/// Anything that we did not put there makes it refuse before it removes anything. If it is interrupted, what is left is an unfinished store.
+///
+/// # Errors
+/// [`Error::Usage`] if [`inspect`] says [`Found::Foreign`], if `path` is a symbolic link, or if the store holds
+/// something foreign; [`Error::Io`] if something cannot be removed.
+pub fn remove(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    let io = |source| Error::io(path, source);
+    match inspect(path)? {
+        Found::Nothing => return Ok(()),
+        Found::Foreign => return Err(Error::usage(path, "this is no store of microtome's, so it is not removed")),
+        Found::Complete(_) | Found::Unfinished => {}
+    }
+    if path.is_symlink() {
+        return Err(Error::usage(path, "this is a symbolic link, and what it points to is not removed"));
+    }
+    let mut rest = Vec::new();
+    for entry in fs::read_dir(path).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        let (name, kind) = (entry.file_name(), entry.file_type().map_err(io)?);
+        let name = name.to_string_lossy();
+        let level = kind.is_dir() && name.bytes().all(|b| b.is_ascii_digit());
+        let partial = kind.is_file() && name.starts_with('.') && name.ends_with(folder::PARTIAL);
+        match &*name {
+            MARKER => {}
+            METADATA if kind.is_file() => rest.insert(0, entry.path()),
+            _ if level || partial => rest.push(entry.path()),
+            _ => {
+                let message = format!("the store holds {name:?}, which microtome did not write, so it is not removed");
+                return Err(Error::usage(path, message));
+            }
+        }
+    }
+    // From here on it is unfinished; the root metadata, which makes it a store to others, goes first.
+    let marker = path.join(MARKER);
+    fs::write(&marker, []).map_err(io)?;
+    for entry in rest {
+        let removed = if entry.is_dir() { fs::remove_dir_all(&entry) } else { fs::remove_file(&entry) };
+        removed.map_err(|source| Error::io(&entry, source))?;
+    }
+    fs::remove_file(&marker).and_then(|()| fs::remove_dir(path)).map_err(io)
+}

@@ -1,0 +1,91 @@
+//! A mask that stays in memory: for tests, and for programs that want the labels and no store.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::ledger::Ledger;
+use super::sink::is_background;
+use super::{LabelImage, MaskSink};
+use crate::{Error, Level, Pixels, Result, TileCoord};
+
+/// A [`MaskSink`] that keeps what it is given. Memory: every shard that is not all background.
+#[derive(Debug)]
+pub struct MemoryMask {
+    image: LabelImage,
+    ledger: Ledger,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    shards: BTreeMap<(Level, TileCoord), Pixels>,
+    finished: bool,
+}
+
+impl MemoryMask {
+    /// An image of which nothing is written yet.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if the description cannot be honoured ([`LabelImage::validate`]).
+    pub fn new(image: LabelImage) -> Result<Self> {
+        let ledger = Ledger::new(Path::new(&image.name), &image)?;
+        Ok(Self { image, ledger, kept: Mutex::default() })
+    }
+
+    /// The labels of a whole level, which must fit in memory once more.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] before [`finish`](MaskSink::finish), and for a level that does not exist.
+    pub fn level(&self, level: Level) -> Result<Pixels> {
+        let name = Path::new(&self.image.name);
+        let Some(size) = self.image.levels.get(level.0).map(|l| l.size) else {
+            return Err(Error::usage(name, format!("there is no level {level}")));
+        };
+        let kept = self.kept();
+        if !kept.finished {
+            return Err(Error::usage(name, "the image is not finished"));
+        }
+        let mut whole = Pixels::filled(size, self.image.sample, &[0]);
+        for (&(of, shard), labels) in &kept.shards {
+            if of == level
+                && let Some(rect) = self.image.shard_rect(level, shard)
+            {
+                whole.blit(size.rect(), labels, rect);
+            }
+        }
+        Ok(whole)
+    }
+
+    /// How many shards of `level` hold anything but background.
+    #[must_use]
+    pub fn stored_shards(&self, level: Level) -> usize {
+        self.kept().shards.keys().filter(|(of, _)| *of == level).count()
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        // Insertions only, nothing half done when a panic elsewhere poisons the lock.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl MaskSink for MemoryMask {
+    fn image(&self) -> &LabelImage {
+        &self.image
+    }
+
+    fn write_shard(&self, level: Level, shard: TileCoord, labels: &Pixels) -> Result<()> {
+        let permit = self.ledger.admit(&self.image, level, shard, labels)?;
+        if !is_background(labels) {
+            self.kept().shards.insert((level, shard), labels.clone());
+        }
+        permit.keep();
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.ledger.close()?;
+        self.kept().finished = true;
+        Ok(())
+    }
+}

@@ -1,0 +1,91 @@
+//! OME-NGFF 0.5 metadata as we write it.
+//!
+//! The documents are spelled out here and not made with `ome_zarr_metadata` 0.3.1, for two reasons: its scales and
+//! translations are `f32`, which moves the last pixels of a wide slide by more than a nanometre's rounding, and its `image-label` knows no
+//! `version`, which the specification says should be there.
+
+use serde_json::{Map, Value, json};
+
+use super::LabelImage;
+use crate::Microns;
+
+/// The version of the specification: <https://ngff.openmicroscopy.org/0.5/>.
+pub(super) const VERSION: &str = "0.5";
+/// The root attribute that is ours.
+pub(super) const OURS: &str = "microtome";
+
+/// The root `zarr.json` of a stand-alone label image whose levels are the arrays `0`, `1`, ...
+pub(super) fn root(image: &LabelImage) -> Value {
+    json!({
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": {
+            "ome": {
+                "version": VERSION,
+                "multiscales": [multiscale(image)],
+                "image-label": image_label(image),
+            },
+            OURS: image.attributes,
+        },
+    })
+}
+
+fn multiscale(image: &LabelImage) -> Value {
+    let axis = |name: &str| {
+        if image.levels[0].mpp.is_some() {
+            json!({ "name": name, "type": "space", "unit": "micrometer" })
+        } else {
+            json!({ "name": name, "type": "space" })
+        }
+    };
+    let datasets: Vec<Value> = image
+        .levels
+        .iter()
+        .enumerate()
+        .map(|(n, level)| {
+            // Without a resolution the physical unit is the level-0 pixel.
+            let scale = level.mpp.unwrap_or_else(|| Microns::square(2f64.powi(n as i32)));
+            json!({
+                "path": n.to_string(),
+                "coordinateTransformations": [
+                    { "type": "scale", "scale": [scale.y, scale.x] },
+                    { "type": "translation", "translation": [level.translation.y, level.translation.x] },
+                ],
+            })
+        })
+        .collect();
+    json!({
+        "name": image.name,
+        "axes": [axis("y"), axis("x")],
+        "datasets": datasets,
+        "type": image.method,
+        "metadata": image.metadata,
+    })
+}
+
+/// Colours and names of the labels. Background is always listed and transparent: the strict schema wants at least one colour, and a
+/// viewer then shows the slide where there is nothing.
+fn image_label(image: &LabelImage) -> Value {
+    let mut colors = Vec::new();
+    let mut properties = Vec::new();
+    let mut list = |value: u16, [r, g, b]: [u8; 3], name: &str, code: Option<&String>| {
+        colors.push(json!({ "label-value": value, "rgba": [r, g, b, if value == 0 { 0 } else { 255 }] }));
+        let mut property = Map::new();
+        property.insert("label-value".into(), value.into());
+        property.insert("class".into(), name.into());
+        property.extend(code.map(|code| ("code".to_owned(), Value::from(code.as_str()))));
+        properties.push(Value::Object(property));
+    };
+    if image.classes.iter().all(|class| class.value != 0) {
+        list(0, [0, 0, 0], "background", None);
+    }
+    for class in &image.classes {
+        list(class.value, class.color, &class.name, class.code.as_ref());
+    }
+    json!({ "version": VERSION, "colors": colors, "properties": properties })
+}
+
+/// A document as it goes to disk: indented, its keys in the order in which they were put.
+pub(super) fn to_bytes(document: &Value) -> Vec<u8> {
+    format!("{document:#}\n").into_bytes()
+}

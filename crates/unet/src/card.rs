@@ -1,0 +1,134 @@
+//! What a model says about itself.
+
+use microtome_io::{Class, Size};
+use serde::{Deserialize, Serialize};
+
+use crate::Normalization;
+
+/// What a caller needs to know about a model to run it over a slide, and a reader to judge it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Card {
+    /// The model's name: the package's, or nnU-Net's data set.
+    pub name: String,
+    /// The network in one line.
+    pub architecture: String,
+    /// Pixels of one network input. A network with instance normalisation must never see another size.
+    pub tile: Size,
+    /// Names of the input channels, in order.
+    pub channels: Vec<String>,
+    /// What the values of the mask mean, ascending by value; 0, background, is always the first.
+    pub classes: Vec<Class>,
+    /// How logits become values of the mask.
+    pub output: Output,
+    /// Along which axes the network was trained to be mirrored.
+    pub mirror_axes: MirrorAxes,
+    /// How each input channel is normalised.
+    pub normalization: Vec<Normalization>,
+    /// Micrometres per pixel that the network was trained at, or `None` where the model does not say (nnU-Net never does).
+    pub mpp: Option<f64>,
+    /// Distance between tile origins as a fraction of the tile.
+    pub step: f64,
+    /// How overlapping tiles are weighted.
+    pub window: Window,
+    /// Names of the folds, whose logits are averaged.
+    pub folds: Vec<String>,
+    /// Parameters of one fold that are used at inference.
+    pub parameters: u64,
+    /// Of the used weights and of every setting that changes the logits of a tile or their meaning
+    /// (architecture, normalisation, tile, mirroring axes, mask values), in lower-case hexadecimal.
+    ///
+    /// It is the same for an nnU-Net folder and for the package made from it; names, colours, resolution, step and window are not part of it.
+    pub sha256: String,
+    /// The licence of the weights.
+    pub licence: Option<String>,
+    /// Who trained the model, with what, on what.
+    pub provenance: Option<String>,
+    /// What the model is for, and what it is not for.
+    pub intended_use: Option<String>,
+    /// Who computed the test vector that travels with the model, if one does.
+    pub test_vector: Option<String>,
+}
+
+impl Card {
+    /// Number of logit planes that the network gives per tile.
+    #[must_use]
+    pub fn heads(&self) -> usize {
+        match &self.output {
+            Output::Labels => self.classes.len(),
+            Output::Regions { class_order } => class_order.len(),
+        }
+    }
+}
+
+/// How the logits of a pixel become its value in the mask.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "kind")]
+pub enum Output {
+    /// One logit per class: the value is the index of the largest, the first of several equal ones.
+    Labels,
+    /// One logit per region, regions may overlap: in order, each region whose logit is positive (probability above one half)
+    /// sets the value, so that later ones overwrite earlier ones; 0 where none is.
+    Regions {
+        /// The value that each region sets, one per logit.
+        class_order: Vec<u16>,
+    },
+}
+
+/// The axes of test-time mirroring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MirrorAxes {
+    /// Spatial axis 0 of nnU-Net, y: rows in reverse order (upside down).
+    pub vertical: bool,
+    /// Spatial axis 1 of nnU-Net, x: columns in reverse order (left to right).
+    pub horizontal: bool,
+}
+
+impl MirrorAxes {
+    /// No mirroring.
+    pub const NONE: Self = Self { vertical: false, horizontal: false };
+    /// Both axes, as nnU-Net trains 2D networks by default.
+    pub const BOTH: Self = Self { vertical: true, horizontal: true };
+
+    /// The passes in nnU-Net's order: as it is, then the single axes ascending, then both.
+    #[must_use]
+    pub fn passes(self) -> Vec<Self> {
+        let mut passes = vec![Self::NONE];
+        if self.vertical {
+            passes.push(Self { vertical: true, horizontal: false });
+        }
+        if self.horizontal {
+            passes.push(Self { vertical: false, horizontal: true });
+        }
+        if self == Self::BOTH {
+            passes.push(Self::BOTH);
+        }
+        passes
+    }
+}
+
+/// The weights with which overlapping tiles are blended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Window {
+    /// nnU-Net's: a Gaussian of one eighth of the tile along each axis, centred on pixel `n / 2`, its smallest value positive.
+    Gaussian,
+    /// Every pixel counts the same.
+    Constant,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_come_in_nnunets_order() {
+        let axis = |vertical, horizontal| MirrorAxes { vertical, horizontal };
+        assert_eq!(MirrorAxes::NONE.passes(), [MirrorAxes::NONE]);
+        assert_eq!(axis(false, true).passes(), [MirrorAxes::NONE, axis(false, true)]);
+        assert_eq!(
+            MirrorAxes::BOTH.passes(),
+            [MirrorAxes::NONE, axis(true, false), axis(false, true), MirrorAxes::BOTH]
+        );
+    }
+}

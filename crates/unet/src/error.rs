@@ -1,0 +1,97 @@
+//! What can go wrong between a model on disk and its logits.
+
+use std::path::{Path, PathBuf};
+
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of this crate. Those about files carry the file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file is wrong: truncated, inconsistent or corrupt.
+    #[error("{}: {message}", path.display())]
+    Format {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it, as a clause.
+        message: String,
+    },
+    /// The file may be fine, but this crate cannot honour what it asks for.
+    #[error("{}: {message}", path.display())]
+    Unsupported {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is not supported, by name, and what would be.
+        message: String,
+    },
+    /// The file is larger, or claims more, than a model of this kind ever needs.
+    #[error("{}: {message}", path.display())]
+    Limits {
+        /// The file.
+        path: PathBuf,
+        /// Which limit, with both figures.
+        message: String,
+    },
+    /// The operating system failed us.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The caller asked for something that cannot be, such as a tile of the wrong size.
+    #[error("{message}")]
+    Usage {
+        /// What was asked for, and what there is.
+        message: String,
+    },
+    /// The device that was asked for is not there, or cannot do what was asked.
+    #[error("{message}")]
+    Device {
+        /// Which device, and why.
+        message: String,
+    },
+    /// The arithmetic failed: out of device memory, or a fault of ours.
+    #[error("the network failed: {message}")]
+    Inference {
+        /// The first line of what candle says.
+        message: String,
+    },
+    /// The network returned an infinity or a NaN.
+    #[error("tile {index} of the batch: the network returned a value that is not finite")]
+    NotFinite {
+        /// Which tile of the slice that was passed in; the caller knows where it lies.
+        index: usize,
+    },
+}
+
+impl Error {
+    pub(crate) fn format(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Self::Format { path: path.as_ref().into(), message: message.into() }
+    }
+
+    pub(crate) fn unsupported(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Self::Unsupported { path: path.as_ref().into(), message: message.into() }
+    }
+
+    pub(crate) fn limits(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Self::Limits { path: path.as_ref().into(), message: message.into() }
+    }
+
+    pub(crate) fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().into(), source }
+    }
+
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::Usage { message: message.into() }
+    }
+}
+
+/// candle's errors print a backtrace after their first line; users get the line.
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Inference { message: error.to_string().lines().next().unwrap_or("no message").to_owned() }
+    }
+}

@@ -1,0 +1,106 @@
+//! The boundary between a network and everything that feeds it.
+
+use microtome_io::{Pixels, Rect, Size};
+
+use crate::{Card, Normalizer, Result};
+
+/// Something that turns the pixels of tiles into logits.
+///
+/// The logits of a tile depend on its pixels, the normaliser, the model and the execution settings, and on nothing else:
+/// not on the other tiles of the batch, not on the number of threads.
+pub trait Predictor: Send + Sync + std::fmt::Debug {
+    /// What the model says about itself.
+    fn card(&self) -> &Card;
+
+    /// The logits of each tile, in the order of `tiles`: the mean over mirrorings and folds.
+    ///
+    /// # Errors
+    /// If a tile has not the card's channels or sticks out of the card's tile, if the device fails, or if a logit is not finite.
+    fn predict(&self, tiles: &[Tile<'_>], normalizer: &Normalizer) -> Result<Vec<Logits>>;
+
+    /// What a batch of so many tiles needs.
+    fn memory(&self, batch: usize) -> MemoryEstimate;
+}
+
+/// The pixels of one network input.
+#[derive(Debug, Clone, Copy)]
+pub struct Tile<'a> {
+    /// The pixels, with the card's channels.
+    pub pixels: &'a Pixels,
+    /// Where they lie inside the network's tile: all of it, but for images smaller than a tile.
+    /// The rest of the tile is 0 after normalisation, as nnU-Net pads.
+    pub at: Rect,
+}
+
+impl<'a> Tile<'a> {
+    /// A tile that is full of pixels.
+    #[must_use]
+    pub fn full(pixels: &'a Pixels) -> Self {
+        Self { pixels, at: pixels.size().rect() }
+    }
+}
+
+/// The network's output for one tile, before any activation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logits {
+    /// Number of planes.
+    pub heads: usize,
+    /// Size of each plane: the network's tile.
+    pub size: Size,
+    /// `heads` × `size.height` × `size.width` values: plane by plane, row by row.
+    pub values: Vec<f32>,
+}
+
+/// Bytes that inference takes, on the device that it runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryEstimate {
+    /// Resident for as long as the predictor lives: the weights of all folds.
+    pub weights: u64,
+    /// At most in use during one call: inputs, activations, scratch and the logits that are returned.
+    pub activations: u64,
+}
+
+/// How a model is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Execution {
+    /// Where.
+    pub device: Device,
+    /// With or without test-time mirroring.
+    pub mirroring: Mirroring,
+    /// With how many bits.
+    pub precision: Precision,
+}
+
+/// Where a network runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Device {
+    /// The first CUDA device if this build has the `cuda` feature and a device answers, otherwise the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The CUDA device with this index.
+    Cuda(usize),
+}
+
+/// Whether the network also sees mirrored tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mirroring {
+    /// Along all axes that the network was trained to be mirrored along; the logits are averaged.
+    #[default]
+    AsTrained,
+    /// Not at all: up to four times faster.
+    Off,
+}
+
+/// The type of weights and activations. Normalisation statistics and the sums over passes are f32 in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// 32-bit floating point.
+    #[default]
+    F32,
+    /// bfloat16, on CUDA devices.
+    Bf16,
+    /// 16-bit floating point, on CUDA devices.
+    F16,
+}

@@ -1,0 +1,33 @@
+//! `cargo xtask cuda`: the CUDA backend on machines without CUDA.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::shell;
+use crate::workspace::Workspace;
+
+/// Type-checks and lints the code behind the features `cuda` and `cudnn`. A script stands in for nvcc.
+pub(crate) fn lint(workspace: &Workspace) -> Result<()> {
+    shell::run(
+        workspace
+            .cargo()
+            .env("NVCC", workspace.root.join("xtask/cuda/nvcc-check"))
+            .env("CUDA_COMPUTE_CAP", "90")
+            .env("CUDARC_CUDA_VERSION", "13000")
+            .args(["clippy", "--locked", "-p", "microtome-unet", "--all-targets", "--features", "cudnn"])
+            // A folder of its own: candle's kernels, compiled here to nothing, must never be linked into a real build.
+            .arg("--target-dir")
+            .arg(workspace.target.join("cuda-lint"))
+            .args(["--", "-D", "warnings"]),
+    )
+}
+
+/// Builds `microtome` with CUDA and cuDNN, from a toolkit that comes as Python wheels. Minutes, and 2 GB of disk.
+pub(crate) fn build(workspace: &Workspace) -> Result<()> {
+    shell::run(
+        Command::new(workspace.root.join("xtask/cuda/build.sh"))
+            .current_dir(&workspace.root)
+            .env("CARGO_TARGET_DIR", &workspace.target),
+    )
+}

@@ -1,0 +1,57 @@
+//! Running other programs: each is shown as one would type it, and its failure is an error.
+
+use std::ffi::OsStr;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+
+/// The cargo that runs us.
+pub(crate) fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// Shows the command, runs it to its end and says how long it took.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let shown = show(command);
+    eprintln!("$ {shown}");
+    let start = Instant::now();
+    let status = command.status().with_context(|| format!("cannot start `{shown}`"))?;
+    ensure!(status.success(), "`{shown}` failed ({status})");
+    eprintln!("  {:.1} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Runs the command silently and returns what it wrote to stdout; its stderr is shown only if it fails.
+pub(crate) fn read(command: &mut Command) -> Result<String> {
+    let shown = show(command);
+    let output = command.output().with_context(|| format!("cannot start `{shown}`"))?;
+    ensure!(output.status.success(), "`{shown}` failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// As [`read`], but shows the command and says how long it took.
+pub(crate) fn show_and_read(command: &mut Command) -> Result<String> {
+    eprintln!("$ {}", show(command));
+    let start = Instant::now();
+    let text = read(command)?;
+    eprintln!("  {:.1} s", start.elapsed().as_secs_f64());
+    Ok(text)
+}
+
+/// True if the command starts and succeeds; what it prints is dropped.
+pub(crate) fn succeeds(command: &mut Command) -> bool {
+    command.output().is_ok_and(|output| output.status.success())
+}
+
+fn show(command: &Command) -> String {
+    let variables = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    let variables = variables.map(|(name, value)| format!("{}={}", name.display(), quote(value)));
+    let words = std::iter::once(command.get_program()).chain(command.get_args()).map(quote);
+    variables.chain(words).collect::<Vec<_>>().join(" ")
+}
+
+fn quote(word: &OsStr) -> String {
+    let word = word.to_string_lossy();
+    if word.contains([' ', '\'', '"', '$']) { format!("{word:?}") } else { word.into_owned() }
+}
