@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{Class, Error, Level, Microns, Rect, Result, SampleType, Size, TileCoord};
+use crate::{Class, Error, Level, Microns, Pixels, Rect, Result, SampleType, Size, TileCoord};
 
 /// Where the centre of a level's first pixel lies, seen from the centre of the slide's first pixel: in micrometres,
 /// or in level-0 pixels where the resolution is not known.
@@ -173,6 +173,17 @@ impl LabelImage {
             return None;
         }
         shard.rect(self.shard).intersect(self.levels[level.0].size.rect())
+    }
+
+    /// A shard of nothing but background.
+    ///
+    /// # Errors
+    /// [`Error::Usage`], naming `path`, if there is no such shard.
+    pub(super) fn background(&self, path: &Path, level: Level, shard: TileCoord) -> Result<Pixels> {
+        let rect = self
+            .shard_rect(level, shard)
+            .ok_or_else(|| Error::usage(path, format!("level {level}, shard {shard}: there is no such shard")))?;
+        Ok(Pixels::filled(rect.size(), self.sample, &[0]))
     }
 }
 

@@ -30,6 +30,8 @@ pub enum Found {
     Complete(Map<String, Value>),
     /// A store of ours whose writing did not come to its end.
     Unfinished,
+    /// A store of ours that a process is writing right now.
+    InUse,
     /// Something else.
     Foreign,
 }
@@ -55,7 +57,9 @@ pub fn inspect(path: impl AsRef<Path>) -> Result<Found> {
     }
     let is_file = |name: &str| fs::symlink_metadata(path.join(name)).is_ok_and(|m| m.is_file());
     if is_file(MARKER) {
-        return Ok(Found::Unfinished);
+        // Whoever writes holds a lock on the marker, which the system lets go of however the process ends.
+        let locked = fs::File::open(path.join(MARKER)).map_err(io)?.try_lock();
+        return Ok(if matches!(locked, Err(fs::TryLockError::WouldBlock)) { Found::InUse } else { Found::Unfinished });
     }
     if !is_file(METADATA) {
         return Ok(Found::Foreign);
@@ -86,6 +90,7 @@ pub fn remove(path: impl AsRef<Path>) -> Result<()> {
     match inspect(path)? {
         Found::Nothing => return Ok(()),
         Found::Foreign => return Err(Error::usage(path, "this is no store of microtome's, so it is not removed")),
+        Found::InUse => return Err(Error::usage(path, "another process is writing there, so it is not removed")),
         Found::Complete(_) | Found::Unfinished => {}
     }
     if path.is_symlink() {

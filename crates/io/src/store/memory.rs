@@ -83,6 +83,11 @@ impl MaskSink for MemoryMask {
         Ok(())
     }
 
+    fn read_shard(&self, level: Level, shard: TileCoord) -> Result<Pixels> {
+        let background = self.image.background(Path::new(&self.image.name), level, shard)?;
+        Ok(self.kept().shards.get(&(level, shard)).cloned().unwrap_or(background))
+    }
+
     fn finish(&self) -> Result<()> {
         self.ledger.close()?;
         self.kept().finished = true;

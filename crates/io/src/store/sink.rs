@@ -25,6 +25,13 @@ pub trait MaskSink: Send + Sync + std::fmt::Debug {
     /// which it may be tried again.
     fn write_shard(&self, level: Level, shard: TileCoord, labels: &Pixels) -> Result<()>;
 
+    /// Gives a shard back that this sink has written, or background if it has not.
+    ///
+    /// # Errors
+    /// [`Error::Usage`](crate::Error::Usage) for a shard that does not exist, [`Error::Io`](crate::Error::Io) or
+    /// [`Error::Format`](crate::Error::Format) if it cannot be read again.
+    fn read_shard(&self, level: Level, shard: TileCoord) -> Result<Pixels>;
+
     /// Makes what was written durable, then visible. To be called once, after the last `write_shard` has returned.
     ///
     /// # Errors

@@ -39,6 +39,8 @@ pub struct ZarrMask {
     ledger: Ledger,
     encoder: Encoder,
     unsynced: Mutex<Unsynced>,
+    /// The marker, locked for as long as this process writes here: [`inspect`] tells others so.
+    _marker: fs::File,
     /// Held while files are brought to the disk, so that whoever asks for that second does not return first.
     sync_turn: Mutex<()>,
 }
@@ -66,6 +68,7 @@ impl ZarrMask {
             Found::Nothing => {}
             Found::Complete(_) => return Err(Error::usage(path, "a finished store is there already")),
             Found::Unfinished => return Err(Error::usage(path, "an unfinished store is there already")),
+            Found::InUse => return Err(Error::usage(path, "another process is writing a store there")),
             Found::Foreign => {
                 return Err(Error::usage(path, "something that is no store of microtome's is there already"));
             }
@@ -76,15 +79,20 @@ impl ZarrMask {
             Err(e) => return Err(Error::io(path, e)),
         };
         // Of several that start at once, the one that makes this file has the store.
-        if let Err(e) = fs::File::create_new(path.join(MARKER)) {
-            if e.kind() == ErrorKind::AlreadyExists {
+        let marker = match fs::File::create_new(path.join(MARKER)) {
+            Ok(marker) => marker,
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {
                 return Err(Error::usage(path, "an unfinished store is there already"));
             }
-            if fresh {
-                let _ = fs::remove_dir(path);
+            Err(e) => {
+                if fresh {
+                    let _ = fs::remove_dir(path);
+                }
+                return Err(Error::io(path, e));
             }
-            return Err(Error::io(path, e));
-        }
+        };
+        // Where the file system knows no locks, two processes still cannot both make the marker.
+        let _ = marker.try_lock();
         let begin = || {
             for (n, level) in image.levels.iter().enumerate() {
                 let folder = path.join(n.to_string());
@@ -105,7 +113,15 @@ impl ZarrMask {
             let _ = found::remove(path);
             return Err(error);
         }
-        Ok(Self { path: path.into(), image, ledger, encoder, unsynced: Mutex::default(), sync_turn: Mutex::default() })
+        Ok(Self {
+            path: path.into(),
+            image,
+            ledger,
+            encoder,
+            unsynced: Mutex::default(),
+            _marker: marker,
+            sync_turn: Mutex::default(),
+        })
     }
 
     /// The folder of the store.
@@ -140,6 +156,10 @@ impl ZarrMask {
         bring().inspect_err(|_| self.unsynced().failed = true)
     }
 
+    fn shard_file(&self, level: Level, shard: TileCoord) -> PathBuf {
+        self.path.join(format!("{level}/c/{}/{}", shard.row, shard.column))
+    }
+
     fn unsynced(&self) -> MutexGuard<'_, Unsynced> {
         // Plain values, complete after each statement: a panic elsewhere cannot have left them torn.
         self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
@@ -154,10 +174,11 @@ impl MaskSink for ZarrMask {
     fn write_shard(&self, level: Level, shard: TileCoord, labels: &Pixels) -> Result<()> {
         let permit = self.ledger.admit(&self.image, level, shard, labels)?;
         if !is_background(labels) {
-            let folder = self.path.join(level.to_string()).join("c").join(shard.row.to_string());
-            let file = folder.join(shard.column.to_string());
+            let file = self.shard_file(level, shard);
             let encoded = self.encoder.encode(&file, labels)?;
-            fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+            if let Some(folder) = file.parent() {
+                fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+            }
             folder::put(&file, &encoded)?;
             let full = {
                 let mut unsynced = self.unsynced();
@@ -172,6 +193,17 @@ impl MaskSink for ZarrMask {
         }
         permit.keep();
         Ok(())
+    }
+
+    fn read_shard(&self, level: Level, shard: TileCoord) -> Result<Pixels> {
+        let mut labels = self.image.background(&self.path, level, shard)?;
+        let file = self.shard_file(level, shard);
+        match fs::read(&file) {
+            Ok(encoded) => self.encoder.decode(&file, encoded, &mut labels)?,
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io(&file, e)),
+        }
+        Ok(labels)
     }
 
     fn finish(&self) -> Result<()> {
@@ -247,6 +279,33 @@ impl Encoder {
         let encoded =
             self.codec.encode(ArrayBytes::new_flen(bytes), &self.shard, &self.data_type, &self.fill, &options);
         encoded.map(Cow::into_owned).map_err(|e| Error::io(file, std::io::Error::other(e.to_string())))
+    }
+
+    /// The top left part of a shard that [`encode`](Self::encode) made, as much as `labels` holds.
+    fn decode(&self, file: &Path, encoded: Vec<u8>, labels: &mut Pixels) -> Result<()> {
+        let options = CodecOptions::default().with_concurrent_target(1);
+        let bytes = self
+            .codec
+            .decode(Cow::Owned(encoded), &self.shard, &self.data_type, &self.fill, &options)
+            .and_then(|array| Ok(array.into_fixed()?.into_owned()))
+            .map_err(|e| Error::format(file, format!("the shard cannot be read again: {e}")))?;
+        let size = labels.size();
+        let stride = self.shard[1].get() as usize * labels.sample_type().bytes();
+        match labels.samples_mut() {
+            Samples::U8(v) => {
+                for (to, from) in v.chunks_exact_mut(size.width as usize).zip(bytes.chunks_exact(stride)) {
+                    to.copy_from_slice(&from[..to.len()]);
+                }
+            }
+            Samples::U16(v) => {
+                for (to, from) in v.chunks_exact_mut(size.width as usize).zip(bytes.chunks_exact(stride)) {
+                    for (to, from) in to.iter_mut().zip(from.chunks_exact(2)) {
+                        *to = u16::from_ne_bytes([from[0], from[1]]);
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 }
 
