@@ -12,16 +12,16 @@
 //! A tiny picture stands for the slide, and a network that finds dark pixels for the model.
 //!
 //! ```
-//! use microtome::io::store::OmeZarr;
+//! use microtome::io::{Size, store::OmeZarr};
 //! use microtome::{Existing, Outcome, Segmenter, Settings, Silent, TargetResolution};
 //! use microtome_testkit::{FunctionModel, SyntheticSlide};
 //!
 //! let folder = tempfile::tempdir()?;
-//! let slide = SyntheticSlide::builder(3000, 2000).mpp(0.5).build();
-//! let model = FunctionModel::dark_on_bright();
+//! let slide = SyntheticSlide::new(Size::new(3000, 2000), 1);
+//! let model = FunctionModel::new(Size::new(256, 256), &[60.5]);
 //!
 //! let mut settings = Settings::default();
-//! settings.model_mpp = Some(TargetResolution::Mpp(0.5));
+//! settings.model_mpp = Some(TargetResolution::Native);
 //! let segmenter = Segmenter::new(&model, settings)?;
 //! let output = folder.path().join("mask.ome.zarr");
 //! let Outcome::Done(summary) = segmenter.segment(&slide, &output, Existing::Keep, &Silent)? else { unreachable!() };

@@ -15,7 +15,8 @@ pub fn cmu_small_region() -> Option<PathBuf> {
 /// A file of openslide-rs' own `tests/assets`, or `None` (and a line on stderr) if cargo does not know where they are.
 pub fn openslide_asset(name: &str) -> Option<PathBuf> {
     static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let path = FOLDER.get_or_init(openslide_assets).as_ref().map(|folder| folder.join(name)).filter(|path| path.exists());
+    let path =
+        FOLDER.get_or_init(openslide_assets).as_ref().map(|folder| folder.join(name)).filter(|path| path.exists());
     if path.is_none() {
         eprintln!("SKIPPED: {name} of openslide-rs is not in cargo's registry; `cargo fetch` brings it");
     }

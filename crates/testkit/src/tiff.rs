@@ -119,10 +119,7 @@ enum Values {
 
 impl TiffSlide {
     /// A slide of 8-bit RGB pixels in uncompressed tiles of 64 x 64.
-    pub fn rgb(
-        levels: &[(u32, u32)],
-        pixel: impl Fn(usize, u64, u64, usize) -> u16 + Send + Sync + 'static,
-    ) -> Self {
+    pub fn rgb(levels: &[(u32, u32)], pixel: impl Fn(usize, u64, u64, usize) -> u16 + Send + Sync + 'static) -> Self {
         Self {
             levels: levels.to_vec(),
             pixel: Box::new(pixel),
@@ -348,11 +345,7 @@ impl TiffSlide {
     }
 
     /// Writes a directory and the values that do not fit into it; returns its offset, and that of its link to the next one.
-    fn write_directory(
-        &self,
-        out: &mut (impl Write + Seek),
-        mut fields: Vec<(u16, Values)>,
-    ) -> Result<(u64, u64)> {
+    fn write_directory(&self, out: &mut (impl Write + Seek), mut fields: Vec<(u16, Values)>) -> Result<(u64, u64)> {
         fields.sort_by_key(|(tag, _)| *tag);
         let room = self.offset_bytes();
         let mut entries = self.number(fields.len() as u64, if room == 8 { 8 } else { 2 });
@@ -391,9 +384,7 @@ impl TiffSlide {
                 (3, values.len() as u64, numbers(&values, 2))
             }
             Values::Long(values) => (4, values.len() as u64, numbers(values, 4)),
-            Values::Offset(values) if self.container == Container::Big => {
-                (16, values.len() as u64, numbers(values, 8))
-            }
+            Values::Offset(values) if self.container == Container::Big => (16, values.len() as u64, numbers(values, 8)),
             Values::Offset(values) => (4, values.len() as u64, numbers(values, 4)),
             Values::Bytes(kind, bytes) => (*kind, bytes.len() as u64, bytes.clone()),
             Values::Rational(value) => (5, 1, numbers(&[(value * 1e4).round() as u64, 10_000], 4)),

@@ -7,7 +7,6 @@ use crate::Normalization;
 
 /// What a caller needs to know about a model to run it over a slide, and a reader to judge it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-#[non_exhaustive]
 pub struct Card {
     /// The model's name: the package's, or nnU-Net's data set.
     pub name: String,

@@ -18,6 +18,10 @@ pub trait Predictor: Send + Sync + std::fmt::Debug {
     /// If a tile has not the card's channels or sticks out of the card's tile, if the device fails, or if a logit is not finite.
     fn predict(&self, tiles: &[Tile<'_>], normalizer: &Normalizer) -> Result<Vec<Logits>>;
 
+    /// Everything besides the model and the pixels that can change a bit of the logits, in one line: mirroring,
+    /// precision, device or instruction set, and the arithmetic. Part of a run's fingerprint; never batch size or threads.
+    fn identity(&self) -> String;
+
     /// What a batch of so many tiles needs.
     fn memory(&self, batch: usize) -> MemoryEstimate;
 }

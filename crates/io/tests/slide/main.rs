@@ -1,0 +1,12 @@
+//! Slides as their users see them: through the public interface, on real and on synthetic files.
+
+mod reference;
+
+use std::path::Path;
+
+use microtome_io::slide::{OpenOptions, SlideReader, open};
+
+/// Opens a slide that must open.
+fn slide(path: impl AsRef<Path>) -> Box<dyn SlideReader> {
+    open(path, &OpenOptions::default()).unwrap_or_else(|error| panic!("{error}"))
+}
