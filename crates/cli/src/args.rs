@@ -1,0 +1,290 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use microtome::{Bytes, TargetResolution};
+
+#[derive(Debug, Parser)]
+#[command(name = "microtome", version, about = "Segments gigapixel pathology slides in constant memory", max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a model over slides and write the masks as OME-Zarr
+    Segment(Segment),
+    /// Make a small picture of a slide or mask
+    Preview(Preview),
+    /// Say what is known of a slide or store without decoding it
+    Info(Info),
+    /// Inspect and import models
+    #[command(subcommand)]
+    Model(ModelCommand),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Segment {
+    /// Slides: SVS, tiled TIFF, PNG, JPEG
+    #[arg(required = true, value_name = "SLIDE")]
+    pub(crate) slides: Vec<PathBuf>,
+
+    /// The model: an nnU-Net v2 result folder or a microtome package
+    #[arg(short, long)]
+    pub(crate) model: PathBuf,
+
+    /// Where the mask goes; with several slides, the folder for NAME.ome.zarr of each
+    #[arg(short, long, value_name = "OUT")]
+    pub(crate) output: PathBuf,
+
+    /// Micrometres per level-0 pixel, in place of what the slide says
+    #[arg(long, value_name = "UM")]
+    pub(crate) mpp: Option<f64>,
+
+    /// Micrometres per pixel that the model works at, or `native`: level 0 as it is
+    #[arg(long, value_name = "UM|native", value_parser = resolution)]
+    pub(crate) model_mpp: Option<TargetResolution>,
+
+    /// Take a level as it is if its resolution is off by no more than this fraction
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.02)]
+    pub(crate) mpp_tolerance: f64,
+
+    /// How many times pixels may be enlarged where the slide is coarser than the model
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.25)]
+    pub(crate) max_enlargement: f64,
+
+    /// Distance between tiles as a fraction of a tile [default: the model's, 0.5 for nnU-Net]
+    #[arg(long, value_name = "FRACTION", alias = "step_size")]
+    pub(crate) step_size: Option<f64>,
+
+    /// Average over mirrored tiles, along the axes the model was trained with [default]
+    #[arg(long, overrides_with = "no_tta")]
+    pub(crate) tta: bool,
+
+    /// No mirroring: up to four times faster
+    #[arg(long, alias = "disable_tta", overrides_with = "tta")]
+    pub(crate) no_tta: bool,
+
+    #[command(flatten)]
+    pub(crate) weights: Weights,
+
+    /// Arithmetic of the network: bf16 and f16 need a GPU
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    pub(crate) precision: Precision,
+
+    /// f32 arithmetic in a fixed order, for comparison with nnU-Net
+    #[arg(long)]
+    pub(crate) exact: bool,
+
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_parser = device)]
+    pub(crate) device: microtome::unet::Device,
+
+    /// Memory to stay within, such as 512MiB or 4GiB
+    #[arg(long, value_name = "BYTES", default_value = "4GiB")]
+    pub(crate) memory: Bytes,
+
+    /// Tiles per call of the network
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub(crate) batch: usize,
+
+    /// Threads [default: one per core]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+
+    /// auto: only tiles that touch tissue; none: every tile
+    #[arg(long, value_enum, default_value_t = Tissue::Auto)]
+    pub(crate) tissue: Tissue,
+
+    /// Replace a finished mask of ours that is there already
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+
+    /// No progress, no summary
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+
+    /// Summaries as JSON on standard output, one line per slide
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Weights {
+    /// Folds to average, such as 0,1,2, or `all` for fold_all [default: all numbered folds, else fold_all]
+    #[arg(short, long, value_name = "FOLDS", value_parser = folds)]
+    pub(crate) folds: Option<microtome::unet::Folds>,
+
+    /// Which checkpoint of an nnU-Net result
+    #[arg(long, value_enum, default_value_t = Checkpoint::Final)]
+    pub(crate) checkpoint: Checkpoint,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Checkpoint {
+    Final,
+    Best,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Precision {
+    F32,
+    Bf16,
+    F16,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Tissue {
+    Auto,
+    None,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Preview {
+    /// A slide, or an OME-Zarr store
+    #[arg(value_name = "SLIDE|STORE")]
+    pub(crate) source: PathBuf,
+
+    /// The picture: .png, .jpg or .webp
+    #[arg(value_name = "OUT")]
+    pub(crate) output: PathBuf,
+
+    /// Longest side in pixels
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=32768))]
+    pub(crate) size: u64,
+
+    /// Outline the regions of this mask on the slide
+    #[arg(long, value_name = "MASK")]
+    pub(crate) overlay: Option<PathBuf>,
+
+    /// Quality of JPEG pictures, 1 to 100
+    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) quality: u8,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Info {
+    /// A slide, or an OME-Zarr store
+    #[arg(value_name = "SLIDE|STORE")]
+    pub(crate) source: PathBuf,
+
+    /// As JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelCommand {
+    /// Turn an nnU-Net v2 result folder into one self-contained package
+    Import(Import),
+    /// Say what a model is and what it needs
+    Info(ModelInfo),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// The nnU-Net v2 result folder (or a package)
+    #[arg(value_name = "MODEL")]
+    pub(crate) source: PathBuf,
+
+    /// The package: a folder that does not exist yet
+    #[arg(value_name = "PACKAGE")]
+    pub(crate) package: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) weights: Weights,
+
+    /// Micrometres per pixel that the model was trained at: nnU-Net does not store it
+    #[arg(long, value_name = "UM")]
+    pub(crate) model_mpp: Option<f64>,
+
+    /// Name of the package [default: the data set's]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+
+    /// Licence of the weights
+    #[arg(long)]
+    pub(crate) licence: Option<String>,
+
+    /// Who trained the model, with what, on what
+    #[arg(long)]
+    pub(crate) provenance: Option<String>,
+
+    /// What the model is for, and what not
+    #[arg(long)]
+    pub(crate) intended_use: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ModelInfo {
+    /// An nnU-Net v2 result folder or a package
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) weights: Weights,
+
+    /// Compute the test vector that travels with the model, and compare
+    #[arg(long)]
+    pub(crate) check: bool,
+
+    /// As JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl Weights {
+    pub(crate) fn options(&self) -> microtome::unet::ModelOptions {
+        microtome::unet::ModelOptions {
+            folds: self.folds.clone().unwrap_or_default(),
+            checkpoint: match self.checkpoint {
+                Checkpoint::Final => microtome::unet::Checkpoint::Final,
+                Checkpoint::Best => microtome::unet::Checkpoint::Best,
+            },
+        }
+    }
+}
+
+fn resolution(text: &str) -> Result<TargetResolution, String> {
+    if text == "native" {
+        return Ok(TargetResolution::Native);
+    }
+    match text.parse::<f64>() {
+        Ok(mpp) if mpp > 0.0 && mpp.is_finite() => Ok(TargetResolution::Mpp(mpp)),
+        _ => Err("micrometres per pixel, such as 0.5, or `native`".into()),
+    }
+}
+
+fn device(text: &str) -> Result<microtome::unet::Device, String> {
+    use microtome::unet::Device;
+    match text.split_once(':') {
+        None if text == "auto" => Ok(Device::Auto),
+        None if text == "cpu" => Ok(Device::Cpu),
+        None if text == "cuda" => Ok(Device::Cuda(0)),
+        Some(("cuda", number)) => {
+            number.parse().map(Device::Cuda).map_err(|_| format!("{number:?} is not the number of a device"))
+        }
+        _ => Err("auto, cpu, cuda or cuda:N".into()),
+    }
+}
+
+fn folds(text: &str) -> Result<microtome::unet::Folds, String> {
+    use microtome::unet::Folds;
+    if text == "all" {
+        return Ok(Folds::All);
+    }
+    let numbers: Result<Vec<u32>, _> = text.split(',').map(|n| n.trim().parse()).collect();
+    numbers.map(Folds::List).map_err(|_| "numbers of folds, such as 0,1,2, or `all`".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        super::Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,36 @@
+//! What is said of an error, and the exit code that goes with it.
+
+use anyhow::Error;
+
+/// The error and its causes in one line.
+pub(crate) fn line(error: &Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        // Errors that wrap another often say what it says.
+        if !line.contains(&text) {
+            if !line.is_empty() {
+                line.push_str(": ");
+            }
+            line.push_str(&text);
+        }
+    }
+    line.replace('\n', " ")
+}
+
+/// See the table of exit codes in the README.
+pub(crate) fn exit_code(error: &Error) -> u8 {
+    match error.downcast_ref::<microtome::Error>() {
+        Some(microtome::Error::Interrupted) => crate::signals::exit_code().unwrap_or(130),
+        Some(error) => error.exit_code(),
+        // Everything else here comes from reading arguments.
+        None => 2,
+    }
+}
+
+pub(crate) fn is_broken_pipe(error: &Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,130 @@
+//! `microtome segment`
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use microtome::io::slide::{self, OpenOptions};
+use microtome::unet::{Execution, Mirroring, Model};
+use microtome::{Error, Existing, Outcome, Segmenter, Settings, TissueMode};
+use serde_json::json;
+
+use crate::args;
+use crate::progress::{Progress, Quiet};
+use crate::{failure, signals};
+
+pub(crate) fn run(args: &args::Segment) -> Result<u8> {
+    let jobs = jobs(args)?;
+    if args.exact && !matches!(args.precision, args::Precision::F32) {
+        bail!("--exact is f32 arithmetic: it does not go with another --precision");
+    }
+    let model = Model::open(&args.model, &args.weights.options()).map_err(Error::Model)?;
+    let execution = Execution {
+        device: args.device,
+        mirroring: if args.no_tta { Mirroring::Off } else { Mirroring::AsTrained },
+        precision: match args.precision {
+            args::Precision::F32 => microtome::unet::Precision::F32,
+            args::Precision::Bf16 => microtome::unet::Precision::Bf16,
+            args::Precision::F16 => microtome::unet::Precision::F16,
+        },
+    };
+    let predictor = model.predictor(&execution).map_err(Error::Model)?;
+    let segmenter = Segmenter::new(predictor.as_ref(), settings(args))?;
+    signals::watch().context("signals cannot be watched")?;
+
+    let mut failures: Vec<u8> = Vec::new();
+    for (slide, output) in &jobs {
+        match segment(&segmenter, args, slide, output) {
+            Ok(()) => {}
+            Err(error) if signals::received() => return Err(error),
+            Err(error) => {
+                let code = failure::exit_code(&error);
+                eprintln!("error: {}", failure::line(&error));
+                if args.json {
+                    print(&json!({ "slide": slide, "error": failure::line(&error), "exit_code": code }))?;
+                }
+                failures.push(code);
+            }
+        }
+    }
+    Ok(match (failures.as_slice(), jobs.len()) {
+        ([], _) => 0,
+        ([code], 1) => *code,
+        (failed, all) if failed.len() == all => 4,
+        _ => 3,
+    })
+}
+
+/// Each slide with the place of its mask.
+fn jobs(args: &args::Segment) -> Result<Vec<(PathBuf, PathBuf)>> {
+    if let [slide] = args.slides.as_slice() {
+        return Ok(vec![(slide.clone(), args.output.clone())]);
+    }
+    let mut outputs: BTreeMap<PathBuf, &Path> = BTreeMap::new();
+    let mut jobs = Vec::new();
+    for slide in &args.slides {
+        let stem = slide.file_stem().with_context(|| format!("{}: not the name of a file", slide.display()))?;
+        let mut name = stem.to_os_string();
+        name.push(".ome.zarr");
+        let output = args.output.join(name);
+        if let Some(other) = outputs.insert(output.clone(), slide) {
+            bail!("{} and {} would both be written to {}", other.display(), slide.display(), output.display());
+        }
+        jobs.push((slide.clone(), output));
+    }
+    if args.output.exists() && !args.output.is_dir() {
+        bail!("{}: with several slides the output is a folder, and this is a file", args.output.display());
+    }
+    std::fs::create_dir_all(&args.output).with_context(|| format!("{}: cannot be made", args.output.display()))?;
+    Ok(jobs)
+}
+
+fn settings(args: &args::Segment) -> Settings {
+    let mut settings = Settings::default();
+    settings.mpp = args.mpp;
+    settings.model_mpp = args.model_mpp;
+    settings.mpp_tolerance = args.mpp_tolerance;
+    settings.max_enlargement = args.max_enlargement;
+    settings.step = args.step_size;
+    settings.tissue = match args.tissue {
+        args::Tissue::Auto => TissueMode::Auto,
+        args::Tissue::None => TissueMode::None,
+    };
+    settings.memory = args.memory.0;
+    // A sixteenth: a row of stored tiles under a row of network tiles, for all but the widest slides.
+    settings.cache = (args.memory.0 / 16).clamp(8 << 20, 256 << 20);
+    settings.batch = args.batch;
+    settings.threads = args.threads;
+    settings
+}
+
+fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, output: &Path) -> Result<()> {
+    let mut options = OpenOptions::default();
+    options.cache_bytes = settings(args).cache as usize;
+    let slide = slide::open(path, &options).map_err(Error::Read)?;
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    let progress = Progress::new(name, if args.quiet { Quiet::Yes } else { Quiet::No });
+    let existing = if args.overwrite { Existing::Replace } else { Existing::Keep };
+    let outcome = segmenter.segment(slide.as_ref(), output, existing, &progress);
+    progress.finish();
+    let outcome = outcome?;
+    if args.json {
+        print(&json!({ "slide": path, "output": output, "outcome": outcome }))?;
+    } else if !args.quiet {
+        match &outcome {
+            Outcome::Done(summary) => println(&format!("{}\n{summary}\nwritten to {}", path.display(), output.display()))?,
+            Outcome::AlreadyDone => println(&format!("{}: done already, in {}", path.display(), output.display()))?,
+        }
+    }
+    Ok(())
+}
+
+fn print(value: &serde_json::Value) -> Result<()> {
+    println(&value.to_string())
+}
+
+fn println(text: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(())
+}
