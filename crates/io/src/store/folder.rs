@@ -50,8 +50,8 @@ pub(super) fn sync_folder(path: &Path) -> Result<()> {
 /// The bytes of a file that must not be larger than `limit`.
 pub(super) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let io = |source| Error::io(path, source);
-    // Asked before opening: opening a named pipe would wait for whoever writes to it.
-    let length = match fs::metadata(path).map_err(io)? {
+    // Asked before opening: opening a named pipe would wait for whoever writes to it, and a link may lead anywhere.
+    let length = match fs::symlink_metadata(path).map_err(io)? {
         m if m.is_file() => m.len(),
         _ => return Err(Error::format(path, "this is not a regular file")),
     };

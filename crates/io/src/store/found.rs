@@ -115,7 +115,11 @@ pub fn remove(path: impl AsRef<Path>) -> Result<()> {
     }
     // From here on it is unfinished; the root metadata, which makes it a store to others, goes first.
     let marker = path.join(MARKER);
-    fs::write(&marker, []).map_err(io)?;
+    let lock = fs::File::create(&marker).map_err(io)?;
+    // Where the file system knows no locks, there is none to respect.
+    if matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)) {
+        return Err(Error::usage(path, "another process is writing there, so it is not removed"));
+    }
     for entry in rest {
         let removed = if entry.is_dir() { fs::remove_dir_all(&entry) } else { fs::remove_file(&entry) };
         removed.map_err(|source| Error::io(&entry, source))?;

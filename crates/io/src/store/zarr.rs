@@ -109,7 +109,8 @@ impl ZarrMask {
             }
         };
         if let Err(error) = begin() {
-            // The first error is the one to report.
+            // What is locked counts as in use. The first error is the one to report.
+            drop(marker);
             let _ = found::remove(path);
             return Err(error);
         }

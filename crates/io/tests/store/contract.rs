@@ -1,0 +1,179 @@
+//! What every [`MaskSink`] promises, tested on each.
+
+use std::sync::Arc;
+
+use microtome_io::store::{LabelImage, MaskSink, MemoryMask, OmeZarr, ZarrMask};
+use microtome_io::{Error, Level, Pixels, SampleType, Size, TileCoord};
+
+use super::{cut, image, labels, shards, write_all};
+
+/// A sink under test, and how its labels are read back.
+struct Subject {
+    sink: Arc<dyn MaskSink>,
+    read: Box<dyn Fn(Level) -> Pixels>,
+}
+
+impl Subject {
+    fn labels(&self, level: Level) -> Pixels {
+        (self.read)(level)
+    }
+}
+
+impl std::ops::Deref for Subject {
+    type Target = dyn MaskSink;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.sink
+    }
+}
+
+fn memory(image: LabelImage) -> Subject {
+    let mask = Arc::new(MemoryMask::new(image).unwrap());
+    Subject { sink: mask.clone(), read: Box::new(move |level| mask.level(level).unwrap()) }
+}
+
+fn on_disk(image: LabelImage) -> Subject {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mask.ome.zarr");
+    let sink = Arc::new(ZarrMask::create(&path, image).unwrap());
+    let read = move |level: Level| {
+        // The folder lives as long as this.
+        let store = OmeZarr::open(folder.path().join("mask.ome.zarr")).unwrap();
+        store.read_region(level, store.info().levels[level.0].size.rect()).unwrap()
+    };
+    Subject { sink, read: Box::new(read) }
+}
+
+const SUBJECTS: [fn(LabelImage) -> Subject; 2] = [memory, on_disk];
+
+#[test]
+fn what_is_written_is_read_back() {
+    // One pixel, one row, less than a chunk, exactly a shard, odd, several shards.
+    let sizes = [(1, 1), (1, 77), (13, 7), (32, 24), (33, 25), (101, 50), (200, 131)];
+    for (make, (width, height), sample) in SUBJECTS.iter().flat_map(|make| {
+        sizes.iter().flat_map(move |&size| [SampleType::U8, SampleType::U16].map(|sample| (make, size, sample)))
+    }) {
+        let image = image(Size::new(width, height), 3, sample);
+        let levels: Vec<_> = image.levels.iter().zip(1..).map(|(l, n)| labels(l.size, sample, width + n)).collect();
+        let sink = make(image);
+        write_all(&*sink, &levels);
+        sink.finish().unwrap();
+        for (n, whole) in levels.iter().enumerate() {
+            assert!(sink.labels(Level(n)) == *whole, "level {n} of {width} x {height} differs: {:?}", &*sink);
+        }
+    }
+}
+
+#[test]
+fn a_shard_that_was_never_written_is_background() {
+    for make in SUBJECTS {
+        let sink = make(image(Size::new(70, 30), 1, SampleType::U8));
+        let shard = TileCoord { row: 1, column: 2 };
+        let rect = sink.image().shard_rect(Level(0), shard).unwrap();
+        sink.write_shard(Level(0), shard, &Pixels::filled(rect.size(), SampleType::U8, &[2])).unwrap();
+        sink.finish().unwrap();
+        let mut expected = Pixels::filled(Size::new(70, 30), SampleType::U8, &[0]);
+        expected.blit(Size::new(70, 30).rect(), &Pixels::filled(rect.size(), SampleType::U8, &[2]), rect);
+        assert_eq!(sink.labels(Level(0)), expected);
+    }
+}
+
+#[test]
+fn a_shard_is_given_back() {
+    for (make, sample) in
+        SUBJECTS.iter().flat_map(|make| [SampleType::U8, SampleType::U16].map(|sample| (make, sample)))
+    {
+        let sink = make(image(Size::new(70, 30), 1, sample));
+        let whole = labels(Size::new(70, 30), sample, 9);
+        write_all(&*sink, std::slice::from_ref(&whole));
+        for finished in [false, true] {
+            for shard in shards(sink.image(), Level(0)) {
+                let rect = sink.image().shard_rect(Level(0), shard).unwrap();
+                assert!(
+                    sink.read_shard(Level(0), shard).unwrap() == cut(&whole, rect),
+                    "{shard}, finished: {finished}"
+                );
+            }
+            if !finished {
+                sink.finish().unwrap();
+            }
+        }
+        let error = sink.read_shard(Level(1), TileCoord { row: 0, column: 0 }).unwrap_err();
+        assert!(matches!(error, Error::Usage { .. }), "{error}");
+        let empty = make(image(Size::new(70, 30), 1, sample));
+        let background = empty.read_shard(Level(0), TileCoord { row: 1, column: 2 }).unwrap();
+        assert_eq!(background, Pixels::filled(Size::new(6, 6), sample, &[0]));
+    }
+}
+
+#[test]
+fn a_shard_is_written_once() {
+    for make in SUBJECTS {
+        let sink = make(image(Size::new(40, 30), 1, SampleType::U8));
+        let write = |row, column, label| {
+            let shard = TileCoord { row, column };
+            let size = sink.image().shard_rect(Level(0), shard).unwrap().size();
+            sink.write_shard(Level(0), shard, &Pixels::filled(size, SampleType::U8, &[label]))
+        };
+        write(0, 0, 1).unwrap();
+        write(0, 1, 0).unwrap();
+        for column in [0, 1] {
+            let error = write(0, column, 2).unwrap_err();
+            assert!(matches!(error, Error::Usage { .. }) && error.to_string().contains("written before"), "{error}");
+        }
+        sink.finish().unwrap();
+        assert!(write(1, 0, 1).unwrap_err().to_string().contains("finished"));
+        assert!(sink.finish().unwrap_err().to_string().contains("finished already"));
+        assert_eq!(sink.labels(Level(0)).as_u8().unwrap()[0], 1);
+    }
+}
+
+#[test]
+fn labels_that_are_not_the_shards_are_refused() {
+    for make in SUBJECTS {
+        let sink = make(image(Size::new(40, 30), 1, SampleType::U8));
+        let (whole, at) = (Size::new(32, 24), TileCoord { row: 0, column: 0 });
+        let fill = |size, sample, channels: &[u16]| Pixels::filled(size, sample, channels);
+        for (level, shard, labels) in [
+            (0, at, fill(Size::new(31, 24), SampleType::U8, &[1])),
+            (0, at, fill(whole, SampleType::U16, &[1])),
+            (0, at, fill(whole, SampleType::U8, &[1, 1])),
+            (1, at, fill(whole, SampleType::U8, &[1])),
+            (0, TileCoord { row: 2, column: 0 }, fill(whole, SampleType::U8, &[1])),
+            (0, TileCoord { row: 0, column: 1 }, fill(whole, SampleType::U8, &[1])),
+        ] {
+            let error = sink.write_shard(Level(level), shard, &labels).unwrap_err();
+            assert!(matches!(error, Error::Usage { .. }), "{error}");
+        }
+        // A refusal uses nothing up.
+        sink.write_shard(Level(0), at, &fill(whole, SampleType::U8, &[1])).unwrap();
+    }
+}
+
+#[test]
+fn many_threads_write_different_shards_and_one_wins_the_same() {
+    for make in SUBJECTS {
+        let image = image(Size::new(500, 300), 1, SampleType::U8);
+        let whole = labels(image.levels[0].size, SampleType::U8, 7);
+        let sink = make(image);
+        let wins = std::sync::atomic::AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (sink, whole, wins) = (&*sink, &whole, &wins);
+                scope.spawn(move || {
+                    let mut mine = shards(sink.image(), Level(0));
+                    mine.rotate_left(thread * 31);
+                    for shard in mine {
+                        let rect = sink.image().shard_rect(Level(0), shard).unwrap();
+                        if sink.write_shard(Level(0), shard, &cut(whole, rect)).is_ok() {
+                            wins.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(wins.into_inner(), shards(sink.image(), Level(0)).len());
+        sink.finish().unwrap();
+        assert!(sink.labels(Level(0)) == whole);
+    }
+}

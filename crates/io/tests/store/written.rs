@@ -1,0 +1,227 @@
+//! What a written store holds, file by file.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use microtome_io::slide::SlideReader;
+use microtome_io::store::{MaskSink, OmeZarr, StoreLevel, ZarrMask};
+use microtome_io::{Level, Microns, Pixels, Rect, SampleType, Size};
+use serde_json::{Value, json};
+
+use super::{cut, image, pyramid, shards, write_all};
+
+/// Every file of a folder by its relative path.
+pub(crate) fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(folder).unwrap().to_string_lossy().replace('\\', "/");
+                found.insert(name, fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn the_metadata_is_ome_zarr_0_5() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.zarr");
+    let mask = ZarrMask::create(&path, image(Size::new(101, 50), 2, SampleType::U16)).unwrap();
+    mask.finish().unwrap();
+    let read = |name: &str| -> Value { serde_json::from_slice(&fs::read(path.join(name)).unwrap()).unwrap() };
+    let rgba = |value: u16, rgba: [u8; 4]| json!({ "label-value": value, "rgba": rgba });
+    let class = |value: u16, name: &str| json!({ "label-value": value, "class": name });
+    let axis = |name: &str| json!({ "name": name, "type": "space", "unit": "micrometer" });
+    let dataset = |path: &str, scale: [f64; 2], translation: [f64; 2]| {
+        json!({ "path": path, "coordinateTransformations": [
+            { "type": "scale", "scale": scale }, { "type": "translation", "translation": translation },
+        ] })
+    };
+    assert_eq!(
+        read("zarr.json"),
+        json!({
+            "zarr_format": 3,
+            "node_type": "group",
+            "attributes": {
+                "ome": {
+                    "version": "0.5",
+                    "multiscales": [{
+                        "name": "mask",
+                        "axes": [axis("y"), axis("x")],
+                        "datasets": [dataset("0", [0.25, 0.5], [0.0, 0.0]), dataset("1", [0.5, 1.0], [0.125, 0.25])],
+                        "type": "mode",
+                        "metadata": { "method": "majority", "version": "0.0.0", "args": {} },
+                    }],
+                    "image-label": {
+                        "version": "0.5",
+                        "colors": [
+                            rgba(0, [0, 0, 0, 0]),
+                            rgba(1, [230, 159, 0, 255]),
+                            rgba(2, [86, 180, 233, 255]),
+                            rgba(3, [0, 158, 115, 255]),
+                        ],
+                        "properties": [class(0, "background"), class(1, "tumour"), class(2, "stroma"), class(3, "necrosis")],
+                    },
+                },
+                "microtome": { "fingerprint": { "model": "abc" } },
+            },
+        })
+    );
+    let little = json!({ "name": "bytes", "configuration": { "endian": "little" } });
+    assert_eq!(
+        read("1/zarr.json"),
+        json!({
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": [25, 51],
+            "data_type": "uint16",
+            "chunk_grid": { "name": "regular", "configuration": { "chunk_shape": [24, 32] } },
+            "chunk_key_encoding": { "name": "default", "configuration": { "separator": "/" } },
+            "fill_value": 0,
+            "codecs": [{
+                "name": "sharding_indexed",
+                "configuration": {
+                    "chunk_shape": [8, 16],
+                    "codecs": [little, { "name": "zstd", "configuration": { "level": 3, "checksum": false } }],
+                    "index_codecs": [little, { "name": "crc32c" }],
+                    "index_location": "end",
+                },
+            }],
+            "dimension_names": ["y", "x"],
+        })
+    );
+}
+
+#[test]
+fn the_same_labels_give_the_same_files_and_no_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let levels = pyramid(Size::new(300, 170), 4, 3);
+    let write = |name: &str, backwards: bool| {
+        let path = folder.path().join(name);
+        let mask = ZarrMask::create(&path, image(Size::new(300, 170), 4, SampleType::U8)).unwrap();
+        if backwards {
+            rayon_backwards(&mask, &levels);
+        } else {
+            write_all(&mask, &levels);
+        }
+        mask.finish().unwrap();
+        files(&path)
+    };
+    let (one, other) = (write("one", false), write("other", true));
+    assert_eq!(one.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>());
+    assert!(one == other);
+    let strangers: Vec<_> = one.keys().filter(|name| !name.ends_with("zarr.json") && !name.contains("/c/")).collect();
+    assert!(strangers.is_empty(), "{strangers:?}");
+}
+
+/// Writes everything from several threads, the last shard first.
+fn rayon_backwards(mask: &ZarrMask, levels: &[Pixels]) {
+    std::thread::scope(|scope| {
+        for (n, whole) in levels.iter().enumerate().rev() {
+            scope.spawn(move || {
+                for shard in shards(mask.image(), Level(n)).into_iter().rev() {
+                    let rect = mask.image().shard_rect(Level(n), shard).unwrap();
+                    mask.write_shard(Level(n), shard, &cut(whole, rect)).unwrap();
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn background_takes_no_space() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.zarr");
+    let mut image = image(Size::new(64, 48), 1, SampleType::U8);
+    image.shard = Size::new(64, 48);
+    let mask = ZarrMask::create(&path, image.clone()).unwrap();
+    let at = shards(&image, Level(0))[0];
+    mask.write_shard(Level(0), at, &Pixels::filled(image.shard, SampleType::U8, &[0])).unwrap();
+    mask.finish().unwrap();
+    assert_eq!(files(&path).keys().collect::<Vec<_>>(), ["0/zarr.json", "zarr.json"]);
+    assert!(!path.join("0/c").exists(), "not even a folder");
+
+    // One label in one of the 24 chunks: 23 entries of the index say "nothing".
+    let path = folder.path().join("n.zarr");
+    let mask = ZarrMask::create(&path, image.clone()).unwrap();
+    let mut one = Pixels::filled(image.shard, SampleType::U8, &[0]);
+    one.blit(image.shard.rect(), &Pixels::filled(Size::new(1, 1), SampleType::U8, &[3]), Rect::new(20, 9, 1, 1));
+    mask.write_shard(Level(0), at, &one).unwrap();
+    mask.finish().unwrap();
+    let shard = &files(&path)["0/c/0/0"];
+    let index = &shard[shard.len() - 24 * 16 - 4..shard.len() - 4];
+    let absent = index.chunks(16).filter(|entry| entry.iter().all(|&b| b == 0xFF)).count();
+    assert_eq!(absent, 23);
+    assert_eq!(OmeZarr::open(&path).unwrap().read_region(Level(0), image.shard.rect()).unwrap(), one);
+}
+
+#[test]
+fn a_reader_learns_what_the_writer_knew() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.zarr");
+    let image = image(Size::new(101, 50), 3, SampleType::U8);
+    let levels = pyramid(Size::new(101, 50), 3, 5);
+    let mask = ZarrMask::create(&path, image.clone()).unwrap();
+    write_all(&mask, &levels);
+    mask.finish().unwrap();
+
+    let store = OmeZarr::open(&path).unwrap();
+    let info = store.info();
+    assert_eq!(
+        (info.version.as_str(), info.name.as_deref(), info.method.as_deref()),
+        ("0.5", Some("mask"), Some("mode"))
+    );
+    assert_eq!(info.levels, image.levels);
+    assert_eq!((info.channels, info.sample, info.chunk), (1, SampleType::U8, image.chunk));
+    assert_eq!(info.classes[1..], image.classes[..]);
+    assert_eq!((&info.metadata, &info.attributes), (&image.metadata, &image.attributes));
+
+    let slide: &dyn SlideReader = &store;
+    assert_eq!(slide.info().format, "ome-zarr");
+    assert_eq!(slide.info().resolution.as_ref().unwrap().mpp, Microns { x: 0.5, y: 0.25 });
+    assert_eq!(slide.info().levels[1].size, Size::new(51, 25));
+    assert!(slide.read_associated("label").is_err());
+    let id = slide.content_id().unwrap();
+    assert_eq!(id, OmeZarr::open(&path).unwrap().content_id().unwrap());
+    assert!(slide.read_region(Level(3), Rect::new(0, 0, 1, 1)).is_err());
+
+    // Rectangles that start and end anywhere, also outside.
+    for rect in [
+        (0, 0, 1, 1),
+        (15, 7, 2, 2),
+        (-5, -9, 40, 30),
+        (90, 40, 30, 30),
+        (33, 25, 60, 20),
+        (500, 0, 3, 3),
+        (3, 3, 0, 9),
+    ] {
+        let rect = Rect::new(rect.0, rect.1, rect.2, rect.3);
+        assert_eq!(store.read_region(Level(0), rect).unwrap(), cut(&levels[0], rect), "{rect}");
+    }
+    assert!(
+        store.read_region(Level(0), Rect::new(0, 0, 1 << 40, 1 << 40)).unwrap_err().to_string().contains("allowed")
+    );
+}
+
+#[test]
+fn without_a_resolution_the_unit_is_the_pixel() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.zarr");
+    let mut image = image(Size::new(9, 9), 3, SampleType::U8);
+    image.levels = StoreLevel::finest(Size::new(9, 9), None).pyramid(3);
+    ZarrMask::create(&path, image.clone()).unwrap().finish().unwrap();
+    let root: Value = serde_json::from_slice(&fs::read(path.join("zarr.json")).unwrap()).unwrap();
+    let multiscale = &root["attributes"]["ome"]["multiscales"][0];
+    assert_eq!(multiscale["axes"][0], json!({ "name": "y", "type": "space" }));
+    assert_eq!(multiscale["datasets"][2]["coordinateTransformations"][0]["scale"], json!([4.0, 4.0]));
+    let store = OmeZarr::open(&path).unwrap();
+    assert_eq!(store.info().levels, image.levels);
+    assert_eq!(SlideReader::info(&store).resolution, None);
+}
