@@ -1,0 +1,223 @@
+//! A network as a list of candle operations, with its weights on a device.
+
+use std::collections::BTreeMap;
+
+use candle_core::{D, DType, Device, Result, Tensor};
+use microtome_io::Size;
+
+use crate::network::{Extent, Network, Operation, Source};
+use crate::weights::Weight;
+
+/// The network of one fold, ready to run.
+#[derive(Debug)]
+pub(super) struct Lowering {
+    steps: Vec<Step>,
+    sources: Vec<Vec<Source>>,
+    last_reads: Vec<usize>,
+}
+
+#[derive(Debug)]
+enum Step {
+    Convolution {
+        weight: Tensor,
+        bias: Option<Tensor>,
+        kernel: Extent,
+        stride: Extent,
+    },
+    /// A transposed convolution without overlap is a product of matrices, followed by a permutation.
+    Upsampling {
+        matrix: Tensor,
+        bias: Option<Tensor>,
+        stride: Extent,
+    },
+    InstanceNorm {
+        scale: Option<(Tensor, Tensor)>,
+        epsilon: f64,
+    },
+    /// Batch normalisation with its statistics folded into one factor and one summand.
+    Affine {
+        factor: Tensor,
+        summand: Tensor,
+    },
+    LeakyRelu {
+        slope: f64,
+    },
+    Concatenate,
+}
+
+impl Lowering {
+    /// # Panics
+    /// If a weight is missing: they have been matched with the network before.
+    pub(super) fn new(
+        network: &Network,
+        weights: &BTreeMap<String, Weight>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let host = |name: &String| {
+            let weight = &weights[name];
+            Tensor::from_slice(&weight.values, weight.shape.as_slice(), &Device::Cpu)
+        };
+        let place = |tensor: &Tensor, dtype: DType| tensor.to_device(device)?.to_dtype(dtype)?.contiguous();
+        let per_channel = |name: &String, dtype: DType| place(&host(name)?.reshape((1, (), 1, 1))?, dtype);
+        let step = |operation: &Operation| -> Result<Step> {
+            Ok(match operation {
+                Operation::Convolution { weight, bias, kernel, stride, .. } => Step::Convolution {
+                    weight: place(&host(weight)?, dtype)?,
+                    bias: bias.as_ref().map(|b| per_channel(b, dtype)).transpose()?,
+                    kernel: *kernel,
+                    stride: *stride,
+                },
+                Operation::Upsampling { weight, bias, input, output, stride } => {
+                    let matrix = host(weight)?.permute((1, 2, 3, 0))?.reshape((output * stride.area(), *input))?;
+                    Step::Upsampling {
+                        matrix: place(&matrix, dtype)?,
+                        bias: bias.as_ref().map(|b| per_channel(b, dtype)).transpose()?,
+                        stride: *stride,
+                    }
+                }
+                Operation::InstanceNorm { affine, epsilon, .. } => Step::InstanceNorm {
+                    scale: affine
+                        .as_ref()
+                        .map(|a| Result::Ok((per_channel(&a.weight, DType::F32)?, per_channel(&a.bias, DType::F32)?)))
+                        .transpose()?,
+                    epsilon: *epsilon,
+                },
+                Operation::BatchNorm { mean, variance, affine, epsilon, .. } => {
+                    let mut factor = (per_channel(variance, DType::F32)? + *epsilon)?.sqrt()?.recip()?;
+                    let mean = per_channel(mean, DType::F32)?;
+                    if let Some(affine) = affine {
+                        factor = (factor * per_channel(&affine.weight, DType::F32)?)?;
+                    }
+                    let mut summand = (mean * &factor)?.neg()?;
+                    if let Some(affine) = affine {
+                        summand = (summand + per_channel(&affine.bias, DType::F32)?)?;
+                    }
+                    Step::Affine { factor: place(&factor, dtype)?, summand: place(&summand, dtype)? }
+                }
+                Operation::LeakyRelu { slope } => Step::LeakyRelu { slope: *slope },
+                Operation::Concatenate => Step::Concatenate,
+            })
+        };
+        let layers = network.layers();
+        Ok(Self {
+            steps: layers.iter().map(|l| step(&l.operation)).collect::<Result<_>>()?,
+            sources: layers.iter().map(|l| l.sources.clone()).collect(),
+            last_reads: network.last_reads(),
+        })
+    }
+
+    /// Logits of tiles × channels × height × width inputs. A layer's output is dropped after the last layer that reads it.
+    pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        let mut outputs: Vec<Option<Tensor>> = Vec::with_capacity(self.steps.len());
+        for (i, step) in self.steps.iter().enumerate() {
+            let read = |source: &Source| match source {
+                Source::Input => input.clone(),
+                Source::Layer(i) => outputs[*i].clone().expect("a layer's output lives until its last reader has run"),
+            };
+            let sources: Vec<Tensor> = self.sources[i].iter().map(read).collect();
+            let output = step.run(&sources)?;
+            for source in &self.sources[i] {
+                if let Source::Layer(s) = source
+                    && self.last_reads[*s] == i
+                {
+                    outputs[*s] = None;
+                }
+            }
+            outputs.push(Some(output));
+        }
+        Ok(outputs.pop().flatten().unwrap_or_else(|| input.clone()))
+    }
+}
+
+impl Step {
+    fn run(&self, sources: &[Tensor]) -> Result<Tensor> {
+        let x = &sources[0];
+        match self {
+            Self::Convolution { weight, bias, kernel, stride } => {
+                let y = convolve(x, weight, *kernel, *stride)?;
+                match bias {
+                    Some(bias) => y.broadcast_add(bias),
+                    None => Ok(y),
+                }
+            }
+            Self::Upsampling { matrix, bias, stride } => {
+                let y = upsample(x, matrix, *stride)?;
+                match bias {
+                    Some(bias) => y.broadcast_add(bias),
+                    None => Ok(y),
+                }
+            }
+            Self::InstanceNorm { scale, epsilon } => instance_norm(x, scale.as_ref(), *epsilon),
+            Self::Affine { factor, summand } => x.broadcast_mul(factor)?.broadcast_add(summand),
+            Self::LeakyRelu { slope } => candle_nn::ops::leaky_relu(x, *slope),
+            Self::Concatenate => Tensor::cat(&[x, &sources[1]], 1),
+        }
+    }
+}
+
+/// Zero padding of `(k - 1) / 2`. candle knows one padding and one stride for both axes; where they differ, padding becomes explicit
+/// and the stride a choice of rows and columns.
+fn convolve(x: &Tensor, weight: &Tensor, kernel: Extent, stride: Extent) -> Result<Tensor> {
+    if kernel.height == kernel.width && stride.height == stride.width {
+        return x.conv2d(weight, (kernel.height - 1) / 2, stride.height, 1, 1);
+    }
+    let (rows, columns) = ((kernel.height - 1) / 2, (kernel.width - 1) / 2);
+    let y = x.pad_with_zeros(2, rows, rows)?.pad_with_zeros(3, columns, columns)?.conv2d(weight, 0, 1, 1, 1)?;
+    let every = |y: Tensor, axis: usize, step: usize| {
+        if step == 1 {
+            return Ok(y);
+        }
+        let indices: Vec<u32> = (0..y.dim(axis)? as u32).step_by(step).collect();
+        y.index_select(&Tensor::new(indices, y.device())?, axis)
+    };
+    every(every(y, 2, stride.height)?, 3, stride.width)
+}
+
+fn upsample(x: &Tensor, matrix: &Tensor, stride: Extent) -> Result<Tensor> {
+    let (n, c, h, w) = x.dims4()?;
+    let (sh, sw) = (stride.height, stride.width);
+    let y = matrix.broadcast_matmul(&x.reshape((n, c, h * w))?)?;
+    let output = y.dim(1)? / stride.area();
+    y.reshape(&[n, output, sh, sw, h, w])?.permute([0, 1, 4, 2, 5, 3])?.reshape((n, output, h * sh, w * sw))
+}
+
+/// In f32 whatever the precision. Sums run first along rows, then over rows, so that no long sum loses small summands.
+fn instance_norm(x: &Tensor, scale: Option<&(Tensor, Tensor)>, epsilon: f64) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let x = x.to_dtype(DType::F32)?;
+    let mean = |t: &Tensor| t.mean_keepdim(D::Minus1)?.mean_keepdim(D::Minus2);
+    let centred = x.broadcast_sub(&mean(&x)?)?;
+    let variance = mean(&centred.sqr()?)?;
+    let factor = (variance + epsilon)?.sqrt()?.recip()?;
+    let y = match scale {
+        Some((weight, bias)) => centred.broadcast_mul(&factor.broadcast_mul(weight)?)?.broadcast_add(bias)?,
+        None => centred.broadcast_mul(&factor)?,
+    };
+    y.to_dtype(dtype)
+}
+
+/// Bytes that one forward over one tile needs at its widest: what waits to be read, the layer's input and output, and its scratch.
+pub(super) fn activation_bytes(network: &Network, tile: Size, width: u64) -> u64 {
+    let shapes = network.shapes(tile);
+    let last_reads = network.last_reads();
+    let input = tile.area().saturating_mul(network.channels() as u64);
+    let mut most = 0_u64;
+    for (i, layer) in network.layers().iter().enumerate() {
+        let waiting: u64 = (0..i).filter(|&j| last_reads[j] >= i).map(|j| shapes[j].elements()).sum();
+        let output = shapes[i].elements();
+        // candle's operations are not fused: bias, normalisation and activation each hold their operands and result,
+        // and a convolution copies its input channels-last.
+        let scratch = match &layer.operation {
+            Operation::Convolution { .. } | Operation::InstanceNorm { .. } | Operation::LeakyRelu { .. } => {
+                output.saturating_mul(2).max(match layer.sources[0] {
+                    Source::Input => input,
+                    Source::Layer(s) => shapes[s].elements(),
+                })
+            }
+            _ => output,
+        };
+        most = most.max(input.saturating_add(waiting).saturating_add(output).saturating_add(scratch));
+    }
+    most.saturating_mul(width)
+}

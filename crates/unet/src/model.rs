@@ -1,0 +1,374 @@
+//! A model on the host: its card, its network and its weights, not yet on a device.
+
+use std::path::Path;
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::candle::CandlePredictor;
+use crate::package::{self, PackageOptions, TestVector};
+use crate::weights::Fold;
+use crate::{
+    Architecture, Card, Error, Execution, MirrorAxes, Network, Normalization, Output, Predictor, Result, nnunet,
+};
+
+/// Which of a model's folds are loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Folds {
+    /// All numbered folds; `fold_all` where there are none. Of a package: all that it holds.
+    #[default]
+    Auto,
+    /// `fold_all`, the network trained on all cases, as nnU-Net's `-f all`. Of a package: all that it holds.
+    All,
+    /// The folds with these numbers.
+    List(Vec<u32>),
+}
+
+/// Which of nnU-Net's checkpoints is loaded. Packages hold only one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Checkpoint {
+    /// `checkpoint_final.pth`, after the last epoch.
+    #[default]
+    Final,
+    /// `checkpoint_best.pth`, the best by nnU-Net's own measure during training.
+    Best,
+}
+
+impl Checkpoint {
+    pub(crate) fn file_name(self) -> &'static str {
+        match self {
+            Self::Final => "checkpoint_final.pth",
+            Self::Best => "checkpoint_best.pth",
+        }
+    }
+}
+
+/// What to load of a model.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ModelOptions {
+    /// Which folds.
+    pub folds: Folds,
+    /// Which checkpoint of each.
+    pub checkpoint: Checkpoint,
+}
+
+/// A loaded model.
+#[derive(Debug, Clone)]
+pub struct Model {
+    card: Card,
+    architecture: Architecture,
+    folds: Vec<Fold>,
+    test_vector: Option<TestVector>,
+}
+
+/// How well this crate reproduces a test vector.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Agreement {
+    /// The largest absolute difference between a logit and its reference.
+    pub max_logit_difference: f32,
+    /// The largest absolute reference logit, to judge the difference by.
+    pub max_logit: f32,
+    /// Pixels whose value in the mask differs.
+    pub differing_pixels: u64,
+    /// Pixels of the mask.
+    pub pixels: u64,
+}
+
+impl Model {
+    /// Loads a package (a folder with `model.toml`) or an nnU-Net v2 result folder: the trainer's, or one that holds exactly one.
+    ///
+    /// # Errors
+    /// If the path is neither, if a file is missing, damaged or too large, or if the model asks for something that is not supported:
+    /// that is named.
+    pub fn open(path: impl AsRef<Path>, options: &ModelOptions) -> Result<Self> {
+        let path = path.as_ref();
+        let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        if !metadata.is_dir() {
+            let message = "not a folder; a model is a microtome package or an unpacked nnU-Net v2 result folder";
+            return Err(Error::unsupported(path, message));
+        }
+        if package::is_package(path) {
+            return package::load(path, options);
+        }
+        if nnunet::is_trainer_folder(path) {
+            return nnunet::load(path, options);
+        }
+        match nnunet::trainer_folders(path)?.as_slice() {
+            [one] => nnunet::load(one, options),
+            [] => {
+                let message = "neither a microtome package (model.toml) nor an nnU-Net v2 result folder \
+                               (plans.json, dataset.json, fold_*), and none below";
+                Err(Error::format(path, message))
+            }
+            several => {
+                let names: Vec<String> =
+                    several.iter().map(|p| p.strip_prefix(path).unwrap_or(p).display().to_string()).collect();
+                Err(Error::format(path, format!("several nnU-Net results; give one of them: {}", names.join(", "))))
+            }
+        }
+    }
+
+    pub(crate) fn new(
+        card: Card,
+        architecture: Architecture,
+        folds: Vec<Fold>,
+        test_vector: Option<TestVector>,
+    ) -> Self {
+        Self { card, architecture, folds, test_vector }
+    }
+
+    /// What the model says about itself.
+    #[must_use]
+    pub fn card(&self) -> &Card {
+        &self.card
+    }
+
+    /// The network's family and parameters.
+    #[must_use]
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
+    /// The network, layer by layer.
+    #[must_use]
+    pub fn network(&self) -> Network {
+        self.architecture.network()
+    }
+
+    pub(crate) fn folds(&self) -> &[Fold] {
+        &self.folds
+    }
+
+    /// The test vector that travels with the model, if one does.
+    #[must_use]
+    pub fn test_vector(&self) -> Option<&TestVector> {
+        self.test_vector.as_ref()
+    }
+
+    /// Puts the model on a device.
+    ///
+    /// # Errors
+    /// If the device is not there or cannot compute with the precision asked for.
+    pub fn predictor(&self, execution: &Execution) -> Result<Box<dyn Predictor>> {
+        Ok(Box::new(CandlePredictor::new(self, execution)?))
+    }
+
+    /// Writes the model as a package into a folder that does not exist yet or is empty; `model.toml` comes last.
+    ///
+    /// # Errors
+    /// If the folder holds something, or cannot be written.
+    pub fn save_package(&self, folder: impl AsRef<Path>, options: &PackageOptions) -> Result<()> {
+        package::save(self, folder.as_ref(), options)
+    }
+
+    /// Computes the test vector's logits and mask and compares them with those that came with the model.
+    /// `None` if the model has no test vector.
+    ///
+    /// # Errors
+    /// As [`predictor`](Self::predictor) and [`Predictor::predict`].
+    pub fn check_test_vector(&self, execution: &Execution) -> Result<Option<Agreement>> {
+        self.test_vector.as_ref().map(|vector| vector.check(self, execution)).transpose()
+    }
+}
+
+/// Checks that the parts of a model fit each other, before weights are read. `path` is the file that says so.
+pub(crate) fn check(path: &Path, card: &Card, architecture: &Architecture) -> Result<()> {
+    let wrong = |message: String| Err(Error::format(path, message));
+    if let Err(message) = architecture.check(card.tile) {
+        return Err(Error::unsupported(path, format!("the network has {message}")));
+    }
+    let channels = architecture.channels();
+    if card.channels.len() != channels || card.normalization.len() != channels {
+        let message = format!(
+            "{channels} input channels, but {} names and {} normalisations",
+            card.channels.len(),
+            card.normalization.len()
+        );
+        return wrong(message);
+    }
+    if card.heads() != architecture.heads() {
+        return wrong(format!("{} logits, but {} classes or regions", architecture.heads(), card.heads()));
+    }
+    if !card.classes.iter().any(|c| c.value == 0) || !card.classes.is_sorted_by(|a, b| a.value < b.value) {
+        return wrong("classes must ascend by value and start with 0, background".into());
+    }
+    match &card.output {
+        Output::Labels => {
+            if !card.classes.iter().enumerate().all(|(i, c)| usize::from(c.value) == i) {
+                return wrong("the values of classes must be 0, 1, 2, ...".into());
+            }
+        }
+        Output::Regions { class_order } => {
+            if let Some(value) = class_order.iter().find(|v| !card.classes.iter().any(|c| c.value == **v)) {
+                return wrong(format!("a region sets the value {value}, which is no class"));
+            }
+        }
+    }
+    if card.mpp.is_some_and(|mpp| !(mpp.is_finite() && mpp > 0.0)) {
+        return wrong(format!("mpp is {}; it must be positive", card.mpp.unwrap_or_default()));
+    }
+    if !(card.step > 0.0 && card.step <= 1.0) {
+        return wrong(format!("step is {}; it must be above 0 and at most 1", card.step));
+    }
+    Ok(())
+}
+
+/// Fills in what follows from the network and the weights.
+pub(crate) fn complete(card: &mut Card, architecture: &Architecture, folds: &[Fold]) {
+    let parameters = architecture.network().parameters();
+    card.architecture = format!("{architecture}, {parameters} parameters");
+    card.parameters = parameters;
+    card.folds = folds.iter().map(|f| f.name.clone()).collect();
+    card.sha256 = identity(card, architecture, folds);
+}
+
+/// The settings that, with the weights, decide what a tile's logits are and what they mean.
+#[derive(Serialize)]
+struct Identity<'a> {
+    architecture: &'a Architecture,
+    tile: microtome_io::Size,
+    normalization: &'a [Normalization],
+    mirror_axes: MirrorAxes,
+    output: &'a Output,
+    values: Vec<u16>,
+}
+
+fn identity(card: &Card, architecture: &Architecture, folds: &[Fold]) -> String {
+    let settings = Identity {
+        architecture,
+        tile: card.tile,
+        normalization: &card.normalization,
+        mirror_axes: card.mirror_axes,
+        output: &card.output,
+        values: card.classes.iter().map(|c| c.value).collect(),
+    };
+    let mut hash = Sha256::new();
+    hash.update(serde_json::to_vec(&settings).expect("plain data with text keys"));
+    for fold in folds {
+        for (name, weight) in &fold.weights {
+            hash.update(name.as_bytes());
+            let mut bytes = Vec::with_capacity(4 * weight.values.len().min(1 << 16));
+            for chunk in weight.values.chunks(1 << 16) {
+                bytes.clear();
+                bytes.extend(chunk.iter().flat_map(|v| v.to_le_bytes()));
+                hash.update(&bytes);
+            }
+        }
+    }
+    hexadecimal(&hash.finalize())
+}
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::path::PathBuf;
+
+    use microtome_io::{Class, Size};
+
+    use super::*;
+    use crate::Window;
+    use crate::weights::Weight;
+
+    /// The folder of the model that nnU-Net trained, or `None` after saying so.
+    pub(crate) fn reference_model() -> Option<PathBuf> {
+        let beside = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/data"));
+        let path = std::env::var_os("MICROTOME_DATA").map_or_else(beside, PathBuf::from).join("models/nnunet-v2-plain");
+        if path.exists() {
+            return Some(path);
+        }
+        eprintln!("SKIPPED: {} is not there (set MICROTOME_DATA)", path.display());
+        None
+    }
+
+    /// A model with weights that look random and are the same on every machine.
+    pub(crate) fn random(architecture: Architecture, tile: Size) -> Model {
+        let mut state = 1_u32;
+        let mut value = move || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            f32::from((state >> 16) as u16) / 65536.0
+        };
+        let mut weight = |name: &str, shape: Vec<usize>| {
+            let n: usize = shape.iter().product();
+            // As networks are initialised: small where many values are summed, positive where a root is taken.
+            let width = 2.0 / ((n / shape[0]).max(1) as f32).sqrt();
+            let shift = if name.ends_with("running_var") || name.ends_with("norm.weight") { 0.5 } else { -0.5 };
+            let values = (0..n).map(|_| (value() + shift) * if shape.len() == 1 { 1.0 } else { width }).collect();
+            Weight { shape, values }
+        };
+        let weights = architecture.network().weights();
+        let weights = weights.into_iter().map(|w| (w.name.clone(), weight(&w.name, w.shape))).collect();
+        let folds = vec![Fold { name: "fold_0".into(), weights }];
+        let mut card = Card {
+            name: "random".into(),
+            architecture: String::new(),
+            tile,
+            channels: (0..architecture.channels()).map(|c| format!("channel {c}")).collect(),
+            classes: (0..architecture.heads())
+                .map(|v| Class::with_default_color(v as u16, format!("class {v}")))
+                .collect(),
+            output: Output::Labels,
+            mirror_axes: MirrorAxes::BOTH,
+            normalization: vec![Normalization::RgbTo01; architecture.channels()],
+            mpp: None,
+            step: 0.5,
+            window: Window::Gaussian,
+            folds: Vec::new(),
+            parameters: 0,
+            sha256: String::new(),
+            licence: None,
+            provenance: None,
+            intended_use: None,
+            test_vector: None,
+        };
+        check(Path::new("random"), &card, &architecture).unwrap();
+        complete(&mut card, &architecture, &folds);
+        Model::new(card, architecture, folds, None)
+    }
+
+    impl Model {
+        /// Sets every value of a weight.
+        pub(crate) fn change_weight(&mut self, name: &str, value: f32) {
+            let weight = self.folds[0].weights.get_mut(name).unwrap();
+            weight.values = vec![value; weight.values.len()].into();
+        }
+    }
+
+    #[test]
+    fn the_identity_covers_weights_and_settings_but_not_words() {
+        let model = || random(Architecture::PlainConvUnet(crate::architecture::tests::tiny()), Size::new(8, 8));
+        let identity_after = |change: fn(&mut Model)| {
+            let mut model = model();
+            change(&mut model);
+            complete(&mut model.card, &model.architecture, &model.folds);
+            model.card.sha256
+        };
+        let original = model().card.sha256;
+        assert_eq!(original.len(), 64);
+        assert_eq!(identity_after(|m| m.card.name = "other".into()), original);
+        assert_eq!(identity_after(|m| m.card.mpp = Some(0.25)), original);
+        assert_ne!(identity_after(|m| m.card.tile = Size::new(16, 8)), original);
+        assert_ne!(identity_after(|m| m.card.normalization[1] = Normalization::ZScore), original);
+        assert_ne!(identity_after(|m| m.card.mirror_axes = MirrorAxes::NONE), original);
+        assert_ne!(identity_after(|m| m.change_weight("decoder.seg_layers.1.bias", 1.0)), original);
+    }
+
+    #[test]
+    fn a_path_that_holds_no_model_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let message = |path: &Path| Model::open(path, &ModelOptions::default()).unwrap_err().to_string();
+        let file = folder.path().join("model.zip");
+        std::fs::write(&file, "x").unwrap();
+        assert!(
+            message(&file)
+                .ends_with("not a folder; a model is a microtome package or an unpacked nnU-Net v2 result folder")
+        );
+        assert!(
+            message(folder.path()).contains("neither a microtome package (model.toml) nor an nnU-Net v2 result folder")
+        );
+        assert!(message(&folder.path().join("missing")).contains("missing: No such file"));
+    }
+}

@@ -1,0 +1,346 @@
+//! A network as plain data, independent of the framework it came from and of the engine that runs it.
+//!
+//! A [`Network`] is a list of layers, each reading the input or earlier layers; weights are referred to by name.
+//! An engine lowers it: [`crate::candle`] does so with candle's operations. What can be said about a network without running it
+//! (shapes, parameters, multiplications, memory) is computed here, once for all engines.
+
+use microtome_io::Size;
+use serde::{Deserialize, Serialize};
+
+/// A kernel's or a stride's extent along both axes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "[usize; 2]", into = "[usize; 2]")]
+pub struct Extent {
+    /// Along y, axis 0 in PyTorch's order.
+    pub height: usize,
+    /// Along x, axis 1.
+    pub width: usize,
+}
+
+impl Extent {
+    /// One pixel.
+    pub const ONE: Self = Self { height: 1, width: 1 };
+
+    /// Number of pixels.
+    #[must_use]
+    pub const fn area(self) -> usize {
+        self.height.saturating_mul(self.width)
+    }
+}
+
+impl From<[usize; 2]> for Extent {
+    fn from([height, width]: [usize; 2]) -> Self {
+        Self { height, width }
+    }
+}
+
+impl From<Extent> for [usize; 2] {
+    fn from(extent: Extent) -> Self {
+        [extent.height, extent.width]
+    }
+}
+
+impl std::fmt::Display for Extent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}x{}", self.height, self.width)
+    }
+}
+
+/// Where a layer reads from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The network's input.
+    Input,
+    /// The output of the layer with this index.
+    Layer(usize),
+}
+
+/// One step of the network.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Layer {
+    /// What it computes.
+    pub operation: Operation,
+    /// What it reads: two sources for [`Operation::Concatenate`], one for all others.
+    pub sources: Vec<Source>,
+}
+
+/// What a layer computes. Tensors are channels × height × width; formulas are PyTorch's in `eval` mode.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Operation {
+    /// Cross-correlation with zero padding `(k - 1) / 2`, dilation 1, one group.
+    Convolution {
+        /// Name of the weight, output × input × kernel height × kernel width.
+        weight: String,
+        /// Name of the bias, if there is one.
+        bias: Option<String>,
+        /// Input channels.
+        input: usize,
+        /// Output channels.
+        output: usize,
+        /// Extent of the kernel, odd along both axes.
+        kernel: Extent,
+        /// Distance between the kernel's positions.
+        stride: Extent,
+    },
+    /// Transposed convolution whose kernel is its stride: every pixel becomes a block of pixels of its own.
+    Upsampling {
+        /// Name of the weight, input × output × stride height × stride width.
+        weight: String,
+        /// Name of the bias, if there is one.
+        bias: Option<String>,
+        /// Input channels.
+        input: usize,
+        /// Output channels.
+        output: usize,
+        /// How many times larger the output is along each axis.
+        stride: Extent,
+    },
+    /// `(x - mean) / sqrt(variance + epsilon) * weight + bias` with mean and biased variance of each channel of the tile itself.
+    InstanceNorm {
+        /// Names of weight and bias, if the layer has them.
+        affine: Option<Affine>,
+        /// Channels.
+        channels: usize,
+        /// Added to the variance.
+        epsilon: f64,
+    },
+    /// `(x - mean) / sqrt(variance + epsilon) * weight + bias` with mean and variance from training.
+    BatchNorm {
+        /// Name of the running mean.
+        mean: String,
+        /// Name of the running variance.
+        variance: String,
+        /// Names of weight and bias, if the layer has them.
+        affine: Option<Affine>,
+        /// Channels.
+        channels: usize,
+        /// Added to the variance.
+        epsilon: f64,
+    },
+    /// `x` where it is positive, `slope * x` elsewhere; slope 0 is ReLU.
+    LeakyRelu {
+        /// Factor for negative values.
+        slope: f64,
+    },
+    /// The channels of the first source, then those of the second.
+    Concatenate,
+}
+
+/// Names of the per-channel factor and summand of a normalisation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Affine {
+    /// Name of the factor.
+    pub weight: String,
+    /// Name of the summand.
+    pub bias: String,
+}
+
+/// Name and shape of a weight that a network uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightShape {
+    /// The name, unique in the network.
+    pub name: String,
+    /// Extent of each dimension, outermost first.
+    pub shape: Vec<usize>,
+}
+
+/// Channels, height and width of a tensor of one tile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Channels.
+    pub channels: usize,
+    /// Width and height.
+    pub size: Size,
+}
+
+impl Shape {
+    /// Number of values.
+    #[must_use]
+    pub const fn elements(self) -> u64 {
+        self.size.area().saturating_mul(self.channels as u64)
+    }
+}
+
+/// A network: layers in the order in which they run; the last one's output is the logits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Network {
+    channels: usize,
+    layers: Vec<Layer>,
+}
+
+impl Network {
+    /// An empty network that reads `channels` channels.
+    #[must_use]
+    pub fn new(channels: usize) -> Self {
+        Self { channels, layers: Vec::new() }
+    }
+
+    /// Appends a layer and returns where its output is read from.
+    ///
+    /// # Panics
+    /// If a source lies ahead, or the number of sources is not the operation's: those are mistakes of the architecture.
+    pub fn push(&mut self, operation: Operation, sources: &[Source]) -> Source {
+        let expected = if operation == Operation::Concatenate { 2 } else { 1 };
+        assert_eq!(sources.len(), expected, "sources of {operation:?}");
+        let known = |source: &Source| {
+            matches!(source, Source::Input) || matches!(source, Source::Layer(i) if *i < self.layers.len())
+        };
+        assert!(sources.iter().all(known), "{operation:?} reads what has not been computed yet");
+        self.layers.push(Layer { operation, sources: sources.to_vec() });
+        Source::Layer(self.layers.len() - 1)
+    }
+
+    /// Number of input channels.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// The layers in the order in which they run.
+    #[must_use]
+    pub fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// Every weight that the network uses, in the order of its layers.
+    #[must_use]
+    pub fn weights(&self) -> Vec<WeightShape> {
+        let mut weights = Vec::new();
+        let mut add = |name: &String, shape: &[usize]| {
+            weights.push(WeightShape { name: name.clone(), shape: shape.to_vec() });
+        };
+        for layer in &self.layers {
+            match &layer.operation {
+                Operation::Convolution { weight, bias, input, output, kernel, .. } => {
+                    add(weight, &[*output, *input, kernel.height, kernel.width]);
+                    bias.iter().for_each(|bias| add(bias, &[*output]));
+                }
+                Operation::Upsampling { weight, bias, input, output, stride } => {
+                    add(weight, &[*input, *output, stride.height, stride.width]);
+                    bias.iter().for_each(|bias| add(bias, &[*output]));
+                }
+                Operation::InstanceNorm { affine, channels, .. } => {
+                    affine.iter().flat_map(|a| [&a.weight, &a.bias]).for_each(|name| add(name, &[*channels]));
+                }
+                Operation::BatchNorm { mean, variance, affine, channels, .. } => {
+                    [mean, variance]
+                        .into_iter()
+                        .chain(affine.iter().flat_map(|a| [&a.weight, &a.bias]))
+                        .for_each(|name| add(name, &[*channels]));
+                }
+                Operation::LeakyRelu { .. } | Operation::Concatenate => {}
+            }
+        }
+        weights
+    }
+
+    /// Number of parameters: values of all weights together.
+    #[must_use]
+    pub fn parameters(&self) -> u64 {
+        let elements = |w: &WeightShape| w.shape.iter().fold(1_u64, |n, &d| n.saturating_mul(d as u64));
+        self.weights().iter().map(elements).fold(0, u64::saturating_add)
+    }
+
+    /// The shape of every layer's output for a tile of this size.
+    #[must_use]
+    pub fn shapes(&self, tile: Size) -> Vec<Shape> {
+        let mut shapes: Vec<Shape> = Vec::with_capacity(self.layers.len());
+        for layer in &self.layers {
+            let of = |source: Source| match source {
+                Source::Input => Shape { channels: self.channels, size: tile },
+                Source::Layer(i) => shapes[i],
+            };
+            let first = of(layer.sources[0]);
+            let shape = match &layer.operation {
+                Operation::Convolution { output, stride, .. } => {
+                    // floor((n + 2 * ((k - 1) / 2) - k) / s) + 1 for odd k.
+                    Shape {
+                        channels: *output,
+                        size: first.size.cells(Size::new(stride.width as u64, stride.height as u64)),
+                    }
+                }
+                Operation::Upsampling { output, stride, .. } => Shape {
+                    channels: *output,
+                    size: Size::new(
+                        first.size.width.saturating_mul(stride.width as u64),
+                        first.size.height.saturating_mul(stride.height as u64),
+                    ),
+                },
+                Operation::Concatenate => {
+                    Shape { channels: first.channels + of(layer.sources[1]).channels, size: first.size }
+                }
+                Operation::InstanceNorm { .. } | Operation::BatchNorm { .. } | Operation::LeakyRelu { .. } => first,
+            };
+            shapes.push(shape);
+        }
+        shapes
+    }
+
+    /// Multiplications, each with its addition, that convolutions take for one tile of this size.
+    #[must_use]
+    pub fn multiplications(&self, tile: Size) -> u64 {
+        let shapes = self.shapes(tile);
+        let of = |layer: &Layer, output: Shape| match &layer.operation {
+            Operation::Convolution { input, kernel, .. } => output.elements() * (*input * kernel.area()) as u64,
+            Operation::Upsampling { input, .. } => output.elements() * *input as u64,
+            _ => 0,
+        };
+        self.layers.iter().zip(shapes).map(|(layer, shape)| of(layer, shape)).fold(0, u64::saturating_add)
+    }
+
+    /// For each layer, the index of the last layer that reads it; a layer that nothing reads keeps its own index.
+    #[must_use]
+    pub fn last_reads(&self) -> Vec<usize> {
+        let mut last: Vec<usize> = (0..self.layers.len()).collect();
+        for (reader, layer) in self.layers.iter().enumerate() {
+            for source in &layer.sources {
+                if let Source::Layer(i) = source {
+                    last[*i] = reader;
+                }
+            }
+        }
+        last
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two convolutions, the second with stride 2, then back up and joined with the first.
+    fn small() -> Network {
+        let convolution = |name: &str, input, output, stride| Operation::Convolution {
+            weight: format!("{name}.weight"),
+            bias: Some(format!("{name}.bias")),
+            input,
+            output,
+            kernel: Extent { height: 3, width: 3 },
+            stride,
+        };
+        let mut network = Network::new(3);
+        let fine = network.push(convolution("fine", 3, 4, Extent::ONE), &[Source::Input]);
+        let coarse = network.push(convolution("coarse", 4, 8, Extent { height: 2, width: 2 }), &[fine]);
+        let stride = Extent { height: 2, width: 2 };
+        let up = Operation::Upsampling { weight: "up.weight".into(), bias: None, input: 8, output: 4, stride };
+        let up = network.push(up, &[coarse]);
+        network.push(Operation::Concatenate, &[up, fine]);
+        network
+    }
+
+    #[test]
+    fn shapes_and_counts_follow_from_the_layers() {
+        let network = small();
+        let shapes = network.shapes(Size::new(6, 4));
+        let of = |channels, width, height| Shape { channels, size: Size::new(width, height) };
+        assert_eq!(shapes, [of(4, 6, 4), of(8, 3, 2), of(4, 6, 4), of(8, 6, 4)]);
+        assert_eq!(network.parameters(), (4 * 3 * 9 + 4) + (8 * 4 * 9 + 8) + 8 * 4 * 4);
+        assert_eq!(network.multiplications(Size::new(6, 4)), 24 * 4 * 27 + 6 * 8 * 36 + 24 * 4 * 8);
+        assert_eq!(network.last_reads(), [3, 2, 3, 3]);
+    }
+
+    #[test]
+    #[should_panic(expected = "not been computed yet")]
+    fn a_layer_cannot_read_ahead() {
+        Network::new(1).push(Operation::LeakyRelu { slope: 0.0 }, &[Source::Layer(0)]);
+    }
+}

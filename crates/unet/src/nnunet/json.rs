@@ -1,0 +1,138 @@
+//! JSON as Python writes it, with names for what is wrong.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::{Error, Result, bounded};
+
+/// `dataset.json` may list every training case of a large data set.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// Reads a file that holds one JSON object.
+pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>> {
+    let text = bounded::read_text(path, MAX_BYTES)?;
+    match serde_json::from_str(&without_constants(&text)) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(Error::format(path, "not a JSON object")),
+        Err(error) => Err(Error::format(path, format!("not JSON: {error}"))),
+    }
+}
+
+/// Python writes bare `NaN`, `Infinity` and `-Infinity`, which JSON does not have: here they become `null` of the same length,
+/// so that positions in messages stay right.
+fn without_constants(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    let mut in_string = false;
+    while let Some(c) = rest.chars().next() {
+        let constant = ["-Infinity", "Infinity", "NaN"].into_iter().find(|name| !in_string && rest.starts_with(name));
+        if let Some(name) = constant {
+            // `NaN` is shorter than `null`; one column later is close enough for a message.
+            out.push_str(&format!("{:<1$}", "null", name.len()));
+            rest = &rest[name.len()..];
+            continue;
+        }
+        let mut taken = c.len_utf8();
+        if in_string && c == '\\' {
+            taken += rest[1..].chars().next().map_or(0, char::len_utf8);
+        } else if c == '"' {
+            in_string = !in_string;
+        }
+        out.push_str(&rest[..taken]);
+        rest = &rest[taken..];
+    }
+    out
+}
+
+/// An object of the file with the words that name it in messages.
+#[derive(Debug, Clone)]
+pub(super) struct Object<'a> {
+    pub(super) path: &'a Path,
+    /// Such as `configurations.2d`; empty for the whole file.
+    pub(super) place: String,
+    pub(super) map: &'a Map<String, Value>,
+}
+
+impl<'a> Object<'a> {
+    /// The whole of a file.
+    pub(super) fn file(path: &'a Path, map: &'a Map<String, Value>) -> Self {
+        Self { path, place: String::new(), map }
+    }
+
+    /// The object under a key of this one.
+    pub(super) fn child(&self, key: &str) -> Result<Self> {
+        Ok(Self { path: self.path, place: format!("{}{key}", self.prefix()), map: self.object(key)? })
+    }
+
+    /// What is wrong with a key of this object.
+    pub(super) fn wrong(&self, key: &str, message: &str) -> Error {
+        Error::format(self.path, format!("{}{key} {message}", self.prefix()))
+    }
+
+    /// What a key of this object asks for that cannot be honoured.
+    pub(super) fn unsupported(&self, key: &str, message: &str) -> Error {
+        Error::unsupported(self.path, format!("{}{key} {message}", self.prefix()))
+    }
+
+    fn prefix(&self) -> String {
+        if self.place.is_empty() { String::new() } else { format!("{}.", self.place) }
+    }
+
+    /// A value, or `None` if it is missing or null.
+    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
+        self.map.get(key).filter(|v| !v.is_null())
+    }
+
+    pub(super) fn need(&self, key: &str) -> Result<&'a Value> {
+        self.get(key).ok_or_else(|| self.wrong(key, "is missing"))
+    }
+
+    pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>> {
+        let text = |v: &'a Value| v.as_str().ok_or_else(|| self.wrong(key, "is no text"));
+        self.get(key).map(text).transpose()
+    }
+
+    pub(super) fn list(&self, key: &str) -> Result<&'a [Value]> {
+        self.need(key)?.as_array().map(Vec::as_slice).ok_or_else(|| self.wrong(key, "is no list"))
+    }
+
+    pub(super) fn object(&self, key: &str) -> Result<&'a Map<String, Value>> {
+        self.need(key)?.as_object().ok_or_else(|| self.wrong(key, "is no object"))
+    }
+
+    pub(super) fn count(&self, key: &str) -> Result<usize> {
+        as_count(self.need(key)?).ok_or_else(|| self.wrong(key, "is no count"))
+    }
+
+    pub(super) fn flag(&self, key: &str) -> Result<Option<bool>> {
+        let flag = |v: &Value| v.as_bool().ok_or_else(|| self.wrong(key, "is neither true nor false"));
+        self.get(key).map(flag).transpose()
+    }
+
+    pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
+        let number = |v: &Value| v.as_f64().ok_or_else(|| self.wrong(key, "is no number"));
+        self.get(key).map(number).transpose()
+    }
+}
+
+/// A non-negative integer, also when it is written as a float.
+pub(super) fn as_count(value: &Value) -> Option<usize> {
+    let exact = |f: f64| (f >= 0.0 && f.fract() == 0.0 && f < 1e15).then_some(f as usize);
+    value.as_u64().and_then(|n| usize::try_from(n).ok()).or_else(|| value.as_f64().and_then(exact))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pythons_constants_become_null_outside_of_texts_only() {
+        let text = r#"{"a": NaN, "b NaN \" NaN": [-Infinity, Infinity], "ü\\": "Infinity"}"#;
+        let value: Value = serde_json::from_str(&without_constants(text)).unwrap();
+        assert!(value["a"].is_null());
+        assert_eq!(value["b NaN \" NaN"], serde_json::json!([null, null]));
+        assert_eq!(value["ü\\"], "Infinity");
+        assert_eq!(without_constants(r#"{"unclosed \"#), r#"{"unclosed \"#);
+    }
+}

@@ -1,0 +1,13 @@
+//! nnU-Net v2 result folders, as `nnUNetv2_train` leaves them.
+//!
+//! Layout and meaning: nnU-Net 2.8.1 (`nnunetv2/utilities/plans_handling/plans_handler.py`,
+//! `nnunetv2/utilities/label_handling/label_handling.py`, `nnunetv2/inference/predict_from_raw_data.py`).
+//! What cannot be honoured is refused by name.
+
+mod checkpoint;
+mod dataset;
+mod folder;
+mod json;
+mod plans;
+
+pub(crate) use folder::{is_trainer_folder, load, trainer_folders};

@@ -1,0 +1,573 @@
+//! `plans.json`: what a configuration's network and preprocessing are.
+
+use std::path::{Path, PathBuf};
+
+use microtome_io::Size;
+use serde_json::{Map, Value};
+
+use super::json::{Object, as_count, read_object};
+use crate::architecture::{Activation, Norm, PlainConvUnet};
+use crate::network::Extent;
+use crate::{Error, Normalization, Result};
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Plans {
+    path: PathBuf,
+    map: Map<String, Value>,
+}
+
+/// One configuration, such as `2d`, as far as inference needs it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Configuration {
+    pub(super) tile: Size,
+    pub(super) normalization: Vec<Normalization>,
+    /// Its `channels` and `heads` are the data set's, filled in by the caller; 0 here.
+    pub(super) network: PlainConvUnet,
+}
+
+impl Plans {
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        Ok(Self { path: path.into(), map: read_object(path)? })
+    }
+
+    fn file(&self) -> Object<'_> {
+        Object::file(&self.path, &self.map)
+    }
+
+    /// nnU-Net's name of the data set, if the plans have it.
+    pub(super) fn dataset_name(&self) -> Result<Option<&str>> {
+        self.file().text("dataset_name")
+    }
+
+    /// The configuration with this name, for images of `channels` channels.
+    pub(super) fn configuration(&self, name: &str, channels: usize) -> Result<Configuration> {
+        self.check_globals()?;
+        let map = self.resolve(name)?;
+        let configuration = &Object { path: &self.path, place: format!("configurations.{name}"), map: &map };
+        let tile = tile(configuration, name)?;
+        check_preprocessing(configuration)?;
+        let normalization = normalization(&self.file(), configuration, channels)?;
+        let network = match configuration.get("architecture") {
+            Some(_) => new_form(configuration)?,
+            None => old_form(configuration)?,
+        };
+        Ok(Configuration { tile, normalization, network })
+    }
+
+    /// Settings for all configurations that would change the result.
+    fn check_globals(&self) -> Result<()> {
+        let file = self.file();
+        if let Some(manager) = file.text("label_manager")?.filter(|m| *m != "LabelManager") {
+            return Err(file.unsupported("label_manager", &format!("{manager} is not supported; LabelManager is")));
+        }
+        if file.get("transpose_forward").is_some() {
+            let order = file.list("transpose_forward")?;
+            if order.iter().enumerate().any(|(i, v)| as_count(v) != Some(i)) {
+                let order: Vec<String> = order.iter().map(ToString::to_string).collect();
+                let message = format!("[{}] is not supported; axes must stay in order", order.join(", "));
+                return Err(file.unsupported("transpose_forward", &message));
+            }
+        }
+        Ok(())
+    }
+
+    /// A configuration with everything that it inherits: a child's keys replace its parent's, whole.
+    fn resolve(&self, name: &str) -> Result<Map<String, Value>> {
+        let all = self.file().child("configurations")?;
+        let mut chain: Vec<&str> = Vec::new();
+        let mut next = Some(name);
+        while let Some(name) = next {
+            if chain.contains(&name) {
+                let message = format!("inherits from itself: {} -> {name}", chain.join(" -> "));
+                return Err(all.wrong(chain[0], &message));
+            }
+            chain.push(name);
+            if all.get(name).is_none() {
+                let known: Vec<&str> = all.map.keys().map(String::as_str).collect();
+                return Err(all.wrong(name, &format!("is missing; there are {}", known.join(", "))));
+            }
+            next = all.child(name)?.text("inherits_from")?;
+        }
+        let mut resolved = Map::new();
+        for name in chain.into_iter().rev() {
+            let keys = all.object(name)?.iter().filter(|(key, _)| *key != "inherits_from");
+            resolved.extend(keys.map(|(key, value)| (key.clone(), value.clone())));
+        }
+        Ok(resolved)
+    }
+}
+
+fn tile(configuration: &Object<'_>, name: &str) -> Result<Size> {
+    let patch = configuration.list("patch_size")?;
+    let extents: Option<Vec<usize>> = patch.iter().map(as_count).collect();
+    match extents.as_deref() {
+        Some([height, width]) => Ok(Size::new(*width as u64, *height as u64)),
+        Some([_, _, _]) => Err(Error::unsupported(
+            configuration.path,
+            format!("the configuration {name} is three-dimensional; two-dimensional configurations (2d) are supported"),
+        )),
+        _ => Err(configuration.wrong("patch_size", "is no pair of counts")),
+    }
+}
+
+/// Steps before and after the network that would change the result.
+fn check_preprocessing(configuration: &Object<'_>) -> Result<()> {
+    if let Some(name) = configuration.text("preprocessor_name")?.filter(|n| *n != "DefaultPreprocessor") {
+        return Err(
+            configuration.unsupported("preprocessor_name", &format!("{name} is not supported; DefaultPreprocessor is"))
+        );
+    }
+    if let Some(stage) = configuration.get("previous_stage") {
+        let message = format!("{stage} makes this a cascade, which is not supported");
+        return Err(configuration.unsupported("previous_stage", &message));
+    }
+    for key in ["resampling_fn_data", "resampling_fn_seg", "resampling_fn_probabilities"] {
+        // None of them runs on pictures, whose spacing is always the plans'; one that is not nnU-Net's own might do more than resample.
+        const KNOWN: [&str; 4] = [
+            "resample_data_or_seg_to_shape",
+            "resample_torch_fornnunet",
+            "resample_torch_simple",
+            "no_resampling_hack",
+        ];
+        if let Some(name) = configuration.text(key)?.filter(|n| !KNOWN.contains(n)) {
+            return Err(configuration.unsupported(key, &format!("{name} is not supported; {} are", KNOWN.join(", "))));
+        }
+    }
+    Ok(())
+}
+
+fn normalization(file: &Object<'_>, configuration: &Object<'_>, channels: usize) -> Result<Vec<Normalization>> {
+    let schemes = configuration.list("normalization_schemes")?;
+    if schemes.len() != channels {
+        let message = format!("has {} entries, but dataset.json has {channels} channels", schemes.len());
+        return Err(configuration.wrong("normalization_schemes", &message));
+    }
+    let masked = match configuration.get("use_mask_for_norm") {
+        Some(Value::Object(map)) => map.values().any(|v| v.as_bool() == Some(true)),
+        Some(_) => configuration.list("use_mask_for_norm")?.iter().any(|v| v.as_bool() == Some(true)),
+        None => false,
+    };
+    if masked {
+        return Err(configuration.unsupported("use_mask_for_norm", "is true, which is not supported"));
+    }
+    let scheme = |(channel, scheme): (usize, &Value)| match scheme.as_str() {
+        Some("ZScoreNormalization") => Ok(Normalization::ZScore),
+        Some("CTNormalization") => intensities(file, channel),
+        Some("RescaleTo01Normalization") => Ok(Normalization::RescaleTo01),
+        Some("RGBTo01Normalization") => Ok(Normalization::RgbTo01),
+        Some("NoNormalization") => Ok(Normalization::None),
+        _ => Err(configuration.unsupported("normalization_schemes", &format!("{scheme} is not supported"))),
+    };
+    schemes.iter().enumerate().map(scheme).collect()
+}
+
+/// The training set's foreground intensities of a channel, which CT normalisation uses.
+fn intensities(file: &Object<'_>, channel: usize) -> Result<Normalization> {
+    const NAMES: [&str; 2] =
+        ["foreground_intensity_properties_per_channel", "foreground_intensity_properties_by_modality"];
+    let key = NAMES.into_iter().find(|key| file.get(key).is_some()).unwrap_or(NAMES[0]);
+    let properties = file.child(key)?.child(&channel.to_string())?;
+    let number = |key: &str| properties.number(key)?.ok_or_else(|| properties.wrong(key, "is no finite number"));
+    Ok(Normalization::Ct {
+        lower: number("percentile_00_5")?,
+        upper: number("percentile_99_5")?,
+        mean: number("mean")?,
+        std: number("std")?,
+    })
+}
+
+/// `architecture`, as nnU-Net 2.4 and later write it.
+fn new_form(configuration: &Object<'_>) -> Result<PlainConvUnet> {
+    let architecture = configuration.child("architecture")?;
+    check_class(&architecture, "network_class_name")?;
+    let keywords = &architecture.child("arch_kwargs")?;
+    const KNOWN: [&str; 16] = [
+        "n_stages",
+        "features_per_stage",
+        "conv_op",
+        "kernel_sizes",
+        "strides",
+        "n_conv_per_stage",
+        "n_conv_per_stage_decoder",
+        "conv_bias",
+        "norm_op",
+        "norm_op_kwargs",
+        "dropout_op",
+        "dropout_op_kwargs",
+        "nonlin",
+        "nonlin_kwargs",
+        "nonlin_first",
+        "deep_supervision",
+    ];
+    if let Some(key) = keywords.map.keys().find(|key| !KNOWN.contains(&key.as_str())) {
+        return Err(keywords.unsupported(key, "is not supported"));
+    }
+    match class_name(keywords, "conv_op")? {
+        Some("Conv2d") => {}
+        Some(other) => return Err(keywords.unsupported("conv_op", &format!("{other} is not supported; Conv2d is"))),
+        None => return Err(keywords.wrong("conv_op", "is missing")),
+    }
+    if keywords.flag("nonlin_first")? == Some(true) {
+        return Err(keywords.unsupported("nonlin_first", "true is not supported"));
+    }
+    if let Some(other) = class_name(keywords, "dropout_op")?.filter(|n| !n.starts_with("Dropout")) {
+        return Err(keywords.unsupported("dropout_op", &format!("{other} is not supported")));
+    }
+    let stages = keywords.count("n_stages")?;
+    // The architecture's own check is the one that names the limit; here a count only must not become a large list.
+    let length = stages.min(64);
+    Ok(PlainConvUnet {
+        channels: 0,
+        heads: 0,
+        features: per_stage(keywords, "features_per_stage", length, as_count)?,
+        kernels: per_stage(keywords, "kernel_sizes", length, as_extent)?,
+        strides: per_stage(keywords, "strides", length, as_extent)?,
+        convolutions: per_stage(keywords, "n_conv_per_stage", length, as_count)?,
+        decoder_convolutions: per_stage(keywords, "n_conv_per_stage_decoder", length.saturating_sub(1), as_count)?,
+        bias: keywords.flag("conv_bias")?.unwrap_or(false),
+        norm: norm(keywords)?,
+        activation: activation(keywords)?,
+    })
+}
+
+/// The flat keys of nnU-Net 2.0 to 2.3, which knew no other blocks than the default ones.
+fn old_form(configuration: &Object<'_>) -> Result<PlainConvUnet> {
+    check_class(configuration, "UNet_class_name")?;
+    let stages = configuration.list("n_conv_per_stage_encoder")?.len();
+    let (base, most) = (configuration.count("UNet_base_num_features")?, configuration.count("unet_max_num_features")?);
+    let features = |s: usize| base.saturating_mul(1_usize.checked_shl(s as u32).unwrap_or(usize::MAX)).min(most);
+    let length = stages.min(64);
+    Ok(PlainConvUnet {
+        channels: 0,
+        heads: 0,
+        features: (0..length).map(features).collect(),
+        kernels: per_stage(configuration, "conv_kernel_sizes", length, as_extent)?,
+        strides: per_stage(configuration, "pool_op_kernel_sizes", length, as_extent)?,
+        convolutions: per_stage(configuration, "n_conv_per_stage_encoder", length, as_count)?,
+        decoder_convolutions: per_stage(configuration, "n_conv_per_stage_decoder", length.saturating_sub(1), as_count)?,
+        bias: true,
+        norm: Norm::Instance { epsilon: 1e-5, affine: true },
+        activation: Activation::LeakyRelu { slope: 0.01 },
+    })
+}
+
+fn check_class(object: &Object<'_>, key: &str) -> Result<()> {
+    match class_name(object, key)? {
+        Some("PlainConvUNet") => Ok(()),
+        Some(other) => Err(object.unsupported(key, &format!("{other} is not supported yet; PlainConvUNet is"))),
+        None => Err(object.wrong(key, "is missing")),
+    }
+}
+
+/// The last component of a dotted Python path; the modules before it have moved over time.
+fn class_name<'a>(object: &Object<'a>, key: &str) -> Result<Option<&'a str>> {
+    Ok(object.text(key)?.map(|path| path.rsplit('.').next().unwrap_or(path)))
+}
+
+/// A list with one entry per stage, or one value for all stages.
+fn per_stage<T: Clone>(
+    object: &Object<'_>,
+    key: &str,
+    stages: usize,
+    parse: fn(&Value) -> Option<T>,
+) -> Result<Vec<T>> {
+    let wrong = || object.wrong(key, "does not hold one entry per stage");
+    match object.need(key)? {
+        Value::Array(list) if list.len() == stages => list.iter().map(|v| parse(v).ok_or_else(wrong)).collect(),
+        Value::Array(list) => Err(object.wrong(key, &format!("has {} entries; there must be {stages}", list.len()))),
+        single => Ok(vec![parse(single).ok_or_else(wrong)?; stages]),
+    }
+}
+
+/// `[height, width]`, or one number for both.
+fn as_extent(value: &Value) -> Option<Extent> {
+    match value {
+        Value::Array(list) => match list.as_slice() {
+            [height, width] => Some(Extent { height: as_count(height)?, width: as_count(width)? }),
+            _ => None,
+        },
+        single => as_count(single).map(|n| Extent { height: n, width: n }),
+    }
+}
+
+/// Keyword arguments, which may be missing altogether.
+fn keywords<'a>(object: &Object<'a>, key: &str, empty: &'a Map<String, Value>) -> Result<Object<'a>> {
+    if object.get(key).is_some() { object.child(key) } else { Ok(Object::file(object.path, empty)) }
+}
+
+/// Defaults are PyTorch's: `InstanceNorm2d(eps=1e-5, affine=False)`, `BatchNorm2d(eps=1e-5, affine=True)`.
+fn norm(object: &Object<'_>) -> Result<Norm> {
+    let empty = Map::new();
+    let keywords = keywords(object, "norm_op_kwargs", &empty)?;
+    let epsilon = keywords.number("eps")?.unwrap_or(1e-5);
+    let affine = keywords.flag("affine")?;
+    let tracks = keywords.flag("track_running_stats")?;
+    match class_name(object, "norm_op")? {
+        None => Ok(Norm::None),
+        Some("InstanceNorm2d") if tracks == Some(true) => {
+            Err(keywords.unsupported("track_running_stats", "true is not supported for InstanceNorm2d"))
+        }
+        Some("InstanceNorm2d") => Ok(Norm::Instance { epsilon, affine: affine.unwrap_or(false) }),
+        Some("BatchNorm2d") if tracks == Some(false) => {
+            Err(keywords.unsupported("track_running_stats", "false is not supported for BatchNorm2d"))
+        }
+        Some("BatchNorm2d") => Ok(Norm::Batch { epsilon, affine: affine.unwrap_or(true) }),
+        Some(other) => {
+            Err(object.unsupported("norm_op", &format!("{other} is not supported; InstanceNorm2d and BatchNorm2d are")))
+        }
+    }
+}
+
+fn activation(object: &Object<'_>) -> Result<Activation> {
+    let empty = Map::new();
+    let keywords = keywords(object, "nonlin_kwargs", &empty)?;
+    match class_name(object, "nonlin")? {
+        None => Ok(Activation::None),
+        Some("LeakyReLU") => Ok(Activation::LeakyRelu { slope: keywords.number("negative_slope")?.unwrap_or(0.01) }),
+        Some("ReLU") => Ok(Activation::LeakyRelu { slope: 0.0 }),
+        Some(other) => Err(object.unsupported("nonlin", &format!("{other} is not supported; LeakyReLU and ReLU are"))),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Plans of a two-stage network in the form of nnU-Net 2.4 and later.
+    pub(crate) fn plans() -> Value {
+        json!({
+            "dataset_name": "Dataset001_Test",
+            "transpose_forward": [0, 1, 2],
+            "label_manager": "LabelManager",
+            "foreground_intensity_properties_per_channel": {
+                "0": {"mean": 5.0, "std": 2.0, "percentile_00_5": 1.0, "percentile_99_5": 9.0, "median": null}
+            },
+            "configurations": {"2d": {
+                "preprocessor_name": "DefaultPreprocessor",
+                "patch_size": [8, 16],
+                "normalization_schemes": ["ZScoreNormalization"],
+                "use_mask_for_norm": [false],
+                "resampling_fn_data": "resample_data_or_seg_to_shape",
+                "architecture": {
+                    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+                    "arch_kwargs": {
+                        "n_stages": 2,
+                        "features_per_stage": [4, 8],
+                        "conv_op": "torch.nn.modules.conv.Conv2d",
+                        "kernel_sizes": [[3, 3], [3, 3]],
+                        "strides": [[1, 1], [2, 2]],
+                        "n_conv_per_stage": [2, 2],
+                        "n_conv_per_stage_decoder": [2],
+                        "conv_bias": true,
+                        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d",
+                        "norm_op_kwargs": {"eps": 1e-5, "affine": true},
+                        "dropout_op": null,
+                        "dropout_op_kwargs": null,
+                        "nonlin": "torch.nn.LeakyReLU",
+                        "nonlin_kwargs": {"inplace": true}
+                    }
+                }
+            }}
+        })
+    }
+
+    /// The same in the flat form of nnU-Net 2.0 to 2.3.
+    fn old_plans() -> Value {
+        let mut plans = plans();
+        let configuration = plans["configurations"]["2d"].as_object_mut().unwrap();
+        configuration.remove("architecture");
+        configuration.extend(
+            json!({
+                "UNet_class_name": "PlainConvUNet",
+                "UNet_base_num_features": 4,
+                "unet_max_num_features": 512,
+                "n_conv_per_stage_encoder": [2, 2],
+                "n_conv_per_stage_decoder": [2],
+                "num_pool_per_axis": [1, 1],
+                "pool_op_kernel_sizes": [[1, 1], [2, 2]],
+                "conv_kernel_sizes": [[3, 3], [3, 3]]
+            })
+            .as_object()
+            .unwrap()
+            .clone(),
+        );
+        plans
+    }
+
+    fn parse(value: Value, name: &str) -> Result<Configuration> {
+        let Value::Object(map) = value else { panic!("an object") };
+        Plans { path: "plans.json".into(), map }.configuration(name, 1)
+    }
+
+    #[test]
+    fn old_and_new_form_describe_the_same_network() {
+        let new = parse(plans(), "2d").unwrap();
+        assert_eq!(new.tile, Size::new(16, 8), "patch_size is rows first");
+        assert_eq!(new.network.features, [4, 8]);
+        assert_eq!(new, parse(old_plans(), "2d").unwrap());
+    }
+
+    #[test]
+    fn one_number_stands_for_all_stages() {
+        let mut value = plans();
+        let keywords = &mut value["configurations"]["2d"]["architecture"]["arch_kwargs"];
+        keywords["kernel_sizes"] = json!(3);
+        keywords["n_conv_per_stage"] = json!(2);
+        keywords["n_conv_per_stage_decoder"] = json!(2);
+        assert_eq!(parse(value, "2d").unwrap(), parse(plans(), "2d").unwrap());
+    }
+
+    #[test]
+    fn a_child_replaces_whole_keys_of_its_parent() {
+        let mut value = plans();
+        value["configurations"]["wide"] = json!({"inherits_from": "2d", "patch_size": [32, 32]});
+        value["configurations"]["wider"] =
+            json!({"inherits_from": "wide", "normalization_schemes": ["CTNormalization"]});
+        let child = parse(value, "wider").unwrap();
+        assert_eq!(child.tile, Size::new(32, 32));
+        assert_eq!(child.normalization, [Normalization::Ct { lower: 1.0, upper: 9.0, mean: 5.0, std: 2.0 }]);
+        assert_eq!(child.network, parse(plans(), "2d").unwrap().network);
+    }
+
+    #[test]
+    fn inheritance_in_a_circle_is_an_error() {
+        let mut value = plans();
+        value["configurations"]["a"] = json!({"inherits_from": "b"});
+        value["configurations"]["b"] = json!({"inherits_from": "a"});
+        let error = parse(value, "a").unwrap_err().to_string();
+        assert_eq!(error, "plans.json: configurations.a inherits from itself: a -> b -> a");
+    }
+
+    #[test]
+    fn everything_that_cannot_be_honoured_is_refused_by_name() {
+        let message = |path: &str, new: Value| {
+            let mut value = plans();
+            *value.pointer_mut(path).unwrap_or_else(|| panic!("{path}")) = new;
+            parse(value, "2d").unwrap_err().to_string()
+        };
+        let two = "/configurations/2d";
+        let keyword = |key: &str| format!("{two}/architecture/arch_kwargs/{key}");
+        let cases = [
+            ("/label_manager".into(), json!("Mine"), "label_manager Mine is not supported; LabelManager is"),
+            (
+                "/transpose_forward".into(),
+                json!([0, 2, 1]),
+                "transpose_forward [0, 2, 1] is not supported; axes must stay in order",
+            ),
+            (
+                format!("{two}/preprocessor_name"),
+                json!("P"),
+                "configurations.2d.preprocessor_name P is not supported; DefaultPreprocessor is",
+            ),
+            (
+                format!("{two}/patch_size"),
+                json!([8, 8, 8]),
+                "the configuration 2d is three-dimensional; two-dimensional configurations (2d) are supported",
+            ),
+            (format!("{two}/patch_size"), json!("x"), "configurations.2d.patch_size is no list"),
+            (
+                format!("{two}/use_mask_for_norm"),
+                json!([true]),
+                "configurations.2d.use_mask_for_norm is true, which is not supported",
+            ),
+            (
+                format!("{two}/normalization_schemes"),
+                json!(["Mine"]),
+                "configurations.2d.normalization_schemes \"Mine\" is not supported",
+            ),
+            (
+                format!("{two}/normalization_schemes"),
+                json!([]),
+                "configurations.2d.normalization_schemes has 0 entries, but dataset.json has 1 channels",
+            ),
+            (
+                format!("{two}/resampling_fn_data"),
+                json!("mine"),
+                "configurations.2d.resampling_fn_data mine is not supported; resample_data_or_seg_to_shape, resample_torch_fornnunet, resample_torch_simple, no_resampling_hack are",
+            ),
+            (
+                format!("{two}/architecture/network_class_name"),
+                json!("a.b.ResidualEncoderUNet"),
+                "configurations.2d.architecture.network_class_name ResidualEncoderUNet is not supported yet; PlainConvUNet is",
+            ),
+            (
+                keyword("conv_op"),
+                json!("torch.nn.Conv3d"),
+                "configurations.2d.architecture.arch_kwargs.conv_op Conv3d is not supported; Conv2d is",
+            ),
+            (
+                keyword("norm_op"),
+                json!("torch.nn.LayerNorm"),
+                "configurations.2d.architecture.arch_kwargs.norm_op LayerNorm is not supported; InstanceNorm2d and BatchNorm2d are",
+            ),
+            (
+                keyword("nonlin"),
+                json!("torch.nn.GELU"),
+                "configurations.2d.architecture.arch_kwargs.nonlin GELU is not supported; LeakyReLU and ReLU are",
+            ),
+            (
+                keyword("strides"),
+                json!([[1, 1]]),
+                "configurations.2d.architecture.arch_kwargs.strides has 1 entries; there must be 2",
+            ),
+            (
+                keyword("kernel_sizes"),
+                json!([[3, 3], "x"]),
+                "configurations.2d.architecture.arch_kwargs.kernel_sizes does not hold one entry per stage",
+            ),
+        ];
+        for (path, new, expected) in cases {
+            assert_eq!(message(&path, new), format!("plans.json: {expected}"), "{path}");
+        }
+
+        let add = |place: &str, key: &str, new: Value| {
+            let mut value = plans();
+            value.pointer_mut(place).unwrap()[key] = new;
+            parse(value, "2d").unwrap_err().to_string()
+        };
+        let keywords = "/configurations/2d/architecture/arch_kwargs";
+        let prefix = "plans.json: configurations.2d.";
+        assert_eq!(
+            add(two, "previous_stage", json!("2d_low")),
+            format!("{prefix}previous_stage \"2d_low\" makes this a cascade, which is not supported")
+        );
+        assert_eq!(
+            add(keywords, "nonlin_first", json!(true)),
+            format!("{prefix}architecture.arch_kwargs.nonlin_first true is not supported")
+        );
+        assert_eq!(
+            add(keywords, "squeeze_excitation", json!(true)),
+            format!("{prefix}architecture.arch_kwargs.squeeze_excitation is not supported")
+        );
+        assert_eq!(
+            parse(plans(), "3d").unwrap_err().to_string(),
+            "plans.json: configurations.3d is missing; there are 2d"
+        );
+    }
+
+    #[test]
+    fn ct_normalisation_needs_finite_numbers() {
+        let mut value = plans();
+        value["configurations"]["2d"]["normalization_schemes"] = json!(["CTNormalization"]);
+        value["foreground_intensity_properties_per_channel"]["0"]["std"] = Value::Null;
+        let error = parse(value, "2d").unwrap_err().to_string();
+        assert_eq!(error, "plans.json: foreground_intensity_properties_per_channel.0.std is no finite number");
+    }
+
+    #[test]
+    fn a_huge_stage_count_makes_no_huge_list() {
+        let mut value = plans();
+        let keywords = &mut value["configurations"]["2d"]["architecture"]["arch_kwargs"];
+        keywords["n_stages"] = json!(1e14);
+        for key in ["features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage", "n_conv_per_stage_decoder"] {
+            keywords[key] = json!(2);
+        }
+        assert_eq!(
+            parse(value, "2d").unwrap().network.features.len(),
+            64,
+            "which the architecture's own check refuses"
+        );
+    }
+}

@@ -1,0 +1,134 @@
+//! `model.toml`.
+
+use std::path::Path;
+
+use microtome_io::{Class, Size};
+use serde::{Deserialize, Serialize};
+
+use super::{PackageOptions, TestVector};
+use crate::model::Model;
+use crate::{Architecture, Card, Error, MirrorAxes, Normalization, Output, Result, Window};
+
+/// The version that this build writes, and the only one that it reads.
+const FORMAT_VERSION: u32 = 1;
+
+/// Scalars come before tables, as TOML wants it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Manifest {
+    format_version: u32,
+    name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    licence: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    provenance: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    intended_use: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mpp: Option<f64>,
+    step: f64,
+    window: Window,
+    channels: Vec<String>,
+    pub(super) folds: Vec<String>,
+    tile: Size,
+    mirror_axes: MirrorAxes,
+    output: Output,
+    pub(super) weights: Weights,
+    architecture: Architecture,
+    normalization: Vec<Normalization>,
+    classes: Vec<Class>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) test: Option<Test>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Weights {
+    pub(super) sha256: String,
+}
+
+/// Where the test vector comes from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Test {
+    pub(super) computed_by: String,
+    pub(super) method: String,
+}
+
+impl Manifest {
+    pub(super) fn parse(path: &Path, text: &str) -> Result<Self> {
+        // The version first: another version's file need not have this one's keys.
+        #[derive(Deserialize)]
+        struct Version {
+            format_version: Option<u32>,
+        }
+        let wrong = |error: toml::de::Error| {
+            let line = error.span().map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+            let place = line.map_or_else(String::new, |line| format!("line {line}: "));
+            Error::format(path, format!("{place}{}", error.message().replace('\n', "; ")))
+        };
+        let version: Version = toml::from_str(text).map_err(wrong)?;
+        match version.format_version {
+            Some(FORMAT_VERSION) => toml::from_str(text).map_err(wrong),
+            Some(other) => {
+                let message = format!("format_version {other} is not supported; this build reads {FORMAT_VERSION}");
+                Err(Error::unsupported(path, message))
+            }
+            None => Err(Error::format(path, "format_version is missing")),
+        }
+    }
+
+    pub(super) fn new(model: &Model, options: &PackageOptions, sha256: String, test: Option<&TestVector>) -> Self {
+        let card = model.card().clone();
+        Self {
+            format_version: FORMAT_VERSION,
+            name: options.name.clone().unwrap_or(card.name),
+            licence: options.licence.clone().or(card.licence),
+            provenance: options.provenance.clone().or(card.provenance),
+            intended_use: options.intended_use.clone().or(card.intended_use),
+            mpp: options.mpp.or(card.mpp),
+            step: card.step,
+            window: card.window,
+            channels: card.channels,
+            folds: card.folds,
+            tile: card.tile,
+            mirror_axes: card.mirror_axes,
+            output: card.output,
+            weights: Weights { sha256 },
+            architecture: model.architecture().clone(),
+            normalization: card.normalization,
+            classes: card.classes,
+            test: test.map(|t| Test { computed_by: t.computed_by.clone(), method: t.method.clone() }),
+        }
+    }
+
+    pub(super) fn to_text(&self) -> String {
+        toml::to_string(self).expect("plain data whose keys are texts")
+    }
+
+    /// The card, without what follows from the weights, and the network.
+    pub(super) fn card(&self) -> (Card, Architecture) {
+        let manifest = self.clone();
+        let card = Card {
+            name: manifest.name,
+            architecture: String::new(),
+            tile: manifest.tile,
+            channels: manifest.channels,
+            classes: manifest.classes,
+            output: manifest.output,
+            mirror_axes: manifest.mirror_axes,
+            normalization: manifest.normalization,
+            mpp: manifest.mpp,
+            step: manifest.step,
+            window: manifest.window,
+            folds: manifest.folds,
+            parameters: 0,
+            sha256: String::new(),
+            licence: manifest.licence,
+            provenance: manifest.provenance,
+            intended_use: manifest.intended_use,
+            test_vector: manifest.test.map(|t| t.computed_by),
+        };
+        (card, manifest.architecture)
+    }
+}

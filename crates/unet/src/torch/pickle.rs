@@ -1,0 +1,452 @@
+//! The pickle machine, as data: it builds values and never calls anything.
+//!
+//! Values live in one list and refer to each other by index, so that what Python shares is shared here, cycles are harmless,
+//! and memory stays proportional to the pickle. Objects other than plain data stay as "callable and arguments"; a callable that is
+//! not on the allow-list is refused by name, although it could not do any harm: such a file is not what it claims to be.
+//! Opcodes: CPython's `Lib/pickletools.py`, protocols 2 to 4.
+
+use std::collections::HashMap;
+
+/// More than the largest checkpoint's names, logs and plans need.
+const MAX_VALUES: usize = 4_000_000;
+
+/// Index of a value.
+pub(crate) type Id = u32;
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Value {
+    None,
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    Text(String),
+    /// Bytes, of which nothing here needs the content.
+    Bytes,
+    /// A tuple, a list or a set.
+    Sequence(Vec<Id>),
+    Dict(Vec<(Id, Id)>),
+    Global(String, String),
+    Call(Id, Id),
+    /// A reference to something outside the pickle: a tensor's storage.
+    Persistent(Id),
+}
+
+#[derive(Debug)]
+pub(crate) struct Pickle {
+    values: Vec<Value>,
+    root: Id,
+}
+
+impl Pickle {
+    /// Reads a pickle.
+    ///
+    /// # Errors
+    /// A clause saying what is wrong or not supported.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let mut machine = Machine { input: bytes, ..Machine::default() };
+        let root = machine.run()?;
+        Ok(Self { values: machine.values, root })
+    }
+
+    pub(crate) fn root(&self) -> Id {
+        self.root
+    }
+
+    pub(crate) fn value(&self, id: Id) -> &Value {
+        &self.values[id as usize]
+    }
+
+    /// What a dictionary holds under a text; the last entry counts.
+    pub(crate) fn entry(&self, dict: Id, key: &str) -> Option<Id> {
+        let Value::Dict(entries) = self.value(dict) else { return None };
+        let found = entries.iter().rev().find(|(k, _)| matches!(self.value(*k), Value::Text(text) if text == key));
+        found.map(|(_, value)| *value)
+    }
+
+    /// Module, name and arguments of an object that Python would make by a call.
+    pub(crate) fn call(&self, id: Id) -> Option<(&str, &str, &[Id])> {
+        let Value::Call(callable, arguments) = self.value(id) else { return None };
+        let Value::Global(module, name) = self.value(*callable) else { return None };
+        let Value::Sequence(arguments) = self.value(*arguments) else { return None };
+        Some((module, name, arguments))
+    }
+}
+
+#[derive(Default)]
+struct Machine<'a> {
+    input: &'a [u8],
+    values: Vec<Value>,
+    stack: Vec<Id>,
+    marks: Vec<usize>,
+    memo: HashMap<u32, Id>,
+}
+
+impl<'a> Machine<'a> {
+    fn run(&mut self) -> Result<Id, String> {
+        loop {
+            let opcode = self.bytes(1)?[0];
+            match opcode {
+                0x80 => drop(self.bytes(1)?), // PROTO
+                0x95 => drop(self.bytes(8)?), // FRAME
+                b'.' => return self.pop(),    // STOP
+                b'(' => self.marks.push(self.stack.len()),
+                b'0' => drop(self.pop()?),        // POP
+                b'1' => drop(self.since_mark()?), // POP_MARK
+                b'2' => {
+                    let top = self.top()?;
+                    self.stack.push(top); // DUP
+                }
+                b'N' => self.push(Value::None)?,
+                0x88 => self.push(Value::Bool(true))?,
+                0x89 => self.push(Value::Bool(false))?,
+                b'J' => {
+                    let value = i32::from_le_bytes(self.array()?);
+                    self.push(Value::Int(value.into()))?;
+                }
+                b'K' => {
+                    let value = self.length(1)?;
+                    self.push(Value::Int(value as i64))?;
+                }
+                b'M' => {
+                    let value = self.length(2)?;
+                    self.push(Value::Int(value as i64))?;
+                }
+                0x8a => {
+                    let length = self.length(1)?;
+                    self.long(length)?;
+                }
+                0x8b => {
+                    let length = self.length(4)?;
+                    self.long(length)?;
+                }
+                b'G' => {
+                    let value = f64::from_be_bytes(self.array()?);
+                    self.push(Value::Float(value))?;
+                }
+                0x8c => self.text(1)?,                                         // SHORT_BINUNICODE
+                b'X' => self.text(4)?,                                         // BINUNICODE
+                0x8d => self.text(8)?,                                         // BINUNICODE8
+                b'C' | b'U' => self.blob(1)?,                                  // SHORT_BINBYTES, SHORT_BINSTRING
+                b'B' | b'T' => self.blob(4)?,                                  // BINBYTES, BINSTRING
+                0x8e | 0x96 => self.blob(8)?,                                  // BINBYTES8, BYTEARRAY8
+                b')' | b']' | 0x8f => self.push(Value::Sequence(Vec::new()))?, // EMPTY_TUPLE, _LIST, _SET
+                b'}' => self.push(Value::Dict(Vec::new()))?,
+                b't' | b'l' | 0x91 => {
+                    // TUPLE, LIST, FROZENSET
+                    let items = self.since_mark()?;
+                    self.push(Value::Sequence(items))?;
+                }
+                0x85..=0x87 => {
+                    // TUPLE1 to TUPLE3
+                    let at = self.stack.len().checked_sub(usize::from(opcode - 0x84)).ok_or("an empty stack")?;
+                    let items = self.split(at)?;
+                    self.push(Value::Sequence(items))?;
+                }
+                b'd' => {
+                    let items = self.since_mark()?;
+                    self.push(Value::Dict(Vec::new()))?;
+                    self.set(&items)?;
+                }
+                b'a' => {
+                    let item = self.pop()?;
+                    self.append(&[item])?;
+                }
+                b'e' | 0x90 => {
+                    // APPENDS, ADDITEMS
+                    let items = self.since_mark()?;
+                    self.append(&items)?;
+                }
+                b's' => {
+                    let (value, key) = (self.pop()?, self.pop()?);
+                    self.set(&[key, value])?;
+                }
+                b'u' => {
+                    let items = self.since_mark()?;
+                    self.set(&items)?;
+                }
+                b'c' => {
+                    let (module, name) = (self.line()?, self.line()?);
+                    self.global(module, name)?;
+                }
+                0x93 => {
+                    // STACK_GLOBAL
+                    let (name, module) = (self.pop()?, self.pop()?);
+                    let (Value::Text(module), Value::Text(name)) =
+                        (&self.values[module as usize], &self.values[name as usize])
+                    else {
+                        return Err("a class whose name is no text".into());
+                    };
+                    let (module, name) = (module.clone(), name.clone());
+                    self.global(module, name)?;
+                }
+                b'R' | 0x81 => {
+                    // REDUCE, NEWOBJ
+                    let (arguments, callable) = (self.pop()?, self.pop()?);
+                    self.call(callable, arguments)?;
+                }
+                0x92 => {
+                    // NEWOBJ_EX
+                    let (_keywords, arguments, callable) = (self.pop()?, self.pop()?, self.pop()?);
+                    self.call(callable, arguments)?;
+                }
+                b'b' => drop(self.pop()?), // BUILD: attributes of an object, of which none is needed
+                b'Q' => {
+                    let id = self.pop()?;
+                    self.push(Value::Persistent(id))?;
+                }
+                b'q' => {
+                    let index = self.length(1)?;
+                    self.remember(index as u32)?;
+                }
+                b'r' => {
+                    let index = self.length(4)?;
+                    self.remember(index as u32)?;
+                }
+                0x94 => self.remember(self.memo.len() as u32)?, // MEMOIZE
+                b'h' => {
+                    let index = self.length(1)?;
+                    self.recall(index as u32)?;
+                }
+                b'j' => {
+                    let index = self.length(4)?;
+                    self.recall(index as u32)?;
+                }
+                other => return Err(format!("unknown opcode {other:#04x}")),
+            }
+        }
+    }
+
+    fn bytes(&mut self, length: usize) -> Result<&'a [u8], String> {
+        let (head, tail) = self.input.split_at_checked(length).ok_or("it ends too early")?;
+        self.input = tail;
+        Ok(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
+        Ok(self.bytes(N)?.try_into().expect("as many bytes as asked for"))
+    }
+
+    /// A little-endian unsigned integer of up to eight bytes.
+    fn length(&mut self, width: usize) -> Result<usize, String> {
+        let bytes = self.bytes(width)?;
+        let value = bytes.iter().rev().fold(0_u64, |n, &b| n << 8 | u64::from(b));
+        usize::try_from(value).map_err(|_| "a length beyond the address space".into())
+    }
+
+    /// A signed integer of any length; one that does not fit is of no use here and becomes opaque.
+    fn long(&mut self, length: usize) -> Result<(), String> {
+        let bytes = self.bytes(length)?;
+        if length > 8 {
+            return self.push(Value::Bytes);
+        }
+        let negative = bytes.last().is_some_and(|b| b & 0x80 != 0);
+        let value = bytes.iter().rev().fold(if negative { -1_i64 } else { 0 }, |n, &b| n << 8 | i64::from(b));
+        self.push(Value::Int(value))
+    }
+
+    fn text(&mut self, width: usize) -> Result<(), String> {
+        let length = self.length(width)?;
+        let text = String::from_utf8_lossy(self.bytes(length)?).into_owned();
+        self.push(Value::Text(text))
+    }
+
+    fn blob(&mut self, width: usize) -> Result<(), String> {
+        let length = self.length(width)?;
+        self.bytes(length)?;
+        self.push(Value::Bytes)
+    }
+
+    fn line(&mut self) -> Result<String, String> {
+        let end = self.input.iter().position(|&b| b == b'\n').ok_or("it ends too early")?;
+        let line = String::from_utf8_lossy(&self.input[..end]).into_owned();
+        self.input = &self.input[end + 1..];
+        Ok(line)
+    }
+
+    fn push(&mut self, value: Value) -> Result<(), String> {
+        if self.values.len() == MAX_VALUES {
+            return Err(format!("more than {MAX_VALUES} values"));
+        }
+        self.stack.push(self.values.len() as Id);
+        self.values.push(value);
+        Ok(())
+    }
+
+    fn top(&self) -> Result<Id, String> {
+        self.stack.last().copied().ok_or_else(|| "an empty stack".into())
+    }
+
+    /// Takes the top of the stack, but nothing from below an open mark.
+    fn pop(&mut self) -> Result<Id, String> {
+        if self.marks.last().is_some_and(|&mark| mark >= self.stack.len()) {
+            return Err("an empty stack".into());
+        }
+        self.stack.pop().ok_or_else(|| "an empty stack".into())
+    }
+
+    fn split(&mut self, at: usize) -> Result<Vec<Id>, String> {
+        if self.marks.last().is_some_and(|&mark| mark > at) {
+            return Err("an empty stack".into());
+        }
+        Ok(self.stack.split_off(at))
+    }
+
+    fn since_mark(&mut self) -> Result<Vec<Id>, String> {
+        let mark = self.marks.pop().ok_or("a missing mark")?;
+        // Nothing is taken from below an open mark, so the stack reaches at least up to it.
+        Ok(self.stack.split_off(mark))
+    }
+
+    fn append(&mut self, items: &[Id]) -> Result<(), String> {
+        let top = self.top()?;
+        match &mut self.values[top as usize] {
+            Value::Sequence(list) => list.extend_from_slice(items),
+            Value::Call(..) => {} // Items of an opaque object.
+            _ => return Err("items for something that is no list".into()),
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, items: &[Id]) -> Result<(), String> {
+        let top = self.top()?;
+        if !items.len().is_multiple_of(2) {
+            return Err("a key without a value".into());
+        }
+        match &mut self.values[top as usize] {
+            Value::Dict(entries) => entries.extend(items.chunks_exact(2).map(|pair| (pair[0], pair[1]))),
+            Value::Call(..) => {}
+            _ => return Err("entries for something that is no dictionary".into()),
+        }
+        Ok(())
+    }
+
+    fn global(&mut self, module: String, name: String) -> Result<(), String> {
+        if !allowed(&module, &name) {
+            return Err(format!("it refers to {module}.{name}, which has no place in a checkpoint"));
+        }
+        self.push(Value::Global(module, name))
+    }
+
+    fn call(&mut self, callable: Id, arguments: Id) -> Result<(), String> {
+        let dict = matches!(&self.values[callable as usize], Value::Global(module, name)
+            if module == "collections" && (name == "OrderedDict" || name == "defaultdict"));
+        self.push(if dict { Value::Dict(Vec::new()) } else { Value::Call(callable, arguments) })
+    }
+
+    fn remember(&mut self, index: u32) -> Result<(), String> {
+        let top = self.top()?;
+        self.memo.insert(index, top);
+        Ok(())
+    }
+
+    fn recall(&mut self, index: u32) -> Result<(), String> {
+        let id = *self.memo.get(&index).ok_or("a reference to nothing")?;
+        // Repeated references take room on the stack only, but that too has an end.
+        if self.stack.len() >= MAX_VALUES {
+            return Err(format!("more than {MAX_VALUES} values"));
+        }
+        self.stack.push(id);
+        Ok(())
+    }
+}
+
+/// What checkpoints of PyTorch and nnU-Net are made of: containers, tensors, array scalars of logs, devices, paths.
+fn allowed(module: &str, name: &str) -> bool {
+    let under = |package: &str| module == package || module.strip_prefix(package).is_some_and(|m| m.starts_with('.'));
+    match module {
+        "collections" => matches!(name, "OrderedDict" | "defaultdict"),
+        "_codecs" => name == "encode",
+        "builtins" | "__builtin__" => {
+            matches!(
+                name,
+                "set"
+                    | "frozenset"
+                    | "list"
+                    | "dict"
+                    | "tuple"
+                    | "int"
+                    | "float"
+                    | "complex"
+                    | "bool"
+                    | "str"
+                    | "bytes"
+                    | "bytearray"
+            )
+        }
+        "pathlib" => matches!(name, "PosixPath" | "WindowsPath" | "PurePosixPath" | "PureWindowsPath"),
+        "torch" => {
+            let kinds = [
+                "device", "Size", "float16", "bfloat16", "float32", "float64", "uint8", "int8", "int16", "int32",
+                "int64", "bool",
+            ];
+            name.ends_with("Storage") || kinds.contains(&name)
+        }
+        "torch._utils" => name.starts_with("_rebuild_"),
+        "torch.storage" => name.ends_with("Storage"),
+        "torch.torch_version" => name == "TorchVersion",
+        "torch._tensor" => name == "_rebuild_from_type_v2",
+        "torch.nn.parameter" => name == "Parameter",
+        _ => under("numpy") && matches!(name, "scalar" | "dtype" | "ndarray" | "_reconstruct" | "_frombuffer"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_containers_stay_shared() {
+        // python3 -c "import pickle; d={'a':1}; print(pickle.dumps({'x': d, 'y': d}, protocol=2))"
+        let bytes =
+            b"\x80\x02}q\x00(X\x01\x00\x00\x00xq\x01}q\x02X\x01\x00\x00\x00aq\x03K\x01sX\x01\x00\x00\x00yq\x04h\x02u.";
+        let pickle = Pickle::parse(bytes).unwrap();
+        let inner = |key| pickle.entry(pickle.entry(pickle.root(), key).unwrap(), "a");
+        assert_eq!(inner("x").map(|id| pickle.value(id)), Some(&Value::Int(1)));
+        assert_eq!(inner("x"), inner("y"), "candle's reader loses the second");
+    }
+
+    #[test]
+    fn long_integers_keep_their_sign() {
+        // python3 -c "import pickle; print(pickle.dumps((-129, 2**33), protocol=2))"
+        let pickle = Pickle::parse(b"\x80\x02J\x7f\xff\xff\xff\x8a\x05\x00\x00\x00\x00\x02\x86q\x00.").unwrap();
+        let Value::Sequence(items) = pickle.value(pickle.root()) else { panic!("a tuple") };
+        assert_eq!((pickle.value(items[0]), pickle.value(items[1])), (&Value::Int(-129), &Value::Int(1 << 33)));
+        let pickle = Pickle::parse(b"\x80\x02\x8a\x02\x7f\xff.").unwrap();
+        assert_eq!(pickle.value(pickle.root()), &Value::Int(-129));
+    }
+
+    #[test]
+    fn code_is_refused_by_name() {
+        // python3 -c "import pickle,os; ..." with __reduce__ returning (os.system, ('id',)).
+        let error =
+            Pickle::parse(b"\x80\x02cposix\nsystem\nq\x00X\x02\x00\x00\x00idq\x01\x85q\x02Rq\x03.").unwrap_err();
+        assert_eq!(error, "it refers to posix.system, which has no place in a checkpoint");
+        assert!(Pickle::parse(b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.").unwrap_err().contains("builtins.eval"));
+    }
+
+    #[test]
+    fn hostile_pickles_end_in_a_clause() {
+        for (bytes, message) in [
+            (&b""[..], "it ends too early"),
+            (b"X\xff\xff\xff\xffab", "it ends too early"),
+            (b".", "an empty stack"),
+            (b"N(.", "an empty stack"),
+            (b"N(\x85.", "an empty stack"),
+            (b"t.", "a missing mark"),
+            (b"}(Nu.", "a key without a value"),
+            (b"h\x05.", "a reference to nothing"),
+            (b"\xff", "unknown opcode 0xff"),
+        ] {
+            assert_eq!(Pickle::parse(bytes).unwrap_err(), message, "{bytes:?}");
+        }
+        // Doubling by reference, thirty levels deep, costs thirty values, not a billion.
+        let mut bomb = b"\x80\x02)q\x00".to_vec();
+        for _ in 0..30 {
+            bomb.extend(b"h\x00\x86q\x00");
+        }
+        bomb.push(b'.');
+        assert!(Pickle::parse(&bomb).unwrap().values.len() < 40);
+        // A list that holds itself.
+        assert!(Pickle::parse(b"]q\x00h\x00a.").is_ok());
+    }
+}

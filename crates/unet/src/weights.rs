@@ -1,0 +1,62 @@
+//! The weights of a network on the host, by name.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::network::WeightShape;
+use crate::{Error, Network, Result};
+
+/// One weight.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Weight {
+    pub(crate) shape: Vec<usize>,
+    pub(crate) values: Arc<[f32]>,
+}
+
+/// One set of weights: exactly those that the network uses.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Fold {
+    /// As nnU-Net names the folder: `fold_0`, `fold_all`.
+    pub(crate) name: String,
+    pub(crate) weights: BTreeMap<String, Weight>,
+}
+
+/// Compares what a file holds with what a network uses, by name and shape: every weight exactly once.
+///
+/// # Errors
+/// Lists what is missing, what is left over, or the first weight of a wrong shape.
+pub(crate) fn match_names<'a>(
+    path: &Path,
+    network: &Network,
+    held: impl Iterator<Item = (&'a str, &'a [usize])>,
+) -> Result<()> {
+    let used = network.weights();
+    let held: BTreeMap<&str, &[usize]> = held.collect();
+    let missing: Vec<&str> = used.iter().map(|w| w.name.as_str()).filter(|n| !held.contains_key(n)).collect();
+    let names: std::collections::BTreeSet<&str> = used.iter().map(|w| w.name.as_str()).collect();
+    let unused: Vec<&str> = held.keys().copied().filter(|n| !names.contains(n)).collect();
+    if !missing.is_empty() || !unused.is_empty() {
+        let message =
+            format!("its weights are not this network's: missing {}; unused {}", list(&missing), list(&unused));
+        return Err(Error::format(path, message));
+    }
+    let wrong = used.iter().find(|WeightShape { name, shape }| held[name.as_str()] != shape.as_slice());
+    match wrong {
+        None => Ok(()),
+        Some(WeightShape { name, shape }) => {
+            let found = held[name.as_str()];
+            Err(Error::format(path, format!("{name} has the shape {found:?}, but the network's is {shape:?}")))
+        }
+    }
+}
+
+/// The first few names, and how many more there are.
+fn list(names: &[&str]) -> String {
+    const SHOWN: usize = 6;
+    match names.len() {
+        0 => "none".into(),
+        n if n <= SHOWN => names.join(", "),
+        n => format!("{} and {} more", names[..SHOWN].join(", "), n - SHOWN),
+    }
+}
