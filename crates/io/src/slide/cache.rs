@@ -89,7 +89,7 @@ impl TileCache {
         drop(state);
         let claim = Claim { shard, key };
         let pixels = decode()?;
-        claim.settle(&pixels, self.budget);
+        claim.settle(pixels.as_ref(), self.budget);
         Ok(pixels)
     }
 
@@ -117,7 +117,7 @@ impl State {
         }
     }
 
-    fn insert(&mut self, key: Key, pixels: &Option<Arc<Pixels>>, budget: usize) {
+    fn insert(&mut self, key: Key, pixels: Option<&Arc<Pixels>>, budget: usize) {
         let bytes = cost(pixels);
         if bytes > budget {
             self.tiles.remove(&key);
@@ -126,18 +126,18 @@ impl State {
         while self.bytes + bytes > budget {
             let Some((_, oldest)) = self.by_age.pop_first() else { break };
             if let Some(Entry::Ready { pixels, .. }) = self.tiles.remove(&oldest) {
-                self.bytes -= cost(&pixels);
+                self.bytes -= cost(pixels.as_ref());
             }
         }
         self.bytes += bytes;
-        self.tiles.insert(key, Entry::Ready { pixels: pixels.clone(), used: 0 });
+        self.tiles.insert(key, Entry::Ready { pixels: pixels.cloned(), used: 0 });
         self.touch(key);
     }
 }
 
 /// What an entry weighs; one of a tile that is left out is small, not free.
-fn cost(pixels: &Option<Arc<Pixels>>) -> usize {
-    size_of::<(Key, Entry)>() + pixels.as_ref().map_or(0, |pixels| pixels.bytes())
+fn cost(pixels: Option<&Arc<Pixels>>) -> usize {
+    size_of::<(Key, Entry)>() + pixels.map_or(0, |pixels| pixels.bytes())
 }
 
 /// The promise to decode a tile. Given up, by an error or a panic, it lets the next thread try.
@@ -147,7 +147,7 @@ struct Claim<'a> {
 }
 
 impl Claim<'_> {
-    fn settle(self, pixels: &Option<Arc<Pixels>>, budget: usize) {
+    fn settle(self, pixels: Option<&Arc<Pixels>>, budget: usize) {
         self.shard.lock().insert(self.key, pixels, budget);
         // Dropping the claim now wakes those who wait.
     }
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn the_budget_holds_and_the_least_recently_used_goes_first() {
-        let one = cost(&pixels(0));
+        let one = cost(pixels(0).as_ref());
         let cache = TileCache::new(2 * one, 100);
         assert_eq!(cache.shards.len(), 1);
         let get = |column: u64| {

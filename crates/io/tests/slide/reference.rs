@@ -92,7 +92,7 @@ fn check_hashes(slide: &dyn SlideReader, regions: &Value) {
                 hash.update([0; 4]);
             }
         }
-        let hash: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = hash.finalize().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
         assert_eq!(hash, region["sha256_rgba"].as_str().unwrap(), "level {level}, {rect}");
     }
 }
