@@ -383,9 +383,8 @@ impl TiffSlide {
                 let values: Vec<u64> = values.iter().map(|&value| value.into()).collect();
                 (3, values.len() as u64, numbers(&values, 2))
             }
-            Values::Long(values) => (4, values.len() as u64, numbers(values, 4)),
             Values::Offset(values) if self.container == Container::Big => (16, values.len() as u64, numbers(values, 8)),
-            Values::Offset(values) => (4, values.len() as u64, numbers(values, 4)),
+            Values::Long(values) | Values::Offset(values) => (4, values.len() as u64, numbers(values, 4)),
             Values::Bytes(kind, bytes) => (*kind, bytes.len() as u64, bytes.clone()),
             Values::Rational(value) => (5, 1, numbers(&[(value * 1e4).round() as u64, 10_000], 4)),
         }

@@ -10,6 +10,7 @@ mod memory;
 mod positional;
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -98,7 +99,10 @@ pub fn content_id(source: &dyn ByteSource) -> Result<String> {
     for start in [0, len.saturating_sub(ID_WINDOW), (len / 2).saturating_sub(ID_WINDOW / 2)] {
         hash.update(source.read_at(start..len.min(start + ID_WINDOW))?);
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hash.finalize().iter().fold(String::with_capacity(64), |mut hex, byte| {
+        write!(hex, "{byte:02x}").expect("a string takes what is written to it");
+        hex
+    }))
 }
 
 #[cfg(test)]

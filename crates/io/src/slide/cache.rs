@@ -89,7 +89,7 @@ impl TileCache {
         drop(state);
         let claim = Claim { shard, key };
         let pixels = decode()?;
-        claim.settle(&pixels, self.budget);
+        claim.settle(pixels.as_ref(), self.budget);
         Ok(pixels)
     }
 
@@ -117,7 +117,7 @@ impl State {
         }
     }
 
-    fn insert(&mut self, key: Key, pixels: &Option<Arc<Pixels>>, budget: usize) {
+    fn insert(&mut self, key: Key, pixels: Option<&Arc<Pixels>>, budget: usize) {
         let bytes = cost(pixels);
         if bytes > budget {
             self.tiles.remove(&key);
@@ -126,18 +126,18 @@ impl State {
         while self.bytes + bytes > budget {
             let Some((_, oldest)) = self.by_age.pop_first() else { break };
             if let Some(Entry::Ready { pixels, .. }) = self.tiles.remove(&oldest) {
-                self.bytes -= cost(&pixels);
+                self.bytes -= cost(pixels.as_ref());
             }
         }
         self.bytes += bytes;
-        self.tiles.insert(key, Entry::Ready { pixels: pixels.clone(), used: 0 });
+        self.tiles.insert(key, Entry::Ready { pixels: pixels.cloned(), used: 0 });
         self.touch(key);
     }
 }
 
 /// What an entry weighs; one of a tile that is left out is small, not free.
-fn cost(pixels: &Option<Arc<Pixels>>) -> usize {
-    size_of::<(Key, Entry)>() + pixels.as_ref().map_or(0, |pixels| pixels.bytes())
+fn cost(pixels: Option<&Arc<Pixels>>) -> usize {
+    size_of::<(Key, Entry)>() + pixels.map_or(0, |pixels| pixels.bytes())
 }
 
 /// The promise to decode a tile. Given up, by an error or a panic, it lets the next thread try.
@@ -147,7 +147,7 @@ struct Claim<'a> {
 }
 
 impl Claim<'_> {
-    fn settle(self, pixels: &Option<Arc<Pixels>>, budget: usize) {
+    fn settle(self, pixels: Option<&Arc<Pixels>>, budget: usize) {
         self.shard.lock().insert(self.key, pixels, budget);
         // Dropping the claim now wakes those who wait.
     }
@@ -175,8 +175,8 @@ mod tests {
         TileCoord { row: 0, column }
     }
 
-    fn pixels(value: u16) -> Option<Arc<Pixels>> {
-        Some(Arc::new(Pixels::filled(Size::new(10, 10), SampleType::U8, &[value])))
+    fn pixels(value: u16) -> Arc<Pixels> {
+        Arc::new(Pixels::filled(Size::new(10, 10), SampleType::U8, &[value]))
     }
 
     #[test]
@@ -190,9 +190,9 @@ mod tests {
                         let found = cache.get(Level(0), tile(column), || {
                             decoded.fetch_add(1, Ordering::Relaxed);
                             std::thread::yield_now();
-                            Ok(pixels(column as u16))
+                            Ok(Some(pixels(column as u16)))
                         });
-                        assert_eq!(found.unwrap(), pixels(column as u16));
+                        assert_eq!(found.unwrap(), Some(pixels(column as u16)));
                     }
                 });
             }
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn the_budget_holds_and_the_least_recently_used_goes_first() {
-        let one = cost(&pixels(0));
+        let one = cost(Some(&pixels(0)));
         let cache = TileCache::new(2 * one, 100);
         assert_eq!(cache.shards.len(), 1);
         let get = |column: u64| {
@@ -210,7 +210,7 @@ mod tests {
             cache
                 .get(Level(0), tile(column), || {
                     hit = false;
-                    Ok(pixels(column as u16))
+                    Ok(Some(pixels(column as u16)))
                 })
                 .unwrap();
             hit
@@ -230,8 +230,8 @@ mod tests {
     fn levels_are_kept_apart_and_failures_are_not_remembered() {
         let cache = TileCache::new(1 << 20, 100);
         assert!(cache.get(Level(0), tile(1), || Err(Error::format("x", "broken"))).is_err());
-        assert_eq!(cache.get(Level(0), tile(1), || Ok(pixels(3))).unwrap(), pixels(3));
-        assert_eq!(cache.get(Level(1), tile(1), || Ok(pixels(4))).unwrap(), pixels(4));
+        assert_eq!(cache.get(Level(0), tile(1), || Ok(Some(pixels(3)))).unwrap(), Some(pixels(3)));
+        assert_eq!(cache.get(Level(1), tile(1), || Ok(Some(pixels(4)))).unwrap(), Some(pixels(4)));
         assert_eq!(cache.get(Level(2), tile(1), || Ok(None)).unwrap(), None);
         assert_eq!(cache.get(Level(2), tile(1), || unreachable!("left-out tiles are remembered")).unwrap(), None);
     }
@@ -243,13 +243,13 @@ mod tests {
             cache.get(Level(0), tile(1), || panic!("a decoder's mistake"))
         }));
         assert!(attempt.is_err());
-        assert_eq!(cache.get(Level(0), tile(1), || Ok(pixels(3))).unwrap(), pixels(3));
+        assert_eq!(cache.get(Level(0), tile(1), || Ok(Some(pixels(3)))).unwrap(), Some(pixels(3)));
     }
 
     #[test]
     fn without_a_budget_nothing_is_kept() {
         let cache = TileCache::new(0, 100);
-        assert_eq!(cache.get(Level(0), tile(1), || Ok(pixels(3))).unwrap(), pixels(3));
-        assert_eq!(cache.get(Level(0), tile(1), || Ok(pixels(4))).unwrap(), pixels(4));
+        assert_eq!(cache.get(Level(0), tile(1), || Ok(Some(pixels(3)))).unwrap(), Some(pixels(3)));
+        assert_eq!(cache.get(Level(0), tile(1), || Ok(Some(pixels(4)))).unwrap(), Some(pixels(4)));
     }
 }

@@ -193,7 +193,7 @@ fn refuse(tiff: &Tiff) -> Result<()> {
 /// their own, and an OME-TIFF may keep them in other files.
 fn refuse_stack(file: &Container, description: &str) -> Result<()> {
     let planes = if description.starts_with("ImageJ=") {
-        description.lines().find_map(|line| line.strip_prefix("images=")).map(|n| n.trim() != "1").unwrap_or(false)
+        description.lines().find_map(|line| line.strip_prefix("images=")).is_some_and(|n| n.trim() != "1")
     } else if description.contains("openmicroscopy.org/Schemas/") {
         ["SizeZ", "SizeT"].iter().any(|name| {
             description.split(&format!("{name}=\"")).skip(1).any(|rest| rest.split('"').next() != Some("1"))

@@ -1,6 +1,9 @@
 //! Slides as their users see them: through the public interface, on real and on synthetic files.
 
 mod reference;
+mod refusals;
+mod robustness;
+mod synthetic;
 
 use std::path::Path;
 

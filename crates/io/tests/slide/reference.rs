@@ -9,6 +9,7 @@ use microtome_io::slide::{OpenOptions, SlideReader, open};
 use microtome_io::{Level, Rect};
 use microtome_testkit::assets;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use crate::slide;
 
@@ -33,7 +34,6 @@ fn entry(name: &str) -> Option<(std::path::PathBuf, Value)> {
 
 fn compare(slide: &dyn SlideReader, folder: &Path, regions: &Value) -> Difference {
     let mut total = Difference::default();
-    let mut outside = 0;
     for region in regions.as_array().unwrap() {
         let Ok(png) = image::open(folder.join(region["png"].as_str().unwrap())) else { continue };
         let png = png.to_rgba8();
@@ -57,16 +57,44 @@ fn compare(slide: &dyn SlideReader, folder: &Path, regions: &Value) -> Differenc
                         total.of += 1;
                     }
                 }
-                0 => {
-                    outside += 1;
-                    assert_eq!(ours, [255; 3], "outside of the slide there is background");
-                }
+                0 => assert_eq!(ours, [255; 3], "outside of the slide there is background"),
                 alpha => panic!("alpha {alpha}: the regions lie on whole pixels"),
             }
         }
     }
-    eprintln!("{}: {total:?}, {outside} pixels outside of the slide", slide.info().path.display());
+    eprintln!("{}: {total:?}", slide.info().path.display());
     total
+}
+
+/// Compares the SHA-256 of all regions, also of those that come without a picture, in OpenSlide's form: RGBA, transparent
+/// outside of the slide.
+fn check_hashes(slide: &dyn SlideReader, regions: &Value) {
+    for region in regions.as_array().unwrap() {
+        let level = Level(region["level"].as_u64().unwrap() as usize);
+        let info = slide.info().level(level).unwrap();
+        let number = |value: &Value| value.as_i64().unwrap();
+        let place =
+            |i: usize, downsample: f64| (number(&region["location_level0"][i]) as f64 / downsample).round() as i64;
+        let rect = Rect::new(
+            place(0, info.downsample.x),
+            place(1, info.downsample.y),
+            number(&region["size"][0]) as u64,
+            number(&region["size"][1]) as u64,
+        );
+        let pixels = slide.read_region(level, rect).unwrap();
+        let mut hash = Sha256::new();
+        let places = (rect.y..rect.bottom()).flat_map(|y| (rect.x..rect.right()).map(move |x| Rect::new(x, y, 1, 1)));
+        for (place, rgb) in places.zip(pixels.as_u8().unwrap().chunks_exact(3)) {
+            if info.size.rect().contains(place) {
+                hash.update([rgb[0], rgb[1], rgb[2], 255]);
+            } else {
+                assert_eq!(rgb, [255; 3], "outside of the slide there is background");
+                hash.update([0; 4]);
+            }
+        }
+        let hash = hash.finalize().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+        assert_eq!(hash, region["sha256_rgba"].as_str().unwrap(), "level {level}, {rect}");
+    }
 }
 
 #[test]
@@ -97,6 +125,9 @@ fn the_aperio_slide_is_openslides() {
         let slide = open(&path, &OpenOptions::default().access(access)).unwrap();
         let difference = compare(&*slide, &regions, &expected["regions"]);
         check_jpeg(difference);
+        if cfg!(feature = "turbojpeg") {
+            check_hashes(&*slide, &expected["regions"]);
+        }
     }
 }
 
@@ -106,7 +137,8 @@ fn check_jpeg(found: Difference) {
     if cfg!(feature = "turbojpeg") {
         assert_eq!((found.max, found.count), (0, 0), "libjpeg-turbo is bit for bit what OpenSlide has");
     } else {
-        assert!(found.max <= 1 && found.count * 1000 <= found.of * 5, "{found:?}");
+        // zune-jpeg 0.5.15: 165 of 439608 samples are off, by 1.
+        assert!(found.max <= 1 && found.count <= 165, "{found:?}");
     }
 }
 
@@ -124,5 +156,6 @@ fn the_generic_pyramid_is_openslides() {
     assert!(info.properties["microtome.resolution-ignored"].contains("352.7"), "{:?}", info.properties);
     let difference = compare(&*slide, &path.parent().unwrap().join("../../expected"), &expected["regions"]);
     assert_eq!((difference.max, difference.count), (0, 0), "deflate is lossless");
+    check_hashes(&*slide, &expected["regions"]);
     assert_eq!(difference.of, 3 * (300 * 250 + 150 * 125 + 75 * 62 + 37 * 31));
 }
