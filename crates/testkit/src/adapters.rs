@@ -48,6 +48,10 @@ impl<S: SlideReader> SlideReader for FailingSlide<S> {
     fn read_associated(&self, name: &str) -> Result<Pixels> {
         self.inner.read_associated(name)
     }
+
+    fn content_id(&self) -> Result<String> {
+        self.inner.content_id()
+    }
 }
 
 /// A slide that counts what is read from it.
@@ -99,6 +103,10 @@ impl<S: SlideReader> SlideReader for CountingSlide<S> {
 
     fn read_associated(&self, name: &str) -> Result<Pixels> {
         self.inner.read_associated(name)
+    }
+
+    fn content_id(&self) -> Result<String> {
+        self.inner.content_id()
     }
 }
 

@@ -259,6 +259,11 @@ impl SlideReader for SyntheticSlide {
     fn read_associated(&self, name: &str) -> Result<Pixels> {
         Err(Error::usage(&self.info.path, format!("there is no associated image {name:?}")))
     }
+
+    /// The formula's parameters: they are all that the pixels depend on.
+    fn content_id(&self) -> Result<String> {
+        Ok(format!("{self:?}"))
+    }
 }
 
 /// Mixes numbers into one that looks random: each word goes through the finaliser of SplitMix64 (Steele, Lea and Flood, 2014).

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
+use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -16,7 +17,8 @@ use crate::slide::{LevelInfo, Limits, Resolution, ResolutionSource, SlideInfo, S
 use crate::{Class, Downsample, Error, Level, Pixels, Rect, Result, SampleType, Samples, Size, TileCoord};
 
 /// What a store holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum StoreKind {
     /// A picture.
     Image,
@@ -25,7 +27,7 @@ pub enum StoreKind {
 }
 
 /// What a store says about itself.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StoreInfo {
     /// The folder, as it was given.
     pub path: PathBuf,

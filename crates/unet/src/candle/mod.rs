@@ -151,6 +151,11 @@ impl Predictor for CandlePredictor {
         Ok(all)
     }
 
+    fn identity(&self) -> String {
+        let place = device::arithmetic(&self.device);
+        format!("candle 0.11, {} on {place}, {} passes", self.dtype.as_str(), self.passes.len())
+    }
+
     fn memory(&self, batch: usize) -> MemoryEstimate {
         let width = self.dtype.size_in_bytes() as u64;
         let weights = self.network.parameters().saturating_mul(width).saturating_mul(self.folds.len() as u64);
