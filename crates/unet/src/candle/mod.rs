@@ -303,6 +303,38 @@ mod tests {
         assert!(differences.iter().all(|d| *d <= 1e-4), "{differences:?}");
     }
 
+    /// `cargo test -p microtome-unet --lib -- --ignored --nocapture measure`
+    #[test]
+    #[ignore = "a measurement"]
+    fn measure() {
+        let Some(folder) = reference_model() else { return };
+        let model = Model::open(&folder, &ModelOptions::default()).unwrap();
+        let execution = Execution { mirroring: Mirroring::Off, ..Execution::default() };
+        let predictor = CandlePredictor::new(&model, &execution).unwrap();
+        let lowering = Lowering::new(&predictor.network, &model.folds()[0].weights, DType::F32, &Device::Cpu).unwrap();
+        let input = vec![0.5_f32; 3 * 128 * 128];
+        let tensor = Tensor::from_slice(&input, (1, 3, 128, 128), &Device::Cpu).unwrap();
+        let median = |mut run: Box<dyn FnMut() + '_>| {
+            let mut times: Vec<_> = (0..31)
+                .map(|_| {
+                    let started = std::time::Instant::now();
+                    run();
+                    started.elapsed()
+                })
+                .collect();
+            times.sort();
+            times[15]
+        };
+        println!("multiplications per tile: {}", predictor.network.multiplications(model.card().tile));
+        println!("candle's operations: {:?}", median(Box::new(|| drop(lowering.forward(&tensor).unwrap()))));
+        println!("the CPU's lowering: {:?}", median(Box::new(|| drop(predictor.run(&input).unwrap()))));
+        let pixels = vec![Pixels::filled(model.card().tile, microtome_io::SampleType::U8, &[9, 99, 200]); 16];
+        let tiles: Vec<Tile<'_>> = pixels.iter().map(Tile::full).collect();
+        let normalizer = Normalizer::new(&[Normalization::RgbTo01; 3], &[]).unwrap();
+        let batch = median(Box::new(|| drop(predictor.predict(&tiles, &normalizer).unwrap())));
+        println!("a batch of 16 on {} threads, per tile: {:?}", rayon::current_num_threads(), batch / 16);
+    }
+
     #[test]
     fn both_lowerings_agree_on_every_kind_of_layer() {
         let square = |n| Extent { height: n, width: n };
