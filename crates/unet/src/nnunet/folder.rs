@@ -8,7 +8,7 @@ use super::plans::Plans;
 use crate::architecture::Norm;
 use crate::model::{self, Folds, Model, ModelOptions};
 use crate::weights::Fold;
-use crate::{Architecture, Card, Error, MirrorAxes, Result, Window};
+use crate::{Architecture, Card, Error, Result, Window};
 
 /// How deep below a given path trainer folders are looked for: `nnUNet_results/Dataset/Trainer__Plans__Configuration`.
 const SEARCH_DEPTH: usize = 3;
@@ -94,7 +94,7 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
         channels: dataset.channels,
         classes: dataset.classes,
         output: dataset.output,
-        mirror_axes: MirrorAxes { ..mirror_axes },
+        mirror_axes,
         normalization: configuration.normalization,
         mpp: None,
         step: 0.5,
@@ -174,4 +174,210 @@ fn folders(path: &Path) -> Result<Vec<PathBuf>> {
 
 fn name_of(path: &Path) -> String {
     path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::Checkpoint as Which;
+    use crate::nnunet::plans::tests::plans;
+    use crate::torch::fixture::{Item, dict, save};
+    use crate::{Execution, MirrorAxes, Mirroring, Normalizer, PackageOptions, Tile};
+
+    const AXES: &str = "inference_allowed_mirroring_axes";
+
+    /// The weights of the network in `plans`, each of a fold's own, under the names of a wrapped network, with second names
+    /// and heads of deep supervision beside them.
+    fn weights(fold: usize) -> Vec<(String, Item)> {
+        let names = network().weights();
+        let mut entries = Vec::new();
+        for (i, weight) in names.iter().enumerate() {
+            let n: usize = weight.shape.iter().product();
+            let values = (0..n).map(|j| ((i * 31 + j * 17 + fold * 7) % 23) as f32 / 23.0 - 0.4).collect();
+            entries.push((format!("module.{}", weight.name), Item::Tensor(weight.shape.clone(), values)));
+        }
+        entries
+            .push(("module.encoder.stages.0.0.convs.0.all_modules.0.weight".into(), Item::Tensor(vec![1], vec![0.0])));
+        entries
+            .push(("module.decoder.encoder.stages.0.0.convs.0.conv.weight".into(), Item::Tensor(vec![1], vec![0.0])));
+        entries.push(("module.decoder.seg_layers.7.weight".into(), Item::Tensor(vec![1], vec![0.0])));
+        entries
+    }
+
+    fn network() -> crate::Network {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("plans.json");
+        std::fs::write(&path, plans().to_string()).unwrap();
+        let mut parameters = Plans::read(&path).unwrap().configuration("2d", 1).unwrap().network;
+        (parameters.channels, parameters.heads) = (1, 2);
+        Architecture::PlainConvUnet(parameters).network()
+    }
+
+    fn write_fold(folder: &Path, name: &str, weights: Vec<(String, Item)>, others: Vec<(&str, Item)>) {
+        std::fs::create_dir_all(folder.join(name)).unwrap();
+        let mut entries = vec![("network_weights".to_owned(), Item::Dict(weights))];
+        entries.extend(others.into_iter().map(|(k, v)| (k.to_owned(), v)));
+        save(&folder.join(name).join("checkpoint_final.pth"), &Item::Dict(entries));
+    }
+
+    fn settings() -> Vec<(&'static str, Item)> {
+        vec![
+            ("init_args", dict([("configuration", Item::Text("2d".into()))])),
+            ("trainer_name", Item::Text("nnUNetTrainer".into())),
+            (AXES, Item::Tuple(vec![Item::Int(0), Item::Int(1)])),
+        ]
+    }
+
+    /// A trainer's folder with two folds.
+    fn trainer(folder: &Path) {
+        std::fs::create_dir_all(folder).unwrap();
+        std::fs::write(folder.join("plans.json"), plans().to_string().replace("null", "NaN")).unwrap();
+        let dataset = json!({"channel_names": {"0": "grey"}, "labels": {"background": 0, "cell": 1, "ignore": 2}});
+        std::fs::write(folder.join("dataset.json"), dataset.to_string()).unwrap();
+        for fold in [0, 1] {
+            write_fold(folder, &format!("fold_{fold}"), weights(fold), settings());
+        }
+    }
+
+    fn logits(model: &Model) -> Vec<f32> {
+        let samples = (0..8 * 16).map(|i| (i * 37 % 251) as u8).collect();
+        let pixels = microtome_io::Pixels::from_u8(model.card().tile, 1, samples);
+        let statistics = crate::ChannelStatistics { mean: 120.0, std: 70.0, min: 0.0, max: 250.0 };
+        let normalizer = Normalizer::new(&model.card().normalization, &[statistics]).unwrap();
+        let execution = Execution { mirroring: Mirroring::AsTrained, ..Execution::default() };
+        model.predictor(&execution).unwrap().predict(&[Tile::full(&pixels)], &normalizer).unwrap().remove(0).values
+    }
+
+    #[test]
+    fn folds_are_averaged_and_survive_the_package() {
+        let folder = tempfile::tempdir().unwrap();
+        let (results, package) = (folder.path().join("results"), folder.path().join("package"));
+        let path = results.join("Dataset001_Test/nnUNetTrainer__nnUNetPlans__2d");
+        trainer(&path);
+        let open = |folds| Model::open(&results, &ModelOptions { folds, ..ModelOptions::default() }).unwrap();
+        let both = open(Folds::Auto);
+        assert_eq!(both.card().folds, ["fold_0", "fold_1"]);
+        assert_eq!(both.card().mirror_axes, MirrorAxes::BOTH);
+        let (zero, one, mean) =
+            (logits(&open(Folds::List(vec![0]))), logits(&open(Folds::List(vec![1]))), logits(&both));
+        assert_ne!(zero, one);
+        for ((a, b), mean) in zero.iter().zip(&one).zip(&mean) {
+            assert!(((a + b) / 2.0 - mean).abs() <= 1e-6 * mean.abs().max(1.0), "{a} {b} {mean}");
+        }
+        both.save_package(&package, &PackageOptions::default()).unwrap();
+        let copy = Model::open(&package, &ModelOptions::default()).unwrap();
+        assert_eq!(logits(&copy), mean);
+        assert_eq!(copy.card().sha256, both.card().sha256);
+        let second =
+            Model::open(&package, &ModelOptions { folds: Folds::List(vec![1]), ..ModelOptions::default() }).unwrap();
+        assert_eq!(logits(&second), one);
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path().join("trainer");
+        let message = |change: &dyn Fn(&Path), options: &ModelOptions| {
+            if folder.exists() {
+                std::fs::remove_dir_all(&folder).unwrap();
+            }
+            trainer(&folder);
+            change(&folder);
+            let error = Model::open(&folder, options).unwrap_err().to_string();
+            error.replace(&format!("{}", folder.display()), "FOLDER")
+        };
+        let auto = ModelOptions::default();
+        let fold = |weights: Vec<(String, Item)>, others: Vec<(&'static str, Item)>| {
+            move |folder: &Path| write_fold(folder, "fold_0", weights.clone(), others.clone())
+        };
+        let without = |key: &str| settings().into_iter().filter(|(k, _)| *k != key).collect::<Vec<_>>();
+        let with = |key: &'static str, value: Item| [without(key), vec![(key, value)]].concat();
+
+        for name in ["plans.json", "dataset.json"] {
+            let removed = message(&|f| std::fs::remove_file(f.join(name)).unwrap(), &auto);
+            assert_eq!(removed, format!("FOLDER: {name} is missing from this nnU-Net result folder"));
+        }
+        assert_eq!(
+            message(&|_| {}, &ModelOptions { folds: Folds::List(vec![3]), ..auto.clone() }),
+            "FOLDER: fold_3 is missing; there are fold_0, fold_1"
+        );
+        assert_eq!(
+            message(&|_| {}, &ModelOptions { folds: Folds::All, ..auto.clone() }),
+            "FOLDER: fold_all is missing; there are fold_0, fold_1"
+        );
+        assert_eq!(
+            message(&|_| {}, &ModelOptions { checkpoint: Which::Best, ..auto.clone() }),
+            "FOLDER: fold_0/checkpoint_best.pth is missing from this nnU-Net result folder"
+        );
+        let prefix = "FOLDER/fold_0/checkpoint_final.pth: ";
+        assert_eq!(
+            message(&fold(weights(0), without("init_args")), &auto),
+            format!("{prefix}not a checkpoint of nnU-Net v2 (init_args.configuration is missing)")
+        );
+        assert_eq!(
+            message(&fold(weights(0), with(AXES, Item::Tuple(vec![Item::Int(2)]))), &auto),
+            format!("{prefix}{AXES} holds Int(2); 2D networks have axes 0 and 1")
+        );
+        assert_eq!(
+            message(&fold(weights(0), with("trainer_name", Item::Text("nnUNet_Primus_M_Trainer".into()))), &auto),
+            "FOLDER: the trainer nnUNet_Primus_M_Trainer trains a transformer, which is not supported; PlainConvUNet is"
+        );
+        assert_eq!(
+            message(&fold(weights(0), with("init_args", dict([("configuration", Item::Text("3d".into()))]))), &auto),
+            "FOLDER/plans.json: configurations.3d is missing; there are 2d"
+        );
+        let mut renamed = weights(0);
+        renamed[0].0 = "module.encoder.other".into();
+        assert_eq!(
+            message(&fold(renamed, settings()), &auto),
+            format!(
+                "{prefix}its weights are not this network's: missing encoder.stages.0.0.convs.0.conv.weight; unused encoder.other"
+            )
+        );
+        let mut reshaped = weights(0);
+        reshaped[0].1 = Item::Tensor(vec![4, 3, 3, 3], vec![0.0; 108]);
+        assert_eq!(
+            message(&fold(reshaped, settings()), &auto),
+            format!(
+                "{prefix}encoder.stages.0.0.convs.0.conv.weight has the shape [4, 3, 3, 3], but the network's is [4, 1, 3, 3]"
+            )
+        );
+        // Batch normalisation has weights that this checkpoint lacks: the trainer's name alone decides.
+        assert!(
+            message(&fold(weights(0), with("trainer_name", Item::Text("nnUNetTrainerBN".into()))), &auto)
+                .contains("missing encoder.stages.0.0.convs.0.norm.running_mean")
+        );
+        assert!(
+            message(&|f| std::fs::write(f.join("plans.json"), "{").unwrap(), &auto)
+                .starts_with("FOLDER/plans.json: not JSON: ")
+        );
+        assert!(
+            message(&fold(weights(0), with(AXES, Item::Text("0".into()))), &auto).contains("which is no tuple of axes")
+        );
+    }
+
+    #[test]
+    fn a_checkpoint_without_axes_is_not_mirrored() {
+        let temporary = tempfile::tempdir().unwrap();
+        trainer(temporary.path());
+        for value in [None, Some(Item::None), Some(Item::Tuple(Vec::new()))] {
+            let others: Vec<_> =
+                settings().into_iter().filter(|(k, _)| *k != AXES).chain(value.map(|v| (AXES, v))).collect();
+            write_fold(temporary.path(), "fold_0", weights(0), others);
+            let model = Model::open(temporary.path(), &ModelOptions::default()).unwrap();
+            assert_eq!(model.card().mirror_axes, MirrorAxes::NONE);
+        }
+    }
+
+    #[test]
+    fn of_several_results_one_must_be_chosen() {
+        let temporary = tempfile::tempdir().unwrap();
+        trainer(&temporary.path().join("A/one"));
+        trainer(&temporary.path().join("A/two"));
+        std::fs::create_dir_all(temporary.path().join("A/one/crossval_results_folds_0_1")).unwrap();
+        let error = Model::open(temporary.path(), &ModelOptions::default()).unwrap_err().to_string();
+        assert!(error.ends_with("several nnU-Net results; give one of them: A/one, A/two"), "{error}");
+    }
 }

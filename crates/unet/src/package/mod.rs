@@ -143,3 +143,169 @@ fn weights_file(folds: &[Fold]) -> Result<Vec<u8>, String> {
         .map_err(|e| e.to_string())?;
     safetensors::serialize(views, None).map_err(|e| e.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use microtome_io::{Pixels, Rect, Size};
+
+    use super::*;
+    use crate::architecture::tests::tiny;
+    use crate::model::tests::random;
+    use crate::{Architecture, Execution, Mirroring, Normalizer, Tile};
+
+    fn model() -> Model {
+        random(Architecture::PlainConvUnet(tiny()), Size::new(16, 8))
+    }
+
+    fn saved() -> (tempfile::TempDir, PathBuf) {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path().join("package");
+        model().save_package(&folder, &PackageOptions::default()).unwrap();
+        (temporary, folder)
+    }
+
+    fn open(folder: &Path) -> Result<Model> {
+        Model::open(folder, &ModelOptions::default())
+    }
+
+    #[test]
+    fn everything_survives_the_package() {
+        let temporary = tempfile::tempdir().unwrap();
+        let mut parameters = tiny();
+        parameters.norm = crate::architecture::Norm::Batch { epsilon: 1e-3, affine: false };
+        parameters.activation = crate::architecture::Activation::None;
+        let original = random(Architecture::PlainConvUnet(parameters), Size::new(16, 8));
+        let options = PackageOptions {
+            name: Some("a \"name\"".into()),
+            mpp: Some(0.2525),
+            licence: Some("CC0-1.0".into()),
+            ..PackageOptions::default()
+        };
+        original.save_package(temporary.path(), &options).unwrap();
+        let copy = open(temporary.path()).unwrap();
+        let mut expected = original.card().clone();
+        (expected.name, expected.mpp, expected.licence) = ("a \"name\"".into(), options.mpp, options.licence.clone());
+        assert_eq!(copy.card(), &expected);
+        assert_eq!(copy.architecture(), original.architecture());
+        assert_eq!(copy.folds(), original.folds());
+        assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_test_vector_travels_along_and_is_checked() {
+        let model = model();
+        // Smaller than the tile: 7 x 5 pixels, padded by half of what is missing, rounded down.
+        let size = Size::new(7, 5);
+        let input = Pixels::from_u8(size, 3, (0..7 * 5 * 3).map(|i| (i * 53 % 256) as u8).collect());
+        let normalizer = Normalizer::new(&model.card().normalization, &[]).unwrap();
+        let predictor = model.predictor(&Execution { mirroring: Mirroring::Off, ..Execution::default() }).unwrap();
+        let at = Rect::new(4, 1, 7, 5);
+        let full = predictor.predict(&[Tile { pixels: &input, at }], &normalizer).unwrap().remove(0);
+        let value = |h: usize, y: usize, x: usize| full.values[(h * 8 + y + 1) * 16 + x + 4];
+        let values: Vec<f32> = (0..70).map(|i| value(i / 35, i / 7 % 5, i % 7)).collect();
+        let mut mask: Vec<u8> = (0..35).map(|i| u8::from(values[35 + i] > values[i])).collect();
+        mask[3] ^= 1;
+        let vector = TestVector {
+            input,
+            logits: crate::Logits { heads: 2, size, values: values.iter().map(|v| v + 0.25).collect() },
+            mask,
+            computed_by: "a test".into(),
+            method: "by hand".into(),
+        };
+        let temporary = tempfile::tempdir().unwrap();
+        let options = PackageOptions { test_vector: Some(vector.clone()), ..PackageOptions::default() };
+        model.save_package(temporary.path(), &options).unwrap();
+        let copy = open(temporary.path()).unwrap();
+        assert_eq!(copy.test_vector(), Some(&vector));
+        assert_eq!(copy.card().test_vector.as_deref(), Some("a test"));
+        let agreement = copy.check_test_vector(&Execution::default()).unwrap().unwrap();
+        assert!((agreement.max_logit_difference - 0.25).abs() < 1e-5, "{agreement:?}");
+        assert_eq!((agreement.differing_pixels, agreement.pixels), (1, 35));
+
+        std::fs::write(temporary.path().join("test/mask.png"), b"no picture").unwrap();
+        assert!(open(temporary.path()).unwrap_err().to_string().contains("test/mask.png: "));
+        std::fs::remove_dir_all(temporary.path().join("test")).unwrap();
+        assert!(open(temporary.path()).unwrap_err().to_string().contains("test/input.png: No such file"));
+    }
+
+    #[test]
+    fn a_folder_that_holds_something_is_left_alone() {
+        let (_temporary, folder) = saved();
+        let error = model().save_package(&folder, &PackageOptions::default()).unwrap_err().to_string();
+        assert!(error.ends_with("package: the folder is not empty"), "{error}");
+    }
+
+    #[test]
+    fn damaged_weights_are_refused() {
+        let (_temporary, folder) = saved();
+        let path = folder.join(WEIGHTS);
+        let bytes = std::fs::read(&path).unwrap();
+        let message = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            open(&folder).unwrap_err().to_string()
+        };
+        assert!(message(&bytes[..bytes.len() - 1]).contains("weights.safetensors: its sha256 is "));
+        assert!(message(&[]).contains("its sha256 is e3b0c442"));
+        // With the right digest, what the safetensors crate or the match of names finds.
+        let text = std::fs::read_to_string(folder.join(MANIFEST)).unwrap();
+        let digest = hexadecimal(&Sha256::digest(&bytes));
+        let forged = |new: &[u8]| {
+            let text = text.replace(&digest, &hexadecimal(&Sha256::digest(new)));
+            std::fs::write(folder.join(MANIFEST), text).unwrap();
+            message(new)
+        };
+        assert!(
+            forged(&bytes[..bytes.len() - 4])
+                .ends_with("weights.safetensors: incomplete metadata, file not fully covered"),
+            "{}",
+            forged(&bytes[..bytes.len() - 4])
+        );
+        let mut huge = bytes.clone();
+        huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(forged(&huge).contains("header too large"), "{}", forged(&huge));
+        for length in [0, 7, 8, 20, 200] {
+            assert!(forged(&bytes[..length]).contains("weights.safetensors: "));
+        }
+        let at = bytes.windows(10).position(|w| w == b"seg_layers").unwrap();
+        let mut renamed = bytes.clone();
+        renamed[at] = b'S';
+        assert!(forged(&renamed).contains("missing decoder.seg_layers.1."), "{}", forged(&renamed));
+        std::fs::write(&path, vec![0; MAX_HEADER as usize + (1 << 20)]).unwrap();
+        assert!(open(&folder).unwrap_err().to_string().contains("bytes; up to "));
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_manifest_is_said_with_its_line() {
+        let (_temporary, folder) = saved();
+        let path = folder.join(MANIFEST);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let message = |from: &str, to: &str| {
+            assert!(text.contains(from), "{from}");
+            std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
+            let error = open(&folder).unwrap_err().to_string();
+            error.replace(&format!("{}: ", path.display()), "")
+        };
+        assert_eq!(
+            message("format_version = 1", "format_version = 2"),
+            "format_version 2 is not supported; this build reads 1"
+        );
+        assert_eq!(message("format_version = 1", ""), "format_version is missing");
+        assert!(message("step = 0.5", "step = ?").starts_with("line 3: "));
+        assert!(message("step = 0.5", "stap = 0.5").contains("unknown field `stap`"));
+        assert!(message("window = \"gaussian\"", "window = \"round\"").starts_with("line 4: unknown variant `round`"));
+        assert_eq!(message("step = 0.5", "step = 1.5"), "step is 1.5; it must be above 0 and at most 1");
+        assert_eq!(message("heads = 2", "heads = 3"), "3 logits, but 2 classes or regions");
+        assert_eq!(message("channels = 3", "channels = 4"), "4 input channels, but 3 names and 3 normalisations");
+        assert_eq!(
+            message("width = 16", "width = 17"),
+            "the network has a tile of 17 x 8; with these strides it must be a multiple of 2 x 4"
+        );
+        assert_eq!(message("value = 1", "value = 2"), "the values of classes must be 0, 1, 2, ...");
+        assert_eq!(message("folds = [\"fold_0\"]", "folds = []"), "folds must be named, each once");
+        assert!(
+            message("kind = \"plain-conv-unet\"", "kind = \"transformer\"").contains("unknown variant `transformer`")
+        );
+    }
+}

@@ -4,6 +4,8 @@
 //! candle has a reader of its own; it is not used, because on a hostile file it panics (short argument tuples), allocates what the
 //! file claims (4 GiB for a string) and copies memoised values (exponential growth).
 
+#[cfg(test)]
+pub(crate) mod fixture;
 mod pickle;
 mod tensors;
 mod zip;

@@ -193,4 +193,56 @@ mod tests {
         assert_eq!(gather_dense(&tensor([2, 3], [1, 2]), values.clone()), [0.0, 2.0, 4.0, 1.0, 3.0, 5.0]);
         assert_eq!(gather(&tensor([2, 2], [3, 2]), &values[..6]), [0.0, 2.0, 3.0, 5.0]);
     }
+    fn checkpoint() -> Vec<u8> {
+        use super::super::fixture::{Item, archive, dict};
+        archive(&dict([
+            ("weights", dict([("a", Item::Tensor(vec![2, 3], vec![1., 2., 3., 4., 5., 6.]))])),
+            ("name", Item::Text("trainer".into())),
+        ]))
+    }
+
+    /// Opens the bytes and reads every tensor that they seem to hold.
+    fn read_all(bytes: &[u8]) -> Result<Vec<Vec<f32>>> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        let file = File::open(file.path())?;
+        let Some(weights) = file.entry(file.root(), "weights") else { return Ok(Vec::new()) };
+        let Value::Dict(entries) = file.value(weights) else { return Ok(Vec::new()) };
+        entries.iter().filter_map(|(_, value)| file.tensor(*value)).map(|tensor| file.read(&tensor)).collect()
+    }
+
+    #[test]
+    fn a_checkpoint_is_read() {
+        assert_eq!(read_all(&checkpoint()).unwrap(), [[1., 2., 3., 4., 5., 6.]]);
+    }
+
+    #[test]
+    fn a_cut_off_checkpoint_is_an_error_wherever_it_is_cut() {
+        let bytes = checkpoint();
+        for length in 0..bytes.len() {
+            assert!(read_all(&bytes[..length]).is_err(), "{length} of {} bytes", bytes.len());
+        }
+        let error = read_all(b"garbage").unwrap_err().to_string();
+        assert!(error.ends_with("not a PyTorch checkpoint (no zip archive, or one that is cut off)"), "{error}");
+    }
+
+    #[test]
+    fn no_changed_byte_makes_it_panic() {
+        let bytes = checkpoint();
+        for at in 0..bytes.len() {
+            for value in [0, 1, 0x7f, 0xff, bytes[at] ^ 0x10] {
+                let mut changed = bytes.clone();
+                changed[at] = value;
+                // Either outcome will do: some bytes are values of the tensor.
+                drop(read_all(&changed));
+            }
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_pickle_makes_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            drop(Pickle::parse(&bytes));
+        }
+    }
 }

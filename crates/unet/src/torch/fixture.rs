@@ -1,0 +1,117 @@
+//! Writes what `torch.save` writes, for tests: a stored zip archive with a protocol 2 pickle.
+
+use std::path::Path;
+
+/// A value of the pickle.
+#[derive(Debug, Clone)]
+pub(crate) enum Item {
+    None,
+    Int(i32),
+    Text(String),
+    Tuple(Vec<Item>),
+    Dict(Vec<(String, Item)>),
+    /// A contiguous f32 tensor of this shape.
+    Tensor(Vec<usize>, Vec<f32>),
+}
+
+pub(crate) fn dict<const N: usize>(entries: [(&str, Item); N]) -> Item {
+    Item::Dict(entries.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())
+}
+
+/// Saves `item` as a checkpoint.
+pub(crate) fn save(path: &Path, item: &Item) {
+    std::fs::write(path, archive(item)).unwrap();
+}
+
+pub(crate) fn archive(item: &Item) -> Vec<u8> {
+    let mut storages = Vec::new();
+    let mut pickle = b"\x80\x02".to_vec();
+    write(item, &mut pickle, &mut storages);
+    pickle.push(b'.');
+    let mut members = vec![("root/data.pkl".to_owned(), pickle), ("root/byteorder".to_owned(), b"little".to_vec())];
+    members.extend(storages.into_iter().enumerate().map(|(i, bytes)| (format!("root/data/{i}"), bytes)));
+    zip(&members)
+}
+
+fn write(item: &Item, out: &mut Vec<u8>, storages: &mut Vec<Vec<u8>>) {
+    let text = |out: &mut Vec<u8>, text: &str| {
+        out.push(b'X');
+        out.extend((text.len() as u32).to_le_bytes());
+        out.extend(text.as_bytes());
+    };
+    let int = |out: &mut Vec<u8>, value: i32| {
+        out.push(b'J');
+        out.extend(value.to_le_bytes());
+    };
+    let extents = |out: &mut Vec<u8>, values: &[usize]| {
+        out.push(b'(');
+        values.iter().for_each(|v| int(out, *v as i32));
+        out.push(b't');
+    };
+    match item {
+        Item::None => out.push(b'N'),
+        Item::Int(value) => int(out, *value),
+        Item::Text(value) => text(out, value),
+        Item::Tuple(items) => {
+            out.push(b'(');
+            items.iter().for_each(|i| write(i, out, storages));
+            out.push(b't');
+        }
+        Item::Dict(entries) => {
+            out.extend(b"}(");
+            for (key, value) in entries {
+                text(out, key);
+                write(value, out, storages);
+            }
+            out.push(b'u');
+        }
+        Item::Tensor(shape, values) => {
+            let strides: Vec<usize> = (0..shape.len()).map(|i| shape[i + 1..].iter().product()).collect();
+            out.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
+            text(out, "storage");
+            out.extend(b"ctorch\nFloatStorage\n");
+            text(out, &storages.len().to_string());
+            text(out, "cpu");
+            int(out, values.len() as i32);
+            out.extend(b"tQ");
+            int(out, 0);
+            extents(out, shape);
+            extents(out, &strides);
+            out.extend(b"\x89ccollections\nOrderedDict\n)RtR");
+            storages.push(values.iter().flat_map(|v| v.to_le_bytes()).collect());
+        }
+    }
+}
+
+/// As PyTorch writes it: sizes in the central directory only.
+fn zip(members: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let mut file = Vec::new();
+    let mut directory = Vec::new();
+    for (name, bytes) in members {
+        let (offset, length) = (file.len() as u32, bytes.len() as u32);
+        let padding = [0_u8; 7];
+        file.extend(b"PK\x03\x04\0\0\x08\x08\0\0\0\0\0\0");
+        file.extend([0; 12]);
+        file.extend((name.len() as u16).to_le_bytes());
+        file.extend((padding.len() as u16).to_le_bytes());
+        file.extend(name.as_bytes());
+        file.extend(padding);
+        file.extend(bytes);
+        directory.extend(b"PK\x01\x02\0\0\0\0\x08\x08\0\0\0\0\0\0\0\0\0\0");
+        directory.extend(length.to_le_bytes());
+        directory.extend(length.to_le_bytes());
+        directory.extend((name.len() as u16).to_le_bytes());
+        directory.extend([0; 12]);
+        directory.extend(offset.to_le_bytes());
+        directory.extend(name.as_bytes());
+    }
+    let (offset, size, count) = (file.len() as u32, directory.len() as u32, members.len() as u16);
+    file.extend(directory);
+    file.extend(b"PK\x05\x06\0\0\0\0");
+    file.extend(count.to_le_bytes());
+    file.extend(count.to_le_bytes());
+    file.extend(size.to_le_bytes());
+    file.extend(offset.to_le_bytes());
+    file.extend([0; 2]);
+    file
+}
