@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::codec::{self, ByteCodec, Named};
 use super::folder;
@@ -160,18 +159,18 @@ impl Array {
         Positional::open(&path).map(Some).map_err(|e| e.to_string())
     }
 
-    /// Feeds `hash` with what tells this array from another: its metadata and up to 16 files of chunks, spread over it.
-    pub(super) fn identify(&self, hash: &mut Sha256) -> Result<()> {
+    /// Adds what tells this array from another: the identities of its metadata and of up to 16 files of chunks, spread over it.
+    pub(super) fn identify(&self, ids: &mut Vec<String>) -> Result<()> {
         const FILES: u64 = 16;
-        hash.update(content_id(&Positional::open(&self.metadata)?)?);
+        ids.push(content_id(&Positional::open(&self.metadata)?)?);
         let last: Vec<u64> = self.shape.iter().zip(&self.chunk).map(|(&n, &side)| (n - 1) / side).collect();
         let files = Grid::new(self.file_of(&last).into_iter().map(|last| (0, last)).collect());
         let count = files.count();
         for n in 0..count.min(FILES) {
             let file = files.get((u128::from(n) * u128::from(count) / u128::from(count.min(FILES))) as u64);
             match self.open_source(&file).map_err(|message| Error::format(&self.metadata, message))? {
-                None => hash.update("not stored"),
-                Some(source) => hash.update(content_id(&source)?),
+                None => ids.push("not stored".into()),
+                Some(source) => ids.push(content_id(&source)?),
             }
         }
         Ok(())

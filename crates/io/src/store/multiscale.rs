@@ -73,7 +73,6 @@ impl Place {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Entry {
-    version: Option<String>,
     name: Option<Value>,
     axes: Vec<Axis>,
     datasets: Vec<Dataset>,

@@ -7,12 +7,11 @@ use std::sync::{Mutex, PoisonError};
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use super::StoreLevel;
 use super::array::{Array, ChunkFile, Grid};
 use super::multiscale::{Axes, Multiscale};
-use crate::bytes::{Positional, content_id};
+use crate::bytes::{Memory, Positional, content_id};
 use crate::slide::{LevelInfo, Limits, Resolution, ResolutionSource, SlideInfo, SlideReader};
 use crate::{Class, Downsample, Error, Level, Pixels, Rect, Result, SampleType, Samples, Size, TileCoord};
 
@@ -185,12 +184,13 @@ impl SlideReader for OmeZarr {
         Err(Error::usage(&self.info.path, format!("there is no picture {name:?}: an OME-Zarr store has none")))
     }
 
-    /// The SHA-256, in hexadecimal, of the identities of all metadata and of up to 16 files of chunks per level.
+    /// The identity of the list of the identities of all metadata and of up to 16 files of chunks per level.
     fn content_id(&self) -> Result<String> {
-        let mut hash = Sha256::new();
-        hash.update(content_id(&Positional::open(&self.metadata)?)?);
-        self.arrays.iter().try_for_each(|array| array.identify(&mut hash))?;
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        let mut ids = vec![content_id(&Positional::open(&self.metadata)?)?];
+        for array in &self.arrays {
+            array.identify(&mut ids)?;
+        }
+        content_id(&Memory::new(&self.info.path, ids.join("\n").into_bytes()))
     }
 }
 

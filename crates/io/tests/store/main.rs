@@ -2,6 +2,7 @@
 
 mod contract;
 mod corpus;
+mod foreign;
 mod hostile;
 mod lifecycle;
 mod python;
