@@ -18,8 +18,7 @@ const NNUNET: &str = "models/nnunet-v2-plain";
 const NNUNET_FOLDER: &str = "Dataset501_DSBStained/nnUNetTrainer_10epochs__tinyPlans__2d";
 
 /// Everything that pinned packages from the registry can check, with the binary of the dev profile.
-pub(crate) fn run(workspace: &Workspace, skips: &SkipLog) -> Result<()> {
-    let venv = Venv::prepare(workspace, "venv", "requirements.txt")?;
+pub(crate) fn run(workspace: &Workspace, venv: &Venv, skips: &SkipLog) -> Result<()> {
     let work = workspace.target.join("crosscheck");
     empty_folder(&work)?;
     let slide = workspace.demo_slide()?;

@@ -1,7 +1,7 @@
 //! Real files to test with, none of them in the repository.
 //!
 //! openslide-rs 3.0.0 carries a few slides in its package, so that every machine that can build this workspace has them
-//! in cargo's registry. Larger sets lie in a folder of their own; see [`data`].
+//! in cargo's registry. Larger sets lie in a folder of their own; see [`data`](crate::data).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,26 +12,20 @@ pub fn cmu_small_region() -> Option<PathBuf> {
     openslide_asset("default.svs")
 }
 
-/// A file of openslide-rs' own `tests/assets`, or `None` (and a line on stderr) if cargo does not know where they are.
+/// A file of openslide-rs' own `tests/assets`, or `None` (the test is then reported as skipped) if cargo does not know where they are.
 pub fn openslide_asset(name: &str) -> Option<PathBuf> {
     static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
     let path =
         FOLDER.get_or_init(openslide_assets).as_ref().map(|folder| folder.join(name)).filter(|path| path.exists());
     if path.is_none() {
-        eprintln!("SKIPPED: {name} of openslide-rs is not in cargo's registry; `cargo fetch` brings it");
+        crate::skip(&format!("{name} of openslide-rs is not in cargo's registry; `cargo fetch` brings it"));
     }
     path
 }
 
-/// The folder of real test data: the environment variable `MICROTOME_DATA` or, if that is unset, `../shared/data` beside
-/// the workspace; `None` (and a line on stderr) if it is not there.
+/// The folder of real test data, or `None` where it is absent; [`data`](crate::data) finds a file in it.
 pub fn data() -> Option<PathBuf> {
-    let folder = std::env::var_os("MICROTOME_DATA").map_or_else(|| workspace().join("../shared/data"), PathBuf::from);
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    eprintln!("SKIPPED: there is no test data at {}; MICROTOME_DATA says where it is", folder.display());
-    None
+    crate::data("")
 }
 
 fn workspace() -> PathBuf {

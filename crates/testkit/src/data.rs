@@ -19,7 +19,7 @@ pub fn data(path: impl AsRef<Path>) -> Option<PathBuf> {
     if found.exists() {
         return Some(found);
     }
-    skip(&format!("{} is not among the real files", path.as_ref().display()));
+    skip(&format!("{} is not there; MICROTOME_DATA says where real files are", found.display()));
     None
 }
 
