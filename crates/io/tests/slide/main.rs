@@ -1,5 +1,6 @@
 //! Slides as their users see them: through the public interface, on real and on synthetic files.
 
+mod pictures;
 mod reference;
 mod refusals;
 mod robustness;

@@ -40,13 +40,17 @@ impl Layout {
             None => Err(corrupt(format!("has no {name}"))),
         };
         let size = Size::new(need(Tag::IMAGE_WIDTH, "ImageWidth")?, need(Tag::IMAGE_LENGTH, "ImageLength")?);
-        let table = |tag: Tag, name: &str| ifd.table(file, tag)?.ok_or_else(|| corrupt(format!("has no {name}")));
+        // Some old files keep the tables of their tiles under the tags of strips, and libtiff reads them.
+        let table = |tag: Tag, old: Tag, name: &str| match ifd.table(file, tag)? {
+            Some(table) => Ok(table),
+            None => ifd.table(file, old)?.ok_or_else(|| corrupt(format!("has no {name}"))),
+        };
         let (cut, cell, offsets, byte_counts) = if ifd.has(Tag::TILE_WIDTH) || ifd.has(Tag::TILE_OFFSETS) {
             (
                 Cut::Tiles,
                 Size::new(need(Tag::TILE_WIDTH, "TileWidth")?, need(Tag::TILE_LENGTH, "TileLength")?),
-                table(Tag::TILE_OFFSETS, "TileOffsets")?,
-                table(Tag::TILE_BYTE_COUNTS, "TileByteCounts")?,
+                table(Tag::TILE_OFFSETS, Tag::STRIP_OFFSETS, "TileOffsets")?,
+                table(Tag::TILE_BYTE_COUNTS, Tag::STRIP_BYTE_COUNTS, "TileByteCounts")?,
             )
         } else {
             let rows = match ifd.unsigned(file, Tag::ROWS_PER_STRIP)? {
@@ -57,8 +61,8 @@ impl Layout {
             (
                 Cut::Strips,
                 Size::new(size.width, rows),
-                table(Tag::STRIP_OFFSETS, "StripOffsets")?,
-                table(Tag::STRIP_BYTE_COUNTS, "StripByteCounts")?,
+                table(Tag::STRIP_OFFSETS, Tag::STRIP_OFFSETS, "StripOffsets")?,
+                table(Tag::STRIP_BYTE_COUNTS, Tag::STRIP_BYTE_COUNTS, "StripByteCounts")?,
             )
         };
         let cells = size.cells(cell).area();
