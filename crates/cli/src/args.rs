@@ -6,7 +6,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use microtome::{Bytes, TargetResolution};
 
 #[derive(Debug, Parser)]
-#[command(name = "microtome", version, about = "Segments gigapixel pathology slides in constant memory", max_term_width = 100)]
+#[command(
+    name = "microtome",
+    version,
+    about = "Segments gigapixel pathology slides in constant memory",
+    max_term_width = 100
+)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,

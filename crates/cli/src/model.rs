@@ -13,7 +13,8 @@ pub(crate) fn import(args: &args::Import) -> Result<()> {
     let model = Model::open(&args.source, &args.weights.options()).map_err(Error::Model)?;
     if args.model_mpp.or(model.card().mpp).is_none() {
         return Err(Error::Usage(
-            "an nnU-Net result does not say at which resolution it was trained: give it, --model-mpp MICROMETRES".into(),
+            "an nnU-Net result does not say at which resolution it was trained: give it, --model-mpp MICROMETRES"
+                .into(),
         )
         .into());
     }

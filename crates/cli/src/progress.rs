@@ -34,10 +34,13 @@ impl Progress {
                 let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(5));
                 let template = "{prefix} {msg:<12} {wide_bar} {percent:>3} %  {per_sec}  {eta} left";
                 let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-                bar.set_style(style.with_key("per_sec", |state: &indicatif::ProgressState, w: &mut dyn std::fmt::Write| {
-                    // Nothing can be done about a bar that cannot be drawn.
-                    let _ = write!(w, "{:.2} Mpx/s", state.per_sec() / 1e6);
-                }));
+                bar.set_style(style.with_key(
+                    "per_sec",
+                    |state: &indicatif::ProgressState, w: &mut dyn std::fmt::Write| {
+                        // Nothing can be done about a bar that cannot be drawn.
+                        let _ = write!(w, "{:.2} Mpx/s", state.per_sec() / 1e6);
+                    },
+                ));
                 bar.set_prefix(name.clone());
                 Show::Bar(bar)
             }

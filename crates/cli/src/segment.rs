@@ -113,7 +113,9 @@ fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, output:
         print(&json!({ "slide": path, "output": output, "outcome": outcome }))?;
     } else if !args.quiet {
         match &outcome {
-            Outcome::Done(summary) => println(&format!("{}\n{summary}\nwritten to {}", path.display(), output.display()))?,
+            Outcome::Done(summary) => {
+                println(&format!("{}\n{summary}\nwritten to {}", path.display(), output.display()))?
+            }
             Outcome::AlreadyDone => println(&format!("{}: done already, in {}", path.display(), output.display()))?,
         }
     }

@@ -35,6 +35,28 @@ enum Event<T> {
 /// The neighbour is gone: it failed, or nobody wants results any more.
 struct Stopped;
 
+/// Two pools of threads, so that short work (decoding, blending, encoding) does not queue behind a batch in the network.
+#[derive(Debug)]
+pub(crate) struct Pools {
+    /// For the network.
+    pub(crate) network: rayon::ThreadPool,
+    /// For everything else.
+    pub(crate) pixels: rayon::ThreadPool,
+}
+
+impl Pools {
+    pub(crate) fn new(threads: usize) -> Result<Self> {
+        let pool = |name: &'static str| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .thread_name(move |i| format!("{name}-{i}"))
+                .build()
+                .map_err(|error| Error::Usage(format!("{threads} threads cannot be started: {error}")))
+        };
+        Ok(Self { network: pool("network")?, pixels: pool("pixels")? })
+    }
+}
+
 /// Everything the stages share.
 pub(crate) struct Pipeline<'a> {
     pub(crate) slide_name: &'a str,
@@ -45,7 +67,7 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) layout: Layout<'a>,
     pub(crate) window: Arc<Window>,
     pub(crate) batch: usize,
-    pub(crate) pool: &'a rayon::ThreadPool,
+    pub(crate) pools: &'a Pools,
     pub(crate) sink: &'a dyn MaskSink,
     pub(crate) observer: &'a dyn Observer,
 }
@@ -70,7 +92,8 @@ impl Pipeline<'_> {
             let blending = scope.spawn(|| self.blend(Input::new(from_network), Output::new(to_writer)));
             let writing = scope.spawn(|| self.write(Input::new(from_blender)));
             let inference = self.infer(Input::new(from_reader), Output::new(to_blender));
-            let joined = |handle: std::thread::Result<_>| handle.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let joined =
+                |handle: std::thread::Result<_>| handle.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let reading = joined(reading.join());
             let blending = joined(blending.join());
             let (writing, counts) = match writing.join() {
@@ -95,17 +118,15 @@ impl Pipeline<'_> {
             if self.observer.cancelled() {
                 return Err(Error::Interrupted);
             }
-            let read = out.work(|| {
-                self.pool.install(|| {
-                    std::mem::take(batch)
-                        .into_par_iter()
-                        .map(|event| match event {
-                            Event::Strip(strip) => Ok(Event::Strip(strip)),
-                            Event::Finished(rows) => Ok(Event::Finished(rows)),
-                            Event::Tile(rect, visible) => Ok(Event::Tile(rect, self.reader.read(visible)?)),
-                        })
-                        .collect::<Result<Vec<_>>>()
-                })
+            let read = out.work(&self.pools.pixels, || {
+                std::mem::take(batch)
+                    .into_par_iter()
+                    .map(|event| match event {
+                        Event::Strip(strip) => Ok(Event::Strip(strip)),
+                        Event::Finished(rows) => Ok(Event::Finished(rows)),
+                        Event::Tile(rect, visible) => Ok(Event::Tile(rect, self.reader.read(visible)?)),
+                    })
+                    .collect::<Result<Vec<_>>>()
             })?;
             Ok(out.send(read))
         };
@@ -136,7 +157,11 @@ impl Pipeline<'_> {
         Ok(Some(out.time))
     }
 
-    fn infer(&self, mut input: Input<Vec<Event<Pixels>>>, mut out: Output<Vec<Event<Logits>>>) -> Result<Option<StageTime>> {
+    fn infer(
+        &self,
+        mut input: Input<Vec<Event<Pixels>>>,
+        mut out: Output<Vec<Event<Logits>>>,
+    ) -> Result<Option<StageTime>> {
         while let Some(events) = input.next() {
             let tiles: Vec<(Rect, &Pixels)> = events
                 .iter()
@@ -153,10 +178,12 @@ impl Pipeline<'_> {
             let logits = if inputs.is_empty() {
                 Vec::new()
             } else {
-                out.work(|| self.pool.install(|| self.predictor.predict(&inputs, self.normalizer))).map_err(|source| {
-                    let (first, last) = (tiles[0].0, tiles[tiles.len() - 1].0);
-                    Error::Inference { slide: self.slide_name.into(), first, last, source }
-                })?
+                out.work(&self.pools.network, || self.predictor.predict(&inputs, self.normalizer)).map_err(
+                    |source| {
+                        let (first, last) = (tiles[0].0, tiles[tiles.len() - 1].0);
+                        Error::Inference { slide: self.slide_name.into(), first, last, source }
+                    },
+                )?
             };
             let mut logits = logits.into_iter();
             let events = events
@@ -174,7 +201,11 @@ impl Pipeline<'_> {
         Ok(Some(out.time.after(input.starved)))
     }
 
-    fn blend(&self, mut input: Input<Vec<Event<Logits>>>, mut out: Output<(TileCoord, Shard)>) -> Result<Option<StageTime>> {
+    fn blend(
+        &self,
+        mut input: Input<Vec<Event<Logits>>>,
+        mut out: Output<(TileCoord, Shard)>,
+    ) -> Result<Option<StageTime>> {
         let wanted = self.layout.roi.map(|roi| Arc::new(self.wanted_blocks(roi)));
         let total = self.layout.image.area();
         let mut done = 0;
@@ -188,8 +219,13 @@ impl Pipeline<'_> {
                         self.add(&mut blender, &mut tiles, &mut out)?;
                         let planes = self.layout.decision.planes();
                         let wanted = Wanted { rect: strip.rect, blocks: wanted.clone() };
-                        let sums =
-                            CpuAccumulator::new(self.layout.image, self.layout.block, planes, self.window.clone(), wanted);
+                        let sums = CpuAccumulator::new(
+                            self.layout.image,
+                            self.layout.block,
+                            planes,
+                            self.window.clone(),
+                            wanted,
+                        );
                         let width = strip.rect.width;
                         blender = Some((Blender::new(self.layout, strip, sums)?, width));
                     }
@@ -197,12 +233,10 @@ impl Pipeline<'_> {
                         self.add(&mut blender, &mut tiles, &mut out)?;
                         let Some((blender, width)) = &mut blender else { continue };
                         let mut shards = Vec::new();
-                        out.work(|| {
-                            self.pool.install(|| {
-                                blender.finish_rows(rows.clone(), |at, shard| {
-                                    shards.push((at, shard));
-                                    Ok::<(), microtome_stitch::Error>(())
-                                })
+                        out.work(&self.pools.pixels, || {
+                            blender.finish_rows(rows.clone(), |at, shard| {
+                                shards.push((at, shard));
+                                Ok::<(), microtome_stitch::Error>(())
                             })
                         })?;
                         for shard in shards {
@@ -230,7 +264,7 @@ impl Pipeline<'_> {
     ) -> Result<()> {
         if let (Some((blender, _)), false) = (blender, tiles.is_empty()) {
             let logits: Vec<_> = tiles.iter().map(|(rect, l)| TileLogits { rect: *rect, values: &l.values }).collect();
-            out.work(|| self.pool.install(|| blender.add(&logits)))?;
+            out.work(&self.pools.pixels, || blender.add(&logits))?;
             tiles.clear();
         }
         Ok(())
@@ -251,8 +285,9 @@ impl Pipeline<'_> {
         let mut pyramid = LabelPyramid::new(self.sink, PYRAMID_BYTES as usize);
         let mut busy = Duration::ZERO;
         while let Some((at, shard)) = input.next() {
+            // On this thread: a store may hold a lock while it waits for the disk, and rayon must not be entered with one.
             let start = Instant::now();
-            self.pool.install(|| pyramid.push(at, shard))?;
+            pyramid.push(at, shard)?;
             busy += start.elapsed();
         }
         Ok((StageTime { busy, starved: input.starved, blocked: Duration::ZERO }, pyramid.counts().to_vec()))
@@ -295,11 +330,14 @@ impl<T> Output<T> {
         Self { sender, time: StageTime::default() }
     }
 
-    /// Times a piece of the stage's work.
-    fn work<R>(&mut self, work: impl FnOnce() -> R) -> R {
-        let start = Instant::now();
-        let result = work();
-        self.time.busy += start.elapsed();
+    /// Runs a piece of the stage's work on a pool and times it, from when a thread takes it up.
+    fn work<R: Send>(&mut self, pool: &rayon::ThreadPool, work: impl FnOnce() -> R + Send) -> R {
+        let (result, busy) = pool.install(|| {
+            let start = Instant::now();
+            let result = work();
+            (result, start.elapsed())
+        });
+        self.time.busy += busy;
         result
     }
 

@@ -127,10 +127,8 @@ impl MaskLabels {
     fn read(mask: &OmeZarr, size: Size) -> Result<Self> {
         let info = mask.info();
         let finest = info.levels[0].size;
-        let step = Downsample {
-            x: finest.width as f64 / size.width as f64,
-            y: finest.height as f64 / size.height as f64,
-        };
+        let step =
+            Downsample { x: finest.width as f64 / size.width as f64, y: finest.height as f64 / size.height as f64 };
         // The coarsest level that still has a pixel for each of the picture's.
         let level = (0..info.levels.len())
             .rev()
@@ -140,7 +138,8 @@ impl MaskLabels {
         // Level n has ceil(size / 2^n) pixels that each span exactly 2^n.
         let shrink = |finest: u64, n: u64| (finest as f64 / n as f64).log2().round().exp2();
         let (fx, fy) = (shrink(finest.width, level_size.width), shrink(finest.height, level_size.height));
-        let at = |i: u64, step: f64, factor: f64, n: u64| ((((i as f64 + 0.5) * step / factor) as u64).min(n - 1)) as usize;
+        let at =
+            |i: u64, step: f64, factor: f64, n: u64| ((((i as f64 + 0.5) * step / factor) as u64).min(n - 1)) as usize;
         let columns: Vec<usize> = (0..size.width).map(|x| at(x, step.x, fx, level_size.width)).collect();
         let mut values = Vec::with_capacity(size.area() as usize);
         // Bands of rows, so that chunks are decoded few times and little is held.

@@ -128,11 +128,16 @@ impl std::fmt::Display for Summary {
         if let Some(mpp) = target.mpp {
             write!(f, " of {:.4} x {:.4} um", mpp.x, mpp.y)?;
         }
-        writeln!(f, ", from level {} ({})", target.level, match target.resampling {
-            microtome_tile::Resampling::None => "as it is",
-            microtome_tile::Resampling::Area => "area average",
-            microtome_tile::Resampling::Bilinear => "enlarged, bilinear",
-        })?;
+        writeln!(
+            f,
+            ", from level {} ({})",
+            target.level,
+            match target.resampling {
+                microtome_tile::Resampling::None => "as it is",
+                microtome_tile::Resampling::Area => "area average",
+                microtome_tile::Resampling::Bilinear => "enlarged, bilinear",
+            }
+        )?;
         let t = self.tiles;
         write!(f, "tiles        {} of {} run, {} skipped", t.run, t.grid, t.skipped)?;
         if t.repeated > 0 {
@@ -151,12 +156,23 @@ impl std::fmt::Display for Summary {
                 None => writeln!(f)?,
             }
         }
-        writeln!(f, "time         {:.1} s, {:.2} Mpx/s of the target grid, {} threads", self.seconds, self.megapixels() / self.seconds, self.threads)?;
+        writeln!(
+            f,
+            "time         {:.1} s, {:.2} Mpx/s of the target grid, {} threads",
+            self.seconds,
+            self.megapixels() / self.seconds,
+            self.threads
+        )?;
         for (name, stage) in self.stages.named().into_iter().filter(|(_, s)| !s.busy.is_zero()) {
             let busy = stage.busy.as_secs_f64();
             write!(f, "  {name:<10} {busy:>8.2} s busy {:>8.2} Mpx/s", self.megapixels() / busy)?;
             if !(stage.starved.is_zero() && stage.blocked.is_zero()) {
-                write!(f, "; waited {:.2} s for input, {:.2} s for output", stage.starved.as_secs_f64(), stage.blocked.as_secs_f64())?;
+                write!(
+                    f,
+                    "; waited {:.2} s for input, {:.2} s for output",
+                    stage.starved.as_secs_f64(),
+                    stage.blocked.as_secs_f64()
+                )?;
             }
             writeln!(f)?;
         }

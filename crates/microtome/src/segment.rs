@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 
 use crate::memory;
 use crate::output::{Claim, Existing, Fingerprint, claim};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, Pools};
 use crate::plan::{Geometry, MemoryPlan};
 use crate::progress::{Observer, Phase};
 use crate::report::{ClassArea, StageTime, StageTimes, Summary};
@@ -30,7 +30,7 @@ use crate::{Error, Result};
 pub struct Segmenter<'p> {
     predictor: &'p dyn Predictor,
     settings: Settings,
-    pool: rayon::ThreadPool,
+    pools: Pools,
     threads: usize,
 }
 
@@ -56,7 +56,7 @@ pub struct Plan {
 }
 
 impl<'p> Segmenter<'p> {
-    /// A segmenter with its own pool of threads.
+    /// A segmenter with its own threads.
     ///
     /// # Errors
     /// [`Error::Usage`] if the settings ask for no threads or no tiles per batch, or threads cannot be started.
@@ -64,15 +64,9 @@ impl<'p> Segmenter<'p> {
         if settings.batch == 0 || settings.threads == Some(0) {
             return Err(Error::Usage("a run needs at least one thread and one tile per batch".into()));
         }
-        let threads = settings
-            .threads
-            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("microtome-{i}"))
-            .build()
-            .map_err(|error| Error::Usage(format!("{threads} threads cannot be started: {error}")))?;
-        Ok(Self { predictor, settings, pool, threads })
+        let threads =
+            settings.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+        Ok(Self { predictor, settings, pools: Pools::new(threads)?, threads })
     }
 
     /// Decides everything that can be decided without decoding a pixel.
@@ -137,7 +131,13 @@ impl<'p> Segmenter<'p> {
         Ok((sink, summary))
     }
 
-    fn run(&self, slide: &dyn SlideReader, plan: &Plan, sink: &dyn MaskSink, observer: &dyn Observer) -> Result<Summary> {
+    fn run(
+        &self,
+        slide: &dyn SlideReader,
+        plan: &Plan,
+        sink: &dyn MaskSink,
+        observer: &dyn Observer,
+    ) -> Result<Summary> {
         let start = Instant::now();
         let geometry = &plan.geometry;
         let reader = Reader::new(slide, &geometry.target);
@@ -149,7 +149,9 @@ impl<'p> Segmenter<'p> {
             TissueMode::Auto => {
                 observer.phase(Phase::Tissue);
                 let found = timed(&mut stages.tissue, || {
-                    self.pool.install(|| tissue::detect(slide, mpp, &geometry.target, &TissueOptions::default()))
+                    self.pools
+                        .pixels
+                        .install(|| tissue::detect(slide, mpp, &geometry.target, &TissueOptions::default()))
                 })?;
                 let note = found.is_none().then_some("it takes 8-bit RGB on a bright background; every tile runs");
                 (found, note)
@@ -178,7 +180,7 @@ impl<'p> Segmenter<'p> {
             },
             window: Arc::new(Window::new(geometry.window, geometry.tiles.tile())),
             batch: self.settings.batch,
-            pool: &self.pool,
+            pools: &self.pools,
             sink,
             observer,
         }
@@ -242,7 +244,7 @@ impl<'p> Segmenter<'p> {
         let progress = |pixels| {
             observer.progress(done.fetch_add(pixels, Ordering::Relaxed) + pixels, total);
         };
-        let sums = timed(time, || self.pool.install(|| ImageStatistics::stream(reader, &progress)))?;
+        let sums = timed(time, || self.pools.pixels.install(|| ImageStatistics::stream(reader, &progress)))?;
         if observer.cancelled() {
             return Err(Error::Interrupted);
         }
@@ -319,7 +321,8 @@ impl<'p> Segmenter<'p> {
         if self.settings.tissue == TissueMode::None {
             return Ok(None);
         }
-        let found = self.pool.install(|| tissue::detect(slide, mpp, &geometry.target, &TissueOptions::default()))?;
+        let found =
+            self.pools.pixels.install(|| tissue::detect(slide, mpp, &geometry.target, &TissueOptions::default()))?;
         Ok(found.map(|t| t.roi))
     }
 }

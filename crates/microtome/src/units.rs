@@ -55,7 +55,9 @@ mod tests {
 
     #[test]
     fn bytes_are_read_with_and_without_units() {
-        for (text, bytes) in [("4GiB", 4 << 30), ("512 MiB", 512 << 20), ("1.5g", 3 << 29), ("2GB", 2_000_000_000), ("77", 77)] {
+        for (text, bytes) in
+            [("4GiB", 4 << 30), ("512 MiB", 512 << 20), ("1.5g", 3 << 29), ("2GB", 2_000_000_000), ("77", 77)]
+        {
             assert_eq!(text.parse::<Bytes>().unwrap(), Bytes(bytes), "{text}");
         }
         for text in ["", "GiB", "-1", "3 parsecs", "0", "1e9", "99999999999TiB"] {

@@ -81,7 +81,9 @@ impl<'a, A: Accumulator> Blender<'a, A> {
         mut emit: impl FnMut(TileCoord, Shard) -> Result<(), E>,
     ) -> Result<(), E> {
         if rows.start != self.next_block_row {
-            return Err(Error::Usage(format!("rows of blocks from {} on, not {}", self.next_block_row, rows.start)).into());
+            return Err(
+                Error::Usage(format!("rows of blocks from {} on, not {}", self.next_block_row, rows.start)).into()
+            );
         }
         for row in rows {
             self.finish_row(row);

@@ -60,10 +60,8 @@ fn gaussian(size: Size) -> Vec<f32> {
     let max = |axis: &[f64]| axis.iter().copied().fold(0.0, f64::max);
     let scale = (max(&columns) * max(&rows)) / 10.0;
     // nnU-Net rounds twice, f64 to f32 to f16, which differs from a single rounding in a few pixels.
-    let mut weights: Vec<f16> = rows
-        .iter()
-        .flat_map(|&y| columns.iter().map(move |&x| f16::from_f32((x * y / scale) as f32)))
-        .collect();
+    let mut weights: Vec<f16> =
+        rows.iter().flat_map(|&y| columns.iter().map(move |&x| f16::from_f32((x * y / scale) as f32))).collect();
     let smallest = weights.iter().copied().filter(|w| *w > f16::ZERO).fold(f16::MAX, f16::min);
     for weight in weights.iter_mut().filter(|w| **w == f16::ZERO) {
         *weight = smallest;
