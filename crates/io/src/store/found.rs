@@ -82,7 +82,7 @@ pub fn inspect(path: impl AsRef<Path>) -> Result<Found> {
 /// Anything that we did not put there makes it refuse before it removes anything. If it is interrupted, what is left is an unfinished store.
 ///
 /// # Errors
-/// [`Error::Usage`] if [`inspect`] says [`Found::Foreign`], if `path` is a symbolic link, or if the store holds
+/// [`Error::Usage`] if [`inspect`] says [`Found::Foreign`] or [`Found::InUse`], if `path` is a symbolic link, or if the store holds
 /// something foreign; [`Error::Io`] if something cannot be removed.
 pub fn remove(path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();

@@ -4,8 +4,8 @@
 //! and from any thread, and [`MaskSink::finish`] makes the whole visible at once.
 //! [`ZarrMask`] is the sink on disk, [`MemoryMask`] the one in memory; [`OmeZarr`] reads.
 //!
-//! Memory: a write holds one padded shard and its encoded form; a read holds its result and, per working thread, one
-//! encoded and one decoded chunk.
+//! Memory: a write holds one padded shard and twice its encoded form; a read holds its result and, per working thread,
+//! one encoded and one decoded chunk and the index of one shard.
 
 mod array;
 mod codec;

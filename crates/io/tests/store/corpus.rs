@@ -24,7 +24,9 @@ fn groups(folder: &Path, found: &mut Vec<PathBuf>) {
     let mut inner: Vec<_> =
         std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
     inner.sort();
-    inner.iter().for_each(|p| groups(p, found));
+    for path in &inner {
+        groups(path, found);
+    }
 }
 
 #[test]
@@ -84,7 +86,7 @@ fn pixels_are_those_that_zarr_python_reads() {
         for (n, (level, hash)) in store.info().levels.iter().zip(*hashes).enumerate() {
             let pixels = store.read_region(Level(n), level.size.rect()).unwrap();
             let digest = Sha256::digest(pixels.as_u8().unwrap());
-            let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+            let hex = digest.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
             assert_eq!(hex, **hash, "{name}, level {n}");
         }
     }

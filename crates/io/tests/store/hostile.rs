@@ -25,6 +25,8 @@ fn edit(file: &Path, change: impl Fn(&mut Value)) {
     fs::write(file, document.to_string()).unwrap();
 }
 
+type Change = Box<dyn Fn(&mut Value)>;
+
 fn read_everything(path: &Path) -> microtome_io::Result<()> {
     let store = OmeZarr::open(path)?;
     for (n, level) in store.info().levels.iter().enumerate() {
@@ -47,7 +49,6 @@ fn hostile_metadata_is_refused() {
     let multiscale = "/attributes/ome/multiscales/0";
     let scale = "/attributes/ome/multiscales/0/datasets/0/coordinateTransformations/0/scale";
     let codec = "/codecs/0/configuration";
-    type Change = Box<dyn Fn(&mut Value)>;
     let cases: Vec<(&str, &str, Change)> = vec![
         ("zarr.json", "out of the store", Box::new(level_path("../m.zarr/0"))),
         ("zarr.json", "out of the store", Box::new(level_path(&secret.path().join("m.zarr/0").to_string_lossy()))),
