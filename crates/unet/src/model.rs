@@ -275,13 +275,7 @@ pub(crate) mod tests {
 
     /// The folder of the model that nnU-Net trained, or `None` after saying so.
     pub(crate) fn reference_model() -> Option<PathBuf> {
-        let beside = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/data"));
-        let path = std::env::var_os("MICROTOME_DATA").map_or_else(beside, PathBuf::from).join("models/nnunet-v2-plain");
-        if path.exists() {
-            return Some(path);
-        }
-        eprintln!("SKIPPED: {} is not there (set MICROTOME_DATA)", path.display());
-        None
+        microtome_testkit::data("models/nnunet-v2-plain")
     }
 
     /// A model with weights that look random and are the same on every machine.

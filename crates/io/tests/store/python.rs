@@ -12,9 +12,7 @@ use super::{image, pyramid, write_all};
 #[test]
 fn other_programs_read_what_we_write() {
     let Some(python) = std::env::var_os("MICROTOME_PYTHON") else {
-        eprintln!(
-            "SKIPPED: stores read by zarr-python: MICROTOME_PYTHON names no interpreter with zarr and ome-zarr-models"
-        );
+        microtome_testkit::skip("MICROTOME_PYTHON names no interpreter with zarr and ome-zarr-models");
         return;
     };
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/python/check_store.py");
