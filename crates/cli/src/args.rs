@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Preview(Preview),
     /// Say what is known of a slide or store without decoding it
     Info(Info),
+    /// Compare every shard of a mask with the digests in the journal of its run
+    Verify(Verify),
     /// Inspect and import models
     #[command(subcommand)]
     Model(ModelCommand),
@@ -103,9 +105,13 @@ pub(crate) struct Segment {
     #[arg(long, value_enum, default_value_t = Tissue::Auto)]
     pub(crate) tissue: Tissue,
 
-    /// Replace a finished mask of ours that is there already
+    /// Replace a mask of ours that is there already, finished or not
     #[arg(long)]
     pub(crate) overwrite: bool,
+
+    /// Begin anew where the same run did not finish
+    #[arg(long)]
+    pub(crate) no_resume: bool,
 
     /// No progress, no summary
     #[arg(short, long)]
@@ -174,6 +180,17 @@ pub(crate) struct Info {
     /// A slide, or an OME-Zarr store
     #[arg(value_name = "SLIDE|STORE")]
     pub(crate) source: PathBuf,
+
+    /// As JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// The mask; its journal lies in the folder STORE.run beside it
+    #[arg(value_name = "STORE")]
+    pub(crate) store: PathBuf,
 
     /// As JSON
     #[arg(long)]

@@ -8,6 +8,7 @@ mod preview;
 mod progress;
 mod segment;
 mod signals;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
         Command::Segment(a) => segment::run(&a),
         Command::Preview(a) => preview::run(&a).map(|()| 0),
         Command::Info(a) => info::run(&a).map(|()| 0),
+        Command::Verify(a) => verify::run(&a),
         Command::Model(ModelCommand::Import(a)) => model::import(&a).map(|()| 0),
         Command::Model(ModelCommand::Info(a)) => model::info(&a),
     };

@@ -105,7 +105,11 @@ fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, output:
     let slide = slide::open(path, &options).map_err(Error::Read)?;
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let progress = Progress::new(name, if args.quiet { Quiet::Yes } else { Quiet::No });
-    let existing = if args.overwrite { Existing::Replace } else { Existing::Keep };
+    let existing = match (args.overwrite, args.no_resume) {
+        (true, _) => Existing::Replace,
+        (false, true) => Existing::Restart,
+        (false, false) => Existing::Keep,
+    };
     let outcome = segmenter.segment(slide.as_ref(), output, existing, &progress);
     progress.finish();
     let outcome = outcome?;

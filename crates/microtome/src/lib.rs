@@ -42,6 +42,7 @@ mod report;
 mod segment;
 mod settings;
 mod units;
+mod verify;
 
 pub use error::{Error, Result};
 pub use memory::PeakMemory;
@@ -55,3 +56,4 @@ pub use report::{ClassArea, StageTime, StageTimes, Summary};
 pub use segment::{Outcome, Plan, Segmenter};
 pub use settings::{Settings, TissueMode};
 pub use units::Bytes;
+pub use verify::{Verification, verify};

@@ -1,8 +1,9 @@
 //! Claiming the place where a mask is to go.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use microtome_io::store::{self, Found};
+use microtome_stitch::{Entry, Journal, Record};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -11,9 +12,11 @@ use crate::{Error, Result};
 /// What to do with an output of ours that is there already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Existing {
-    /// Keep the result of the same run, refuse that of another.
+    /// Keep a finished result and go on with an unfinished one, if they are of the same run; refuse those of another.
     #[default]
     Keep,
+    /// The same, but begin anew where a run did not finish.
+    Restart,
     /// Replace it.
     Replace,
 }
@@ -61,30 +64,116 @@ impl Fingerprint {
     }
 }
 
+/// The folder beside a store for what belongs to the run and not to the result: `mask.ome.zarr.run`.
+#[derive(Debug, Clone)]
+pub(crate) struct RunFolder(PathBuf);
+
+impl RunFolder {
+    pub(crate) fn of(store: &Path) -> Self {
+        let mut name = store.file_name().unwrap_or_default().to_os_string();
+        name.push(".run");
+        Self(store.with_file_name(name))
+    }
+
+    pub(crate) fn journal(&self) -> PathBuf {
+        self.0.join("journal.jsonl")
+    }
+
+    pub(crate) fn statistics(&self) -> PathBuf {
+        self.0.join("statistics.json")
+    }
+
+    pub(crate) fn report(&self) -> PathBuf {
+        self.0.join("report.json")
+    }
+
+    pub(crate) fn create(&self) -> Result<()> {
+        std::fs::create_dir_all(&self.0).map_err(|source| Error::Io { path: self.0.clone(), source })
+    }
+
+    /// Removes what runs leave in it, and the folder if nothing else is there.
+    pub(crate) fn remove(&self) -> Result<()> {
+        let absent_is_fine = |result: std::io::Result<()>, path: &Path| match result {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::Io { path: path.into(), source })
+            }
+            _ => Ok(()),
+        };
+        for file in [self.journal(), self.statistics(), self.report()] {
+            absent_is_fine(std::fs::remove_file(&file), &file)?;
+        }
+        match std::fs::remove_dir(&self.0) {
+            // Somebody keeps something there.
+            Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            result => absent_is_fine(result, &self.0),
+        }
+    }
+}
+
+/// Writes a small file that appears whole.
+pub(crate) fn put(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.part", std::process::id()));
+    let partial = path.with_file_name(name);
+    std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, path)).map_err(|source| {
+        // Best effort: the error that counts is the one at hand.
+        let _ = std::fs::remove_file(&partial);
+        Error::Io { path: path.into(), source }
+    })
+}
+
 /// What became of a claim.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub(crate) enum Claim {
     /// The place is free: begin.
     Free,
+    /// The same run was stopped there: go on behind what it has finished.
+    Resume(Record),
     /// The same run has finished there before.
     Done,
 }
 
 /// Makes room for the output of a run, or says why that cannot be.
 pub(crate) fn claim(path: &Path, fingerprint: &Fingerprint, existing: Existing) -> Result<Claim> {
-    let remove = || store::remove(path).map(|()| Claim::Free).map_err(Error::Write);
+    let free = || {
+        store::remove(path).map_err(Error::Write)?;
+        RunFolder::of(path).remove()?;
+        Ok(Claim::Free)
+    };
+    let other = |differs| Err(Error::DifferentRun { path: path.into(), differs });
     match store::inspect(path).map_err(Error::Write)? {
-        Found::Nothing => Ok(Claim::Free),
+        Found::Nothing => free(),
         Found::InUse => Err(Error::InUse { path: path.into() }),
-        // What a crash left behind holds nothing that is worth more than its own computation.
-        Found::Unfinished => remove(),
-        Found::Complete(attributes) => match (existing, fingerprint.differences(&attributes)) {
-            (Existing::Replace, _) => remove(),
-            (Existing::Keep, None) => Ok(Claim::Done),
-            (Existing::Keep, Some(differs)) => Err(Error::DifferentRun { path: path.into(), differs }),
+        Found::Complete(_) | Found::Unfinished if existing == Existing::Replace => free(),
+        Found::Complete(attributes) => match fingerprint.differences(&attributes) {
+            None => Ok(Claim::Done),
+            Some(differs) => other(differs),
         },
+        Found::Unfinished => {
+            let Some(record) = Journal::read(&RunFolder::of(path).journal())? else { return free() };
+            match record.header.as_object().and_then(|header| fingerprint.differences(header)) {
+                Some(differs) => other(differs),
+                None if existing == Existing::Restart => free(),
+                None => Ok(Claim::Resume(intact(path, record)?)),
+            }
+        }
         _ => Err(Error::OutputExists { path: path.into(), found: describe(path), hint: ", and it is not microtome's" }),
     }
+}
+
+/// The record less the shards whose files are not what the journal says: those are computed again.
+fn intact(path: &Path, mut record: Record) -> Result<Record> {
+    let mut lost = Vec::new();
+    for (&(level, shard), entry) in &record.entries {
+        let stored = store::stored_shard(path, level, shard).map_err(Error::Write)?;
+        if Entry::new(level, shard, stored, Vec::new()).sha256 != entry.sha256 {
+            lost.push((level, shard));
+        }
+    }
+    lost.iter().for_each(|key| {
+        record.entries.remove(key);
+    });
+    Ok(record)
 }
 
 fn describe(path: &Path) -> String {

@@ -4,20 +4,20 @@
 //! blender and the writer. Events keep the schedule's order, and each stage treats them in that order, so who happens to
 //! be faster changes nothing. A stage that fails drops its queues, which stops its neighbours; its error is what counts.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use microtome_io::store::MaskSink;
 use microtome_io::{Pixels, Rect, TileCoord};
 use microtome_stitch::{Blender, CpuAccumulator, LabelPyramid, Layout, TileLogits, Wanted, Window};
 use microtome_tile::pyramid::Shard;
-use microtome_tile::{Reader, Roi, Schedule, Strip};
+use microtome_tile::{Reader, Schedule, Strip};
 use microtome_unet::{Logits, Normalizer, Predictor, Tile};
 use rayon::prelude::*;
 
-use crate::plan::{PYRAMID_BYTES, QUEUE};
+use crate::plan::QUEUE;
 use crate::progress::Observer;
 use crate::report::StageTime;
 use crate::{Error, Result};
@@ -68,12 +68,13 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) window: Arc<Window>,
     pub(crate) batch: usize,
     pub(crate) pools: &'a Pools,
-    pub(crate) sink: &'a dyn MaskSink,
+    /// Shards that an earlier process has finished.
+    pub(crate) finished: &'a BTreeSet<TileCoord>,
     pub(crate) observer: &'a dyn Observer,
 }
 
 /// Times of the stages, and what was found.
-pub(crate) struct Finished {
+pub(crate) struct Done {
     pub(crate) reading: StageTime,
     pub(crate) inference: StageTime,
     pub(crate) blending: StageTime,
@@ -83,30 +84,27 @@ pub(crate) struct Finished {
 
 impl Pipeline<'_> {
     /// Runs every tile of the schedule and writes every shard.
-    pub(crate) fn run(&self) -> Result<Finished> {
+    pub(crate) fn run(&self, pyramid: LabelPyramid<'_>) -> Result<Done> {
         let (to_network, from_reader) = sync_channel(QUEUE);
         let (to_blender, from_network) = sync_channel(QUEUE);
         let (to_writer, from_blender) = sync_channel(QUEUE);
         std::thread::scope(|scope| {
             let reading = scope.spawn(|| self.read(Output::new(to_network)));
             let blending = scope.spawn(|| self.blend(Input::new(from_network), Output::new(to_writer)));
-            let writing = scope.spawn(|| self.write(Input::new(from_blender)));
-            let inference = self.infer(Input::new(from_reader), Output::new(to_blender));
+            let inference = scope.spawn(|| self.infer(Input::new(from_reader), Output::new(to_blender)));
+            // The pyramid belongs to this thread.
+            let writing = write(pyramid, Input::new(from_blender));
+            let inference = joined(inference.join());
             let joined =
                 |handle: std::thread::Result<_>| handle.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let reading = joined(reading.join());
             let blending = joined(blending.join());
-            let (writing, counts) = match writing.join() {
-                Ok(Ok((time, counts))) => (Ok(Some(time)), counts),
-                Ok(Err(error)) => (Err(error), Vec::new()),
-                Err(panic) => std::panic::resume_unwind(panic),
-            };
             // The stage that failed has an error; those it stopped have no time.
-            let times = [writing?, blending?, inference?, reading?];
-            let [Some(writing), Some(blending), Some(inference), Some(reading)] = times else {
+            let (writing, counts) = writing?;
+            let [Some(blending), Some(inference), Some(reading)] = [blending?, inference?, reading?] else {
                 return Err(Error::Interrupted);
             };
-            Ok(Finished { reading, inference, blending, writing, counts })
+            Ok(Done { reading, inference, blending, writing, counts })
         })
     }
 
@@ -206,7 +204,7 @@ impl Pipeline<'_> {
         mut input: Input<Vec<Event<Logits>>>,
         mut out: Output<(TileCoord, Shard)>,
     ) -> Result<Option<StageTime>> {
-        let wanted = self.layout.roi.map(|roi| Arc::new(self.wanted_blocks(roi)));
+        let wanted = Arc::new(self.wanted_blocks());
         let total = self.layout.image.area();
         let mut done = 0;
         let mut blender: Option<(Blender<'_, CpuAccumulator>, u64)> = None;
@@ -218,7 +216,7 @@ impl Pipeline<'_> {
                     Event::Strip(strip) => {
                         self.add(&mut blender, &mut tiles, &mut out)?;
                         let planes = self.layout.decision.planes();
-                        let wanted = Wanted { rect: strip.rect, blocks: wanted.clone() };
+                        let wanted = Wanted { rect: strip.rect, blocks: Some(wanted.clone()) };
                         let sums = CpuAccumulator::new(
                             self.layout.image,
                             self.layout.block,
@@ -239,7 +237,7 @@ impl Pipeline<'_> {
                                 Ok::<(), microtome_stitch::Error>(())
                             })
                         })?;
-                        for shard in shards {
+                        for shard in shards.into_iter().filter(|(at, _)| !self.finished.contains(at)) {
                             if out.send(shard).is_err() {
                                 return Ok(None);
                             }
@@ -270,28 +268,32 @@ impl Pipeline<'_> {
         Ok(())
     }
 
-    /// Blocks that touch the region of interest, row by row.
-    fn wanted_blocks(&self, roi: &Roi) -> Vec<bool> {
+    /// Blocks that are wanted and not finished, row by row.
+    fn wanted_blocks(&self) -> Vec<bool> {
         let blocks = self.layout.image.cells(self.layout.block);
         (0..blocks.area())
-            .map(|i| {
-                let at = TileCoord { row: i / blocks.width, column: i % blocks.width };
-                self.schedule.block_rect(at).is_some_and(|rect| roi.touches(rect))
-            })
+            .map(|i| self.schedule.wants_block(TileCoord { row: i / blocks.width, column: i % blocks.width }))
             .collect()
     }
+}
 
-    fn write(&self, mut input: Input<(TileCoord, Shard)>) -> Result<(StageTime, Vec<u64>)> {
-        let mut pyramid = LabelPyramid::new(self.sink, PYRAMID_BYTES as usize);
-        let mut busy = Duration::ZERO;
-        while let Some((at, shard)) = input.next() {
-            // On this thread: a store may hold a lock while it waits for the disk, and rayon must not be entered with one.
-            let start = Instant::now();
-            pyramid.push(at, shard)?;
-            busy += start.elapsed();
-        }
-        Ok((StageTime { busy, starved: input.starved, blocked: Duration::ZERO }, pyramid.counts().to_vec()))
+fn write(mut pyramid: LabelPyramid<'_>, mut input: Input<(TileCoord, Shard)>) -> Result<(StageTime, Vec<u64>)> {
+    let mut busy = Duration::ZERO;
+    while let Some((at, shard)) = input.next() {
+        // On this thread: a store may hold a lock while it waits for the disk, and rayon must not be entered with one.
+        let start = Instant::now();
+        pyramid.push(at, shard)?;
+        busy += start.elapsed();
     }
+    // Also where a stage before has failed: what has come this far is not lost.
+    let start = Instant::now();
+    pyramid.sync()?;
+    busy += start.elapsed();
+    Ok((StageTime { busy, starved: input.starved, blocked: Duration::ZERO }, pyramid.counts().to_vec()))
+}
+
+fn joined<T>(result: std::thread::Result<T>) -> T {
+    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 impl StageTime {

@@ -8,6 +8,7 @@ use microtome_io::store::OmeZarr;
 use microtome_io::{Class, Downsample, Level, Pixels, Rect, SampleType, Samples, Size};
 use microtome_tile::{Reader, TargetGrid};
 
+use crate::output::put;
 use crate::{Error, Result};
 
 /// How a preview is made.
@@ -202,12 +203,5 @@ pub fn save(picture: &Pixels, path: &Path, options: PreviewOptions) -> Result<()
             .write_image(samples, width, height, color),
     };
     encoded.map_err(|error| Error::Picture { path: path.into(), message: error.to_string() })?;
-    let io = |source| Error::Io { path: path.into(), source };
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let partial = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
-    std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, path)).map_err(|error| {
-        // Best effort: the error that counts is the one at hand.
-        let _ = std::fs::remove_file(&partial);
-        io(error)
-    })
+    put(path, &bytes)
 }

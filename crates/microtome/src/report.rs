@@ -84,6 +84,8 @@ pub struct Summary {
     pub geometry: Geometry,
     /// Tiles run and skipped.
     pub tiles: TileCount,
+    /// Shards of level 0 that an earlier process had finished; the tiles above count as run all the same.
+    pub resumed_shards: u64,
     /// Share of the slide that is tissue, 0 to 1, where that was looked for.
     pub tissue_share: Option<f64>,
     /// Why tissue was not looked for though it was asked for.
@@ -144,6 +146,9 @@ impl std::fmt::Display for Summary {
             write!(f, ", {} run twice between strips", t.repeated)?;
         }
         writeln!(f, "; {} pixels, step {step}, model {}", grid.tile(), self.model)?;
+        if self.resumed_shards > 0 {
+            writeln!(f, "resumed      {} shards were finished before", self.resumed_shards)?;
+        }
         match (self.tissue_share, self.tissue_note) {
             (Some(share), _) => writeln!(f, "tissue       {:.1} % of the slide", share * 100.0)?,
             (None, Some(note)) => writeln!(f, "tissue       not looked for: {note}")?,

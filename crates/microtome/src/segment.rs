@@ -1,25 +1,26 @@
 //! A slide, a model, a mask.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use microtome_io::slide::SlideReader;
-use microtome_io::store::{self, LabelImage, MaskSink, StoreLevel, Translation, ZarrMask};
-use microtome_io::{Microns, Size};
-use microtome_stitch::{Layout, Window};
+use microtome_io::store::{self, Found, LabelImage, MaskSink, StoreLevel, Translation, ZarrMask};
+use microtome_io::{Level, Microns, Size, TileCoord};
+use microtome_stitch::{Journal, LabelPyramid, Layout, Record, Window};
 use microtome_tile::pyramid::{Reduction, level_sizes};
 use microtome_tile::tissue::{self, Tissue, TissueOptions};
-use microtome_tile::{ImageStatistics, Reader, Roi, Schedule, TileCount};
+use microtome_tile::{Finished, ImageStatistics, Reader, Roi, Schedule, TileCount};
 use microtome_unet::{ChannelStatistics, Normalizer, Predictor, needs_statistics};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::memory;
-use crate::output::{Claim, Existing, Fingerprint, claim};
+use crate::output::{Claim, Existing, Fingerprint, RunFolder, claim, put};
 use crate::pipeline::{Pipeline, Pools};
-use crate::plan::{Geometry, MemoryPlan};
+use crate::plan::{Geometry, MemoryPlan, PYRAMID_BYTES};
 use crate::progress::{Observer, Phase};
 use crate::report::{ClassArea, StageTime, StageTimes, Summary};
 use crate::settings::{Settings, TissueMode};
@@ -32,6 +33,18 @@ pub struct Segmenter<'p> {
     settings: Settings,
     pools: Pools,
     threads: usize,
+}
+
+/// What one run works on.
+struct Run<'a> {
+    slide: &'a dyn SlideReader,
+    plan: &'a Plan,
+    sink: &'a dyn MaskSink,
+    observer: &'a dyn Observer,
+    /// What an earlier process has finished.
+    record: Option<&'a Record>,
+    /// Where things are kept that belong to the run.
+    folder: Option<&'a RunFolder>,
 }
 
 /// What became of a slide.
@@ -81,7 +94,9 @@ impl<'p> Segmenter<'p> {
 
     /// Segments a slide into an OME-Zarr store at `output`.
     ///
-    /// Nothing is visible there before the mask is complete, and nothing is left there if it fails.
+    /// Nothing is visible there before the mask is complete. Finished parts are noted in a journal in the folder
+    /// `OUTPUT.run` beside it: if the run fails or is killed, the same call goes on behind them. Where it fails before
+    /// any part is finished, nothing is left.
     ///
     /// # Errors
     /// Every variant of [`Error`]; see [`Error::exit_code`].
@@ -94,24 +109,50 @@ impl<'p> Segmenter<'p> {
     ) -> Result<Outcome> {
         let plan = self.plan(slide)?;
         let fingerprint = self.fingerprint(slide, &plan.geometry)?;
-        if claim(output, &fingerprint, existing)? == Claim::Done {
-            return Ok(Outcome::AlreadyDone);
-        }
+        let record = match claim(output, &fingerprint, existing)? {
+            Claim::Done => return Ok(Outcome::AlreadyDone),
+            Claim::Resume(record) => Some(record),
+            Claim::Free => None,
+        };
+        let folder = RunFolder::of(output);
         let (result, peak) = memory::watch(|| {
-            let sink = ZarrMask::create(output, self.image(&plan.geometry, fingerprint.attributes())?)
-                .map_err(Error::Write)?;
-            let summary = self.run(slide, &plan, &sink, observer);
-            // The store's lock must be gone before what is left of it can be removed.
-            drop(sink);
-            summary.inspect_err(|_| {
-                // The error that counts is the run's; a folder that cannot be removed is recognised as unfinished next time.
-                let _ = store::remove(output);
-            })
+            let header = Value::Object(fingerprint.attributes());
+            let image = self.image(&plan.geometry, fingerprint.attributes());
+            let (sink, journal) = match &record {
+                None => {
+                    let sink = ZarrMask::create(output, image).map_err(Error::Write)?;
+                    folder.create()?;
+                    (sink, Journal::create(&folder.journal(), &header)?)
+                }
+                Some(record) => {
+                    let done = record.entries.keys().copied();
+                    let sink = ZarrMask::resume(output, image, done).map_err(Error::Write)?;
+                    (sink, Journal::resume(&folder.journal(), record)?)
+                }
+            };
+            let run = Run { slide, plan: &plan, sink: &sink, observer, record: record.as_ref(), folder: Some(&folder) };
+            self.run(&run, Some(journal))
         });
-        result.map(|mut summary| {
-            summary.peak_memory = peak;
-            Outcome::Done(Box::new(summary))
-        })
+        match result {
+            Ok(mut summary) => {
+                summary.peak_memory = peak;
+                let path = folder.report();
+                let text = serde_json::to_vec_pretty(&summary)
+                    .map_err(|e| Error::Io { path: path.clone(), source: e.into() })?;
+                put(&path, &text)?;
+                Ok(Outcome::Done(Box::new(summary)))
+            }
+            Err(error) => {
+                // What is finished is kept for the next attempt; where there is nothing, nothing is left.
+                // The error that counts is the run's own.
+                let kept = Journal::read(&folder.journal()).ok().flatten().is_some_and(|r| !r.entries.is_empty());
+                if !kept && matches!(store::inspect(output), Ok(Found::Unfinished)) {
+                    let _ = store::remove(output);
+                    let _ = folder.remove();
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Segments a slide into any sink, which `sink` makes from the description of the mask.
@@ -126,18 +167,14 @@ impl<'p> Segmenter<'p> {
     ) -> Result<(S, Summary)> {
         let plan = self.plan(slide)?;
         let fingerprint = self.fingerprint(slide, &plan.geometry)?;
-        let sink = sink(self.image(&plan.geometry, fingerprint.attributes())?).map_err(Error::Write)?;
-        let summary = self.run(slide, &plan, &sink, observer)?;
+        let sink = sink(self.image(&plan.geometry, fingerprint.attributes())).map_err(Error::Write)?;
+        let run = Run { slide, plan: &plan, sink: &sink, observer, record: None, folder: None };
+        let summary = self.run(&run, None)?;
         Ok((sink, summary))
     }
 
-    fn run(
-        &self,
-        slide: &dyn SlideReader,
-        plan: &Plan,
-        sink: &dyn MaskSink,
-        observer: &dyn Observer,
-    ) -> Result<Summary> {
+    fn run(&self, run: &Run<'_>, journal: Option<Journal>) -> Result<Summary> {
+        let &Run { slide, plan, sink, observer, record, folder } = run;
         let start = Instant::now();
         let geometry = &plan.geometry;
         let reader = Reader::new(slide, &geometry.target);
@@ -157,39 +194,51 @@ impl<'p> Segmenter<'p> {
                 (found, note)
             }
         };
-        let normalizer = self.normalizer(reader, &mut stages.statistics, observer)?;
+        let normalizer = self.normalizer(reader, &mut stages.statistics, observer, folder)?;
 
         let roi = tissue.as_ref().map(|t: &Tissue| &t.roi);
         let block = Size::new(self.settings.chunk, self.settings.chunk);
         let strip_blocks = plan.memory.strip_width.div_ceil(self.settings.chunk);
-        let schedule = Schedule::new(&geometry.tiles, roi, block, strip_blocks)?;
-        let tiles = schedule.count();
+        let shard = Size::new(self.settings.shard, self.settings.shard);
+        let finished: BTreeSet<TileCoord> =
+            record.iter().flat_map(|r| r.entries.keys()).filter(|k| k.0 == Level::FINEST).map(|k| k.1).collect();
+        let all = Schedule::new(&geometry.tiles, roi, block, strip_blocks)?;
+        let tiles = all.count();
+        let schedule = all.without(Finished { cells: &finished, cell: shard });
+        let mut pyramid = LabelPyramid::new(sink, journal, PYRAMID_BYTES as usize);
+        if let Some(record) = record {
+            pyramid.restore(record)?;
+        }
         observer.phase(Phase::Segmentation);
-        let finished = Pipeline {
+        let outcome = Pipeline {
             slide_name: &slide.info().path.display().to_string(),
             reader,
             predictor: self.predictor,
             normalizer: &normalizer,
             schedule: &schedule,
-            layout: Layout {
-                image: geometry.target.size,
-                block,
-                shard: Size::new(self.settings.shard, self.settings.shard),
-                roi,
-                decision: &geometry.decision,
-            },
+            layout: Layout { image: geometry.target.size, block, shard, roi, decision: &geometry.decision },
             window: Arc::new(Window::new(geometry.window, geometry.tiles.tile())),
             batch: self.settings.batch,
             pools: &self.pools,
-            sink,
+            finished: &finished,
             observer,
         }
-        .run()?;
+        .run(pyramid)?;
         sink.finish().map_err(Error::Write)?;
 
         (stages.reading, stages.inference, stages.blending, stages.writing) =
-            (finished.reading, finished.inference, finished.blending, finished.writing);
-        Ok(self.summary(slide, plan, tiles, tissue.as_ref(), tissue_note, &finished.counts, stages, start))
+            (outcome.reading, outcome.inference, outcome.blending, outcome.writing);
+        Ok(self.summary(
+            slide,
+            plan,
+            tiles,
+            tissue.as_ref(),
+            tissue_note,
+            &outcome.counts,
+            finished.len() as u64,
+            stages,
+            start,
+        ))
     }
 
     #[allow(clippy::too_many_arguments)] // Gathers what `run` has found out.
@@ -201,6 +250,7 @@ impl<'p> Segmenter<'p> {
         tissue: Option<&Tissue>,
         tissue_note: Option<&'static str>,
         counts: &[u64],
+        resumed_shards: u64,
         stages: StageTimes,
         start: Instant,
     ) -> Summary {
@@ -221,6 +271,7 @@ impl<'p> Segmenter<'p> {
             model: card.name.clone(),
             geometry: plan.geometry.clone(),
             tiles,
+            resumed_shards,
             tissue_share: tissue.map(|t| t.share),
             tissue_note,
             areas,
@@ -232,28 +283,50 @@ impl<'p> Segmenter<'p> {
         }
     }
 
-    /// The normalisation, with the statistics of the whole slide where it needs them.
-    fn normalizer(&self, reader: Reader<'_>, time: &mut StageTime, observer: &dyn Observer) -> Result<Normalizer> {
+    /// The normalisation, with the statistics of the whole slide where it needs them. They are kept with the run.
+    fn normalizer(
+        &self,
+        reader: Reader<'_>,
+        time: &mut StageTime,
+        observer: &dyn Observer,
+        folder: Option<&RunFolder>,
+    ) -> Result<Normalizer> {
         let schemes = &self.predictor.card().normalization;
         if !needs_statistics(schemes) {
             return Ok(Normalizer::new(schemes, &[])?);
         }
-        observer.phase(Phase::Statistics);
-        let total = reader.grid().size.area();
-        let done = AtomicU64::new(0);
-        let progress = |pixels| {
-            observer.progress(done.fetch_add(pixels, Ordering::Relaxed) + pixels, total);
+        let kept = folder.and_then(|f| std::fs::read(f.statistics()).ok());
+        let sums = match kept.and_then(|bytes| serde_json::from_slice::<ImageStatistics>(&bytes).ok()) {
+            Some(sums) if sums.channels.len() == schemes.len() => sums,
+            _ => {
+                let sums = self.statistics(reader, time, observer)?;
+                if let Some(folder) = folder {
+                    let path = folder.statistics();
+                    let text =
+                        serde_json::to_vec(&sums).map_err(|e| Error::Io { path: path.clone(), source: e.into() })?;
+                    put(&path, &text)?;
+                }
+                sums
+            }
         };
-        let sums = timed(time, || self.pools.pixels.install(|| ImageStatistics::stream(reader, &progress)))?;
-        if observer.cancelled() {
-            return Err(Error::Interrupted);
-        }
         let statistics: Vec<_> = sums
             .channels
             .iter()
             .map(|c| ChannelStatistics { mean: c.mean(), std: c.std(), min: c.min.into(), max: c.max.into() })
             .collect();
         Ok(Normalizer::new(schemes, &statistics)?)
+    }
+
+    fn statistics(&self, reader: Reader<'_>, time: &mut StageTime, observer: &dyn Observer) -> Result<ImageStatistics> {
+        observer.phase(Phase::Statistics);
+        let total = reader.grid().size.area();
+        let done = AtomicU64::new(0);
+        let progress = |pixels| {
+            observer.progress(done.fetch_add(pixels, Ordering::Relaxed) + pixels, total);
+            !observer.cancelled()
+        };
+        let sums = timed(time, || self.pools.pixels.install(|| ImageStatistics::stream(reader, &progress)))?;
+        sums.ok_or(Error::Interrupted)
     }
 
     /// Everything that can change a byte of the result.
@@ -285,7 +358,7 @@ impl<'p> Segmenter<'p> {
     }
 
     /// The mask, but for its pixels.
-    fn image(&self, geometry: &Geometry, attributes: Map<String, Value>) -> Result<LabelImage> {
+    fn image(&self, geometry: &Geometry, attributes: Map<String, Value>) -> LabelImage {
         let target = &geometry.target;
         let level0 = geometry.resolution.as_ref().map_or(Microns::square(1.0), |r| r.mpp);
         // The centre of a target pixel lies half its extent from the slide's corner, that of a level-0 pixel half of its own.
@@ -298,7 +371,7 @@ impl<'p> Segmenter<'p> {
         metadata.insert("method".into(), "microtome: majority of 2 x 2 pixels, ties to the lower label".into());
         metadata.insert("version".into(), env!("CARGO_PKG_VERSION").into());
         metadata.insert("args".into(), json!({ "model": self.predictor.card().sha256 }));
-        Ok(LabelImage {
+        LabelImage {
             name: self.name(),
             levels: StoreLevel { size: target.size, mpp: target.mpp, translation }.pyramid(levels),
             chunk: Size::new(self.settings.chunk, self.settings.chunk),
@@ -308,7 +381,7 @@ impl<'p> Segmenter<'p> {
             method: Reduction::Mode.name().into(),
             metadata,
             attributes,
-        })
+        }
     }
 
     /// Where the wanted pixels are, as [`segment`](Self::segment) decides it; `None` if every tile runs.

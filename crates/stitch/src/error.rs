@@ -1,5 +1,7 @@
 //! What can go wrong between logits and a stored mask.
 
+use std::path::{Path, PathBuf};
+
 use microtome_io::Rect;
 
 /// The crate's result.
@@ -25,7 +27,21 @@ pub enum Error {
         /// Values expected.
         expected: usize,
     },
+    /// The journal could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Journal {
+        /// The journal.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// The caller's settings contradict each other.
     #[error("{0}")]
     Usage(String),
+}
+
+impl Error {
+    pub(crate) fn journal(path: &Path, source: std::io::Error) -> Self {
+        Self::Journal { path: path.into(), source }
+    }
 }

@@ -33,6 +33,7 @@
 mod accumulator;
 mod blender;
 mod error;
+mod journal;
 mod labels;
 mod window;
 mod writer;
@@ -40,6 +41,7 @@ mod writer;
 pub use accumulator::{Accumulator, BlockSums, CpuAccumulator, TileLogits, Wanted};
 pub use blender::{Blender, Layout};
 pub use error::{Error, Result};
+pub use journal::{Entry, Journal, Record};
 pub use labels::Decision;
 pub use window::{Window, WindowShape};
 pub use writer::LabelPyramid;

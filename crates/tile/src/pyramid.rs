@@ -105,6 +105,12 @@ pub trait ShardStore {
     /// Whatever keeps the shard from being stored.
     fn write(&self, level: Level, shard: TileCoord, pixels: &Pixels) -> Result<(), Self::Error>;
 
+    /// Is told of a finished shard that is all background.
+    ///
+    /// # Errors
+    /// Whatever keeps that from being noted.
+    fn background(&self, level: Level, shard: TileCoord) -> Result<(), Self::Error>;
+
     /// Gives a shard back that was written before; only called for shards that were not all background.
     ///
     /// # Errors
@@ -159,13 +165,52 @@ impl Pyramid {
         Self { levels, shard, reduction, capacity, held: 0, pending: BTreeMap::new(), peak: 0 }
     }
 
+    /// Goes on where another process stopped: `done` are the shards of all levels that are stored already (`true`) or known to be
+    /// background (`false`), and must not be pushed again. Shards whose children are all done are built now.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn restore<S: ShardStore>(
+        &mut self,
+        done: &BTreeMap<(Level, TileCoord), bool>,
+        store: &S,
+    ) -> Result<(), S::Error> {
+        // From the finest level up, as the map is ordered: a shard that is built here is pushed on like any other.
+        for (&(level, shard), &stored) in done {
+            let parent_level = Level(level.0 + 1);
+            let parent = TileCoord { row: shard.row / 2, column: shard.column / 2 };
+            if parent_level.0 >= self.levels.len() || done.contains_key(&(parent_level, parent)) {
+                continue;
+            }
+            let entry = self.entry((parent_level, parent));
+            entry.missing -= 1;
+            if stored {
+                entry.children.push(shard);
+                entry.forgotten = true;
+            }
+            if entry.missing == 0
+                && let Some(entry) = self.pending.remove(&(parent_level, parent))
+            {
+                let content = self.complete(parent_level, parent, entry, store)?;
+                self.push(parent_level, parent, content, store)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, key: (Level, TileCoord)) -> &mut Pending {
+        let missing = self.children(key.0, key.1).len() as u32;
+        let fresh = Pending { missing, children: Vec::new(), pixels: None, forgotten: false };
+        self.pending.entry(key).or_insert(fresh)
+    }
+
     /// The most bytes of half-built shards that were held at once.
     #[must_use]
     pub fn peak_bytes(&self) -> usize {
         self.peak
     }
 
-    /// Takes a finished shard of `level`, writes it (unless it is background) and every shard above that it completes.
+    /// Takes a finished shard of `level`, and hands it and every shard above that it completes to the store.
     ///
     /// # Errors
     /// The store's.
@@ -178,8 +223,9 @@ impl Pyramid {
     ) -> Result<(), S::Error> {
         let (mut level, mut shard, mut content) = (level, shard, content);
         loop {
-            if let Shard::Pixels(pixels) = &content {
-                store.write(level, shard, pixels)?;
+            match &content {
+                Shard::Pixels(pixels) => store.write(level, shard, pixels)?,
+                Shard::Background => store.background(level, shard)?,
             }
             let parent_level = Level(level.0 + 1);
             if parent_level.0 >= self.levels.len() {
@@ -201,56 +247,59 @@ impl Pyramid {
         store: &S,
     ) -> Result<Option<Shard>, S::Error> {
         let key = (level, parent);
-        if !self.pending.contains_key(&key) {
-            let missing = self.children(level, parent).len() as u32;
-            self.pending.insert(key, Pending { missing, children: Vec::new(), pixels: None, forgotten: false });
-        }
+        self.entry(key);
         if let Shard::Pixels(pixels) = content {
             self.put(key, child, pixels);
         }
-        let Some(entry) = self.pending.get_mut(&key) else { unreachable!("inserted above") };
+        let entry = self.entry(key);
         entry.missing -= 1;
         if entry.missing > 0 {
             self.forget_beyond_capacity();
             return Ok(None);
         }
-        let Some(entry) = self.pending.remove(&key) else { unreachable!("inserted above") };
+        let Some(entry) = self.pending.remove(&key) else { unreachable!("looked up above") };
         self.held -= entry.pixels.as_ref().map_or(0, Pixels::bytes);
-        if entry.forgotten {
-            let rect = self.rect(level, parent);
-            let mut built: Option<Pixels> = None;
-            for child in entry.children {
-                let half = self.reduction.halve(&store.read(Level(level.0 - 1), child)?);
-                let at = self.half_rect(child, half.size());
-                built
-                    .get_or_insert_with(|| Pixels::filled(rect.size(), half.sample_type(), &vec![0; half.channels()]))
-                    .blit(rect, &half, at);
-            }
-            return Ok(Some(built.map_or(Shard::Background, Shard::Pixels)));
+        self.complete(level, parent, entry, store).map(Some)
+    }
+
+    /// The content of a shard all of whose children have arrived.
+    fn complete<S: ShardStore>(
+        &self,
+        level: Level,
+        shard: TileCoord,
+        entry: Pending,
+        store: &S,
+    ) -> Result<Shard, S::Error> {
+        if !entry.forgotten {
+            return Ok(entry.pixels.map_or(Shard::Background, Shard::Pixels));
         }
-        Ok(Some(entry.pixels.map_or(Shard::Background, Shard::Pixels)))
+        let rect = self.rect(level, shard);
+        let mut built: Option<Pixels> = None;
+        for child in entry.children {
+            let half = self.reduction.halve(&store.read(Level(level.0 - 1), child)?);
+            let at = self.half_rect(child, half.size());
+            built
+                .get_or_insert_with(|| Pixels::filled(rect.size(), half.sample_type(), &vec![0; half.channels()]))
+                .blit(rect, &half, at);
+        }
+        Ok(built.map_or(Shard::Background, Shard::Pixels))
     }
 
     fn put(&mut self, key: (Level, TileCoord), child: TileCoord, pixels: &Pixels) {
         let rect = self.rect(key.0, key.1);
+        let half = self.reduction.halve(pixels);
+        let at = self.half_rect(child, half.size());
         let Some(entry) = self.pending.get_mut(&key) else { return };
         entry.children.push(child);
         if entry.forgotten {
             return;
         }
-        let half = self.reduction.halve(pixels);
         if entry.pixels.is_none() {
             let whole = Pixels::filled(rect.size(), half.sample_type(), &vec![0; half.channels()]);
             self.held += whole.bytes();
             self.peak = self.peak.max(self.held);
             entry.pixels = Some(whole);
         }
-        let at = microtome_io::Rect::new(
-            child.column as i64 * (self.shard.width / 2) as i64,
-            child.row as i64 * (self.shard.height / 2) as i64,
-            half.size().width,
-            half.size().height,
-        );
         if let Some(whole) = &mut entry.pixels {
             whole.blit(rect, &half, at);
         }
@@ -317,6 +366,9 @@ mod tests {
         fn write(&self, level: Level, shard: TileCoord, pixels: &Pixels) -> Result<(), Self::Error> {
             let before = self.0.borrow_mut().insert((level, shard), pixels.clone());
             assert!(before.is_none(), "level {level}, {shard} was written twice");
+            Ok(())
+        }
+        fn background(&self, _: Level, _: TileCoord) -> Result<(), Self::Error> {
             Ok(())
         }
         fn read(&self, level: Level, shard: TileCoord) -> Result<Pixels, Self::Error> {

@@ -5,6 +5,7 @@
 //! whatever the size of the slide. A tile that reaches into two strips runs once for each; at every pixel the tiles
 //! are still added in ascending order, so the strips' width does not change a single bit of the result.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use microtome_io::{Rect, Size, TileCoord};
@@ -20,6 +21,16 @@ pub struct Schedule<'a> {
     roi: Option<&'a Roi>,
     block: Size,
     strip_blocks: u64,
+    finished: Option<Finished<'a>>,
+}
+
+/// Parts of the image that need no more work: cells of a regular grid.
+#[derive(Debug, Clone, Copy)]
+pub struct Finished<'a> {
+    /// The cells.
+    pub cells: &'a BTreeSet<TileCoord>,
+    /// Their size: a whole multiple of a block.
+    pub cell: Size,
 }
 
 /// One strip: a range of block columns.
@@ -63,7 +74,14 @@ impl<'a> Schedule<'a> {
         if block.is_empty() || strip_blocks == 0 {
             return Err(Error::Usage("blocks and strips must not be empty".into()));
         }
-        Ok(Self { grid, roi, block, strip_blocks })
+        Ok(Self { grid, roi, block, strip_blocks, finished: None })
+    }
+
+    /// The same schedule less what is finished already. Blocks that are not finished still get all their tiles.
+    #[must_use]
+    pub fn without(mut self, finished: Finished<'a>) -> Self {
+        self.finished = Some(finished);
+        self
     }
 
     /// The tile grid.
@@ -110,10 +128,26 @@ impl<'a> Schedule<'a> {
         })
     }
 
-    /// True if a tile touches what is wanted.
+    /// True if a tile touches what is wanted and not finished.
     fn wanted(&self, index: TileIndex) -> bool {
-        let image = self.grid.image().rect();
-        self.roi.is_none_or(|roi| self.grid.rect(index).intersect(image).is_some_and(|rect| roi.touches(rect)))
+        let Some(rect) = self.grid.rect(index).intersect(self.grid.image().rect()) else { return false };
+        let touches = |rect: Rect| self.roi.is_none_or(|roi| roi.touches(rect));
+        let Some(Finished { cells, cell }) = self.finished else { return touches(rect) };
+        let rows = rect.y as u64 / cell.height..(rect.bottom() as u64).div_ceil(cell.height);
+        let columns = rect.x as u64 / cell.width..(rect.right() as u64).div_ceil(cell.width);
+        rows.flat_map(|row| columns.clone().map(move |column| TileCoord { row, column }))
+            .filter(|at| !cells.contains(at))
+            .any(|at| at.rect(cell).intersect(rect).is_some_and(touches))
+    }
+
+    /// True if a block holds pixels that are wanted and not finished.
+    #[must_use]
+    pub fn wants_block(&self, block: TileCoord) -> bool {
+        let Some(rect) = self.block_rect(block) else { return false };
+        let finished = self.finished.is_some_and(|Finished { cells, cell }| {
+            cells.contains(&TileCoord { row: rect.y as u64 / cell.height, column: rect.x as u64 / cell.width })
+        });
+        !finished && self.roi.is_none_or(|roi| roi.touches(rect))
     }
 
     /// The pixels of a block that lie inside the image.

@@ -1,11 +1,13 @@
 //! Image-wide statistics: the streamed first pass over a slide.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use microtome_io::{Pixels, Rect, Samples, Size};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
 use crate::reader::Reader;
+use crate::{Error, Result};
 
 /// Pixels of one piece of the pass; a multiple of the usual stored tile sizes.
 const PIECE: Size = Size::new(2048, 1024);
@@ -86,25 +88,33 @@ impl ImageStatistics {
 
     /// Streams over the whole target grid, on the current rayon pool, and sums every pixel.
     ///
-    /// Memory: two megapixels per thread. `progress` is told the pixels of each finished piece.
+    /// Memory: two megapixels per thread. `progress` is told the pixels of each finished piece; once it says `false`, the
+    /// pass is given up and there is no result.
     ///
     /// # Errors
     /// [`Error::Slide`](crate::Error::Slide) if a part of the slide cannot be read.
-    pub fn stream(reader: Reader<'_>, progress: &(dyn Fn(u64) + Sync)) -> Result<Self> {
+    pub fn stream(reader: Reader<'_>, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<Option<Self>> {
+        let going = AtomicBool::new(true);
         let size = reader.grid().size;
         let cells = size.cells(PIECE);
-        (0..cells.area())
+        let all = (0..cells.area())
             .into_par_iter()
             .map(|i| {
+                if !going.load(Ordering::Relaxed) {
+                    return Ok(Self { channels: Vec::new() });
+                }
                 let (row, column) = (i / cells.width, i % cells.width);
                 let rect =
                     Rect::new((column * PIECE.width) as i64, (row * PIECE.height) as i64, PIECE.width, PIECE.height);
                 let Some(rect) = rect.intersect(size.rect()) else { unreachable!("cells cover the grid") };
                 let statistics = Self::of(&reader.read(rect)?);
-                progress(rect.size().area());
+                if !progress(rect.size().area()) {
+                    going.store(false, Ordering::Relaxed);
+                }
                 Ok(statistics)
             })
-            .try_reduce(|| Self { channels: Vec::new() }, |a, b| Ok(a.merge(b)))
+            .try_reduce(|| Self { channels: Vec::new() }, |a, b| Ok::<_, Error>(a.merge(b)))?;
+        Ok(going.into_inner().then_some(all))
     }
 }
 

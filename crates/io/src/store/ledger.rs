@@ -75,6 +75,16 @@ impl Ledger {
         Ok(Permit { ledger: self, level, shard, kept: false })
     }
 
+    /// Counts a shard as written: it is stored already.
+    pub(super) fn mark(&self, image: &LabelImage, level: Level, shard: TileCoord) -> Result<()> {
+        if image.shard_rect(level, shard).is_none() {
+            return Err(Error::usage(&self.path, format!("level {level}, shard {shard}: there is no such shard")));
+        }
+        let (word, bit) = self.bit(level, shard);
+        word.fetch_or(bit, Ordering::AcqRel);
+        Ok(())
+    }
+
     /// Allows nothing any more.
     pub(super) fn close(&self) -> Result<()> {
         let mut progress = self.progress();

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use sha2::{Digest, Sha256};
+
 use super::ledger::Ledger;
-use super::sink::is_background;
+use super::sink::{Stored, is_background};
 use super::{LabelImage, MaskSink};
-use crate::{Error, Level, Pixels, Result, TileCoord};
+use crate::{Error, Level, Pixels, Result, Samples, TileCoord};
 
 /// A [`MaskSink`] that keeps what it is given. Memory: every shard that is not all background.
 #[derive(Debug)]
@@ -74,12 +76,20 @@ impl MaskSink for MemoryMask {
         &self.image
     }
 
-    fn write_shard(&self, level: Level, shard: TileCoord, labels: &Pixels) -> Result<()> {
+    fn write_shard(&self, level: Level, shard: TileCoord, labels: &Pixels) -> Result<Stored> {
         let permit = self.ledger.admit(&self.image, level, shard, labels)?;
-        if !is_background(labels) {
+        let stored = if is_background(labels) {
+            Stored::Background
+        } else {
             self.kept().shards.insert((level, shard), labels.clone());
-        }
+            Stored::Sha256(digest(labels))
+        };
         permit.keep();
+        Ok(stored)
+    }
+
+    /// Nothing here outlives the process, so there is nothing to wait for.
+    fn sync(&self) -> Result<()> {
         Ok(())
     }
 
@@ -92,5 +102,17 @@ impl MaskSink for MemoryMask {
         self.ledger.close()?;
         self.kept().finished = true;
         Ok(())
+    }
+}
+
+/// The SHA-256 of the labels, row by row, 16-bit ones with the low byte first.
+fn digest(labels: &Pixels) -> [u8; 32] {
+    match labels.samples() {
+        Samples::U8(v) => Sha256::digest(v).into(),
+        Samples::U16(v) => {
+            let mut hash = Sha256::new();
+            v.iter().for_each(|label| hash.update(label.to_le_bytes()));
+            hash.finalize().into()
+        }
     }
 }

@@ -24,5 +24,5 @@ pub use description::{LabelImage, StoreLevel, Translation};
 pub use found::{Found, inspect, remove};
 pub use memory::MemoryMask;
 pub use reader::{OmeZarr, StoreInfo, StoreKind};
-pub use sink::MaskSink;
-pub use zarr::ZarrMask;
+pub use sink::{MaskSink, Stored};
+pub use zarr::{ZarrMask, stored_shard};

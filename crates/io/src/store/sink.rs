@@ -23,7 +23,7 @@ pub trait MaskSink: Send + Sync + std::fmt::Debug {
     /// [`Error::Usage`](crate::Error::Usage) for a shard that does not exist, was written before or comes after
     /// `finish`, and for labels of another size or type; [`Error::Io`](crate::Error::Io) if it cannot be stored, after
     /// which it may be tried again.
-    fn write_shard(&self, level: Level, shard: TileCoord, labels: &Pixels) -> Result<()>;
+    fn write_shard(&self, level: Level, shard: TileCoord, labels: &Pixels) -> Result<Stored>;
 
     /// Gives a shard back that this sink has written, or background if it has not.
     ///
@@ -32,12 +32,27 @@ pub trait MaskSink: Send + Sync + std::fmt::Debug {
     /// [`Error::Format`](crate::Error::Format) if it cannot be read again.
     fn read_shard(&self, level: Level, shard: TileCoord) -> Result<Pixels>;
 
+    /// Returns once every shard whose write has returned would survive a crash of the machine.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) if the disk refuses.
+    fn sync(&self) -> Result<()>;
+
     /// Makes what was written durable, then visible. To be called once, after the last `write_shard` has returned.
     ///
     /// # Errors
     /// [`Error::Usage`](crate::Error::Usage) if a write is under way or the image is finished already;
     /// [`Error::Io`](crate::Error::Io) if it cannot be stored: it then stays invisible.
     fn finish(&self) -> Result<()>;
+}
+
+/// What became of a shard that was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// It is all background, so nothing is stored.
+    Background,
+    /// It is stored as bytes with this SHA-256.
+    Sha256([u8; 32]),
 }
 
 /// True where there is no label but 0.

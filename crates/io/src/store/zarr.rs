@@ -8,13 +8,14 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use sha2::{Digest, Sha256};
 use zarrs::array::codec::api::{ArrayToBytesCodecTraits, CodecOptions};
 use zarrs::array::codec::{ShardingCodecBuilder, SubchunkWriteOrder, ZstdCodec};
 use zarrs::array::{ArrayBuilder, ArrayBytes, ArrayMetadataOptions, DataType, FillValue, data_type};
 
 use super::found::{self, Found, MARKER, METADATA, inspect};
 use super::ledger::Ledger;
-use super::sink::is_background;
+use super::sink::{Stored, is_background};
 use super::{LabelImage, MaskSink, folder, ngff};
 use crate::{Error, Level, Pixels, Result, SampleType, Samples, TileCoord};
 
@@ -93,28 +94,48 @@ impl ZarrMask {
         };
         // Where the file system knows no locks, two processes still cannot both make the marker.
         let _ = marker.try_lock();
-        let begin = || {
-            for (n, level) in image.levels.iter().enumerate() {
-                let folder = path.join(n.to_string());
-                fs::create_dir(&folder).map_err(|e| Error::io(&folder, e))?;
-                let metadata = folder.join(METADATA);
-                folder::put(&metadata, &encoder.array_metadata(&metadata, level.size)?)?;
-                folder::sync_file(&metadata)?;
-                folder::sync_folder(&folder)?;
-            }
-            folder::sync_folder(path)?;
-            match path.parent() {
-                Some(parent) if parent != Path::new("") => folder::sync_folder(parent),
-                _ => folder::sync_folder(Path::new(".")),
-            }
-        };
-        if let Err(error) = begin() {
-            // What is locked counts as in use. The first error is the one to report.
-            drop(marker);
+        let mask = Self::new(path, image, ledger, encoder, marker);
+        if let Err(error) = mask.describe_levels() {
+            // The lock goes before the store; the first error is the one to report.
+            drop(mask);
             let _ = found::remove(path);
             return Err(error);
         }
-        Ok(Self {
+        Ok(mask)
+    }
+
+    /// Goes on with an unfinished store at `path`, of which the shards `done` are known to be on the disk.
+    /// All others are still to be written, whether there is a file or not.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if there is no unfinished store, another process is writing it, or the description cannot be
+    /// honoured or has no such shard; [`Error::Io`] if it cannot be written.
+    pub fn resume(
+        path: impl AsRef<Path>,
+        image: LabelImage,
+        done: impl IntoIterator<Item = (Level, TileCoord)>,
+    ) -> Result<Self> {
+        let path = path.as_ref();
+        let ledger = Ledger::new(path, &image)?;
+        let encoder = Encoder::new(path, &image)?;
+        if inspect(path)? != Found::Unfinished {
+            return Err(Error::usage(path, "there is no unfinished store to go on with"));
+        }
+        let file = path.join(MARKER);
+        let marker = fs::OpenOptions::new().write(true).open(&file).map_err(|e| Error::io(&file, e))?;
+        if matches!(marker.try_lock(), Err(fs::TryLockError::WouldBlock)) {
+            return Err(Error::usage(path, "another process is writing a store there"));
+        }
+        for (level, shard) in done {
+            ledger.mark(&image, level, shard)?;
+        }
+        let mask = Self::new(path, image, ledger, encoder, marker);
+        mask.describe_levels()?;
+        Ok(mask)
+    }
+
+    fn new(path: &Path, image: LabelImage, ledger: Ledger, encoder: Encoder, marker: fs::File) -> Self {
+        Self {
             path: path.into(),
             image,
             ledger,
@@ -122,7 +143,24 @@ impl ZarrMask {
             unsynced: Mutex::default(),
             _marker: marker,
             sync_turn: Mutex::default(),
-        })
+        }
+    }
+
+    /// Writes the metadata of all levels, and brings them to the disk.
+    fn describe_levels(&self) -> Result<()> {
+        for (n, level) in self.image.levels.iter().enumerate() {
+            let folder = self.path.join(n.to_string());
+            fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+            let metadata = folder.join(METADATA);
+            folder::put(&metadata, &self.encoder.array_metadata(&metadata, level.size)?)?;
+            folder::sync_file(&metadata)?;
+            folder::sync_folder(&folder)?;
+        }
+        folder::sync_folder(&self.path)?;
+        match self.path.parent() {
+            Some(parent) if parent != Path::new("") => folder::sync_folder(parent),
+            _ => folder::sync_folder(Path::new(".")),
+        }
     }
 
     /// The folder of the store.
@@ -132,10 +170,8 @@ impl ZarrMask {
     }
 
     /// Returns once every shard whose write has returned is on the disk, names and all.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if the disk refuses, then and for ever after: what it holds is no longer known.
-    pub fn sync(&self) -> Result<()> {
+    /// If the disk refuses, then and for ever after: what it holds is no longer known.
+    fn bring_to_disk(&self) -> Result<()> {
         let _turn = self.sync_turn.lock().unwrap_or_else(PoisonError::into_inner);
         let files = {
             let mut unsynced = self.unsynced();
@@ -158,7 +194,7 @@ impl ZarrMask {
     }
 
     fn shard_file(&self, level: Level, shard: TileCoord) -> PathBuf {
-        self.path.join(format!("{level}/c/{}/{}", shard.row, shard.column))
+        shard_file(&self.path, level, shard)
     }
 
     fn unsynced(&self) -> MutexGuard<'_, Unsynced> {
@@ -172,8 +208,9 @@ impl MaskSink for ZarrMask {
         &self.image
     }
 
-    fn write_shard(&self, level: Level, shard: TileCoord, labels: &Pixels) -> Result<()> {
+    fn write_shard(&self, level: Level, shard: TileCoord, labels: &Pixels) -> Result<Stored> {
         let permit = self.ledger.admit(&self.image, level, shard, labels)?;
+        let mut stored = Stored::Background;
         if !is_background(labels) {
             let file = self.shard_file(level, shard);
             let encoded = self.encoder.encode(&file, labels)?;
@@ -181,6 +218,7 @@ impl MaskSink for ZarrMask {
                 fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
             }
             folder::put(&file, &encoded)?;
+            stored = Stored::Sha256(Sha256::digest(&encoded).into());
             let full = {
                 let mut unsynced = self.unsynced();
                 unsynced.files.push(file);
@@ -189,11 +227,15 @@ impl MaskSink for ZarrMask {
             };
             drop(encoded);
             if full {
-                self.sync()?;
+                self.bring_to_disk()?;
             }
         }
         permit.keep();
-        Ok(())
+        Ok(stored)
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.bring_to_disk()
     }
 
     fn read_shard(&self, level: Level, shard: TileCoord) -> Result<Pixels> {
@@ -209,7 +251,7 @@ impl MaskSink for ZarrMask {
 
     fn finish(&self) -> Result<()> {
         self.ledger.close()?;
-        self.sync()?;
+        self.bring_to_disk()?;
         let root = self.path.join(METADATA);
         folder::put(&root, &ngff::to_bytes(&ngff::root(&self.image)))?;
         folder::sync_file(&root)?;
@@ -217,6 +259,23 @@ impl MaskSink for ZarrMask {
         let marker = self.path.join(MARKER);
         fs::remove_file(&marker).map_err(|e| Error::io(&marker, e))?;
         folder::sync_folder(&self.path)
+    }
+}
+
+fn shard_file(store: &Path, level: Level, shard: TileCoord) -> PathBuf {
+    store.join(format!("{level}/c/{}/{}", shard.row, shard.column))
+}
+
+/// What is stored of a shard in a store of ours, finished or not, as [`MaskSink::write_shard`] told when it was written.
+///
+/// # Errors
+/// [`Error::Io`] if the file is there and cannot be read.
+pub fn stored_shard(store: impl AsRef<Path>, level: Level, shard: TileCoord) -> Result<Stored> {
+    let file = shard_file(store.as_ref(), level, shard);
+    match fs::read(&file) {
+        Ok(bytes) => Ok(Stored::Sha256(Sha256::digest(&bytes).into())),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(Stored::Background),
+        Err(e) => Err(Error::io(&file, e)),
     }
 }
 

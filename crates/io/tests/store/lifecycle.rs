@@ -25,7 +25,7 @@ fn a_store_is_nothing_then_unfinished_then_complete_then_nothing() {
     assert!(remove(&path).unwrap_err().to_string().contains("another process"));
     assert!(!path.join("zarr.json").exists(), "the root metadata comes last");
     assert!(OmeZarr::open(&path).unwrap_err().to_string().contains("not finished"));
-    mask.sync().unwrap();
+    MaskSink::sync(&mask).unwrap();
     mask.finish().unwrap();
     assert_eq!(inspect(&path).unwrap(), Found::Complete(image.attributes.clone()));
     assert_eq!(files(&path).keys().collect::<Vec<_>>(), ["0/c/0/0", "0/zarr.json", "1/zarr.json", "zarr.json"]);

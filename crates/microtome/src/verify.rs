@@ -1,0 +1,53 @@
+//! Are the bytes of a store still those that were written?
+
+use std::path::Path;
+
+use microtome_io::store::{self, Found};
+use microtome_stitch::{Entry, Journal};
+use serde::Serialize;
+
+use crate::output::RunFolder;
+use crate::{Error, Result};
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Verification {
+    /// Shards whose bytes are those of the journal.
+    pub intact: u64,
+    /// Shards that are all background and have no file, as the journal says.
+    pub background: u64,
+    /// A sentence for each shard that is missing, changed, or should not be there.
+    pub faults: Vec<String>,
+    /// True if the run that wrote the store did not finish.
+    pub unfinished: bool,
+}
+
+/// Reads every shard of a store and compares its SHA-256 with the journal in the folder `STORE.run` beside it.
+///
+/// # Errors
+/// [`Error::Usage`] if there is no store of ours or no journal beside it, [`Error::Read`] or [`Error::Io`] if a file cannot be read.
+pub fn verify(path: &Path) -> Result<Verification> {
+    let unfinished = match store::inspect(path).map_err(Error::Read)? {
+        Found::Complete(_) => false,
+        Found::Unfinished => true,
+        Found::InUse => return Err(Error::InUse { path: path.into() }),
+        _ => return Err(Error::Usage(format!("{}: this is no mask of microtome's", path.display()))),
+    };
+    let journal = RunFolder::of(path).journal();
+    let Some(record) = Journal::read(&journal)? else {
+        return Err(Error::Usage(format!("{}: there is no journal to compare with", journal.display())));
+    };
+    let mut found = Verification { unfinished, ..Verification::default() };
+    for (&(level, shard), entry) in &record.entries {
+        let stored =
+            Entry::new(level, shard, store::stored_shard(path, level, shard).map_err(Error::Read)?, Vec::new());
+        match (&entry.sha256, &stored.sha256) {
+            (Some(a), Some(b)) if a == b => found.intact += 1,
+            (None, None) => found.background += 1,
+            (Some(_), Some(_)) => found.faults.push(format!("level {level}, shard {shard}: the file has changed")),
+            (Some(_), None) => found.faults.push(format!("level {level}, shard {shard}: the file is missing")),
+            (None, Some(_)) => found.faults.push(format!("level {level}, shard {shard}: there should be no file")),
+        }
+    }
+    Ok(found)
+}

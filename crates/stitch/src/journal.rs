@@ -1,0 +1,206 @@
+//! What is finished and safe on the disk, so that a run that was stopped goes on where it was.
+//!
+//! A journal is a text file of JSON lines beside the store. The first line says which run it belongs to; every further one names a
+//! shard that is durable, its digest, and how often each label occurs in it. Lines are only ever appended, after the shards
+//! that they name have been synced. A last line that a crash cut off is not believed.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use microtome_io::store::Stored;
+use microtome_io::{Level, TileCoord};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// The longest line that is believed: the header holds the settings of a run, which are a few kilobytes.
+const LINE_LIMIT: u64 = 1 << 20;
+
+/// A finished shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its level.
+    pub level: Level,
+    /// Its column and row.
+    #[serde(flatten)]
+    pub shard: TileCoord,
+    /// SHA-256 of the file, in hexadecimal; `None` for a shard of nothing but background, which has no file.
+    pub sha256: Option<String>,
+    /// Pixels by label, beginning with label 0 (not counted, always 0). Only for shards of level 0.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub counts: Vec<u64>,
+}
+
+impl Entry {
+    /// An entry for a shard that was stored.
+    #[must_use]
+    pub fn new(level: Level, shard: TileCoord, stored: Stored, counts: Vec<u64>) -> Self {
+        let hex = |digest: [u8; 32]| digest.iter().map(|b| format!("{b:02x}")).collect();
+        let sha256 = match stored {
+            Stored::Background => None,
+            Stored::Sha256(digest) => Some(hex(digest)),
+        };
+        Self { level, shard, sha256, counts }
+    }
+}
+
+/// A journal that is being written.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: File,
+}
+
+/// A journal as a run left it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// What the first line says of the run.
+    pub header: serde_json::Value,
+    /// Finished shards, in the order of levels, rows and columns.
+    pub entries: BTreeMap<(Level, TileCoord), Entry>,
+    /// Bytes that are whole lines.
+    length: u64,
+}
+
+impl Journal {
+    /// Begins a journal, in place of any that is there.
+    ///
+    /// # Errors
+    /// [`Error::Journal`] if it cannot be written.
+    pub fn create(path: &Path, header: &serde_json::Value) -> Result<Self> {
+        let file = File::create(path).map_err(|e| Error::journal(path, e))?;
+        let mut journal = Self { path: path.into(), file };
+        journal.write(&format!("{header}\n"))?;
+        if let Some(folder) = path.parent() {
+            // The name must survive, too; systems that cannot open folders have no such need.
+            let _ = File::open(folder).and_then(|f| f.sync_all());
+        }
+        Ok(journal)
+    }
+
+    /// Reads a journal; `None` if there is none, or not even its first line is whole.
+    ///
+    /// # Errors
+    /// [`Error::Journal`] if it cannot be read or holds something else.
+    pub fn read(path: &Path) -> Result<Option<Record>> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::journal(path, e)),
+        };
+        let mut reader = BufReader::new(file);
+        let mut lines = std::iter::from_fn(|| next_line(&mut reader).transpose());
+        let Some(first) = lines.next() else { return Ok(None) };
+        let first = first.map_err(|e| Error::journal(path, e))?;
+        let mut length = first.len() as u64;
+        let foreign = |number: usize| {
+            let message = format!("line {number} is not a journal's");
+            Error::journal(path, std::io::Error::new(std::io::ErrorKind::InvalidData, message))
+        };
+        let header = serde_json::from_str(&first).map_err(|_| foreign(1))?;
+        let mut entries = BTreeMap::new();
+        for (number, line) in lines.enumerate() {
+            let line = line.map_err(|e| Error::journal(path, e))?;
+            length += line.len() as u64;
+            let entry: Entry = serde_json::from_str(&line).map_err(|_| foreign(number + 2))?;
+            entries.insert((entry.level, entry.shard), entry);
+        }
+        Ok(Some(Record { header, entries, length }))
+    }
+
+    /// Goes on with a journal that was read; what a crash cut off is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Journal`] if it cannot be written.
+    pub fn resume(path: &Path, record: &Record) -> Result<Self> {
+        let open = || {
+            let mut file = OpenOptions::new().write(true).open(path)?;
+            file.set_len(record.length)?;
+            file.seek(SeekFrom::End(0))?;
+            Ok(file)
+        };
+        Ok(Self { path: path.into(), file: open().map_err(|e| Error::journal(path, e))? })
+    }
+
+    /// Notes shards that are durable, and returns when that is durable as well.
+    ///
+    /// # Errors
+    /// [`Error::Journal`] if it cannot be written.
+    pub fn append(&mut self, entries: &[Entry]) -> Result<()> {
+        let mut text = String::new();
+        for entry in entries {
+            let line = serde_json::to_string(entry).map_err(|e| Error::journal(&self.path, e.into()))?;
+            text.push_str(&line);
+            text.push('\n');
+        }
+        self.write(&text)
+    }
+
+    fn write(&mut self, text: &str) -> Result<()> {
+        self.file
+            .write_all(text.as_bytes())
+            .and_then(|()| self.file.sync_data())
+            .map_err(|e| Error::journal(&self.path, e))
+    }
+}
+
+/// The next line with its end; `None` at the end of the file, or where what follows has no end.
+fn next_line(reader: &mut impl BufRead) -> std::io::Result<Option<String>> {
+    let mut line = Vec::new();
+    std::io::Read::take(&mut *reader, LINE_LIMIT).read_until(b'\n', &mut line)?;
+    if line.last() != Some(&b'\n') {
+        let whole = line.len() as u64 >= LINE_LIMIT;
+        let error = || std::io::Error::new(std::io::ErrorKind::InvalidData, "a line of more than a mebibyte");
+        return if whole { Err(error()) } else { Ok(None) };
+    }
+    String::from_utf8(line).map(Some).map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn entry(column: u64) -> Entry {
+        let stored = if column == 0 { Stored::Background } else { Stored::Sha256([column as u8; 32]) };
+        Entry::new(Level(0), TileCoord { row: 3, column }, stored, vec![0, column])
+    }
+
+    #[test]
+    fn what_was_appended_is_read_and_a_torn_line_is_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.jsonl");
+        assert_eq!(Journal::read(&path).unwrap(), None);
+        let mut journal = Journal::create(&path, &json!({ "fingerprint": "f" })).unwrap();
+        journal.append(&[entry(0), entry(1)]).unwrap();
+        journal.append(&[entry(2)]).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        // Cut off anywhere, it holds the entries whose lines are whole, and can be gone on with.
+        for length in 0..whole.len() {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            let lines = whole[..length].iter().filter(|&&b| b == b'\n').count();
+            let Some(record) = Journal::read(&path).unwrap() else {
+                assert_eq!(lines, 0);
+                continue;
+            };
+            assert_eq!(record.entries.len(), lines - 1);
+            Journal::resume(&path, &record).unwrap().append(&[entry(9)]).unwrap();
+            assert_eq!(Journal::read(&path).unwrap().unwrap().entries.len(), lines);
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_journal_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.jsonl");
+        for text in ["hello\n", "{}\n[1]\n", "{}\n{\"level\":0}\n", "{}\n\u{0}\n"] {
+            std::fs::write(&path, text).unwrap();
+            assert!(Journal::read(&path).is_err(), "{text:?}");
+        }
+        std::fs::write(&path, vec![b' '; (LINE_LIMIT + 1) as usize]).unwrap();
+        assert!(Journal::read(&path).is_err());
+    }
+}
