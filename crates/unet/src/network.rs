@@ -1,7 +1,7 @@
 //! A network as plain data, independent of the framework it came from and of the engine that runs it.
 //!
 //! A [`Network`] is a list of layers, each reading the input or earlier layers; weights are referred to by name.
-//! An engine lowers it: [`crate::candle`] does so with candle's operations. What can be said about a network without running it
+//! An engine lowers it: with candle on any device, in place on the CPU. What can be said about a network without running it
 //! (shapes, parameters, multiplications, memory) is computed here, once for all engines.
 
 use microtome_io::Size;
@@ -213,14 +213,20 @@ impl Network {
             match &layer.operation {
                 Operation::Convolution { weight, bias, input, output, kernel, .. } => {
                     add(weight, &[*output, *input, kernel.height, kernel.width]);
-                    bias.iter().for_each(|bias| add(bias, &[*output]));
+                    if let Some(bias) = bias {
+                        add(bias, &[*output]);
+                    }
                 }
                 Operation::Upsampling { weight, bias, input, output, stride } => {
                     add(weight, &[*input, *output, stride.height, stride.width]);
-                    bias.iter().for_each(|bias| add(bias, &[*output]));
+                    if let Some(bias) = bias {
+                        add(bias, &[*output]);
+                    }
                 }
                 Operation::InstanceNorm { affine, channels, .. } => {
-                    affine.iter().flat_map(|a| [&a.weight, &a.bias]).for_each(|name| add(name, &[*channels]));
+                    for name in affine.iter().flat_map(|a| [&a.weight, &a.bias]) {
+                        add(name, &[*channels]);
+                    }
                 }
                 Operation::BatchNorm { mean, variance, affine, channels, .. } => {
                     [mean, variance]

@@ -107,7 +107,8 @@ impl Normalizer {
                     Normalization::RgbTo01 => (no_clip, 0.0, 255.0),
                     Normalization::None => (no_clip, 0.0, 1.0),
                 };
-                if !shift.is_finite() || !divisor.is_finite() || !(lower <= upper) {
+                let ordered = lower <= upper;
+                if !shift.is_finite() || !divisor.is_finite() || !ordered {
                     return Err(Error::usage(format!(
                         "channel {channel}: {scheme:?} with numbers that are not finite"
                     )));

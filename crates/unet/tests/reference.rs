@@ -95,7 +95,9 @@ fn mirroring_is_the_mean_over_flipped_pictures() {
             *sum += logits[plane * width * height + flip(vertical, horizontal, pixel)];
         }
     }
-    mean.iter_mut().for_each(|v| *v /= 4.0);
+    for v in &mut mean {
+        *v /= 4.0;
+    }
     let mirrored = model.predictor(&Execution { mirroring: Mirroring::AsTrained, ..CPU }).unwrap();
     assert_eq!(predict(mirrored.as_ref(), &pixels), mean);
 }

@@ -108,13 +108,17 @@ impl HostLowering {
                 Step::Affine { factor, summand } => {
                     let mut x = self.take(&mut outputs, first, i, input);
                     for (plane, (f, s)) in planes(&mut x, self.shapes[i]).zip(factor.iter().zip(summand)) {
-                        plane.iter_mut().for_each(|v| *v = *v * f + s);
+                        for v in plane {
+                            *v = *v * f + s;
+                        }
                     }
                     x
                 }
                 Step::LeakyRelu { slope } => {
                     let mut x = self.take(&mut outputs, first, i, input);
-                    x.iter_mut().for_each(|v| *v = if *v > 0.0 { *v } else { *v * slope });
+                    for v in &mut x {
+                        *v = if *v > 0.0 { *v } else { *v * slope };
+                    }
                     x
                 }
             };
@@ -271,7 +275,9 @@ fn instance_norm(x: &mut [f32], shape: Shape, affine: Option<&(Vec<f32>, Vec<f32
         let (weight, bias) = affine.map_or((1.0, 0.0), |(w, b)| (w[channel], b[channel]));
         let factor = (f64::from(weight) / (variance + epsilon).sqrt()) as f32;
         let mean = mean as f32;
-        plane.iter_mut().for_each(|v| *v = (*v - mean) * factor + bias);
+        for v in plane {
+            *v = (*v - mean) * factor + bias;
+        }
     }
 }
 

@@ -191,7 +191,9 @@ fn check_tile(index: usize, tile: &Tile<'_>, card: &Card, normalizer: &Normalize
 
 fn average(values: &mut [f32], of: usize) {
     if of > 1 {
-        values.iter_mut().for_each(|v| *v /= of as f32);
+        for v in values {
+            *v /= of as f32;
+        }
     }
 }
 

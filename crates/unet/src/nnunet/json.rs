@@ -29,7 +29,8 @@ fn without_constants(text: &str) -> String {
         let constant = ["-Infinity", "Infinity", "NaN"].into_iter().find(|name| !in_string && rest.starts_with(name));
         if let Some(name) = constant {
             // `NaN` is shorter than `null`; one column later is close enough for a message.
-            out.push_str(&format!("{:<1$}", "null", name.len()));
+            out.push_str("null");
+            out.extend(std::iter::repeat_n(' ', name.len().saturating_sub("null".len())));
             rest = &rest[name.len()..];
             continue;
         }

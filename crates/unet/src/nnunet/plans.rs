@@ -176,30 +176,32 @@ fn intensities(file: &Object<'_>, channel: usize) -> Result<Normalization> {
     })
 }
 
+/// The keyword arguments of `PlainConvUNet`.
+const KEYWORDS: [&str; 16] = [
+    "n_stages",
+    "features_per_stage",
+    "conv_op",
+    "kernel_sizes",
+    "strides",
+    "n_conv_per_stage",
+    "n_conv_per_stage_decoder",
+    "conv_bias",
+    "norm_op",
+    "norm_op_kwargs",
+    "dropout_op",
+    "dropout_op_kwargs",
+    "nonlin",
+    "nonlin_kwargs",
+    "nonlin_first",
+    "deep_supervision",
+];
+
 /// `architecture`, as nnU-Net 2.4 and later write it.
 fn new_form(configuration: &Object<'_>) -> Result<PlainConvUnet> {
     let architecture = configuration.child("architecture")?;
     check_class(&architecture, "network_class_name")?;
     let keywords = &architecture.child("arch_kwargs")?;
-    const KNOWN: [&str; 16] = [
-        "n_stages",
-        "features_per_stage",
-        "conv_op",
-        "kernel_sizes",
-        "strides",
-        "n_conv_per_stage",
-        "n_conv_per_stage_decoder",
-        "conv_bias",
-        "norm_op",
-        "norm_op_kwargs",
-        "dropout_op",
-        "dropout_op_kwargs",
-        "nonlin",
-        "nonlin_kwargs",
-        "nonlin_first",
-        "deep_supervision",
-    ];
-    if let Some(key) = keywords.map.keys().find(|key| !KNOWN.contains(&key.as_str())) {
+    if let Some(key) = keywords.map.keys().find(|key| !KEYWORDS.contains(&key.as_str())) {
         return Err(keywords.unsupported(key, "is not supported"));
     }
     match class_name(keywords, "conv_op")? {

@@ -174,7 +174,7 @@ fn mask(logits: &Logits, output: &Output) -> Vec<u16> {
         match output {
             Output::Labels => (1..logits.heads).fold(0, |best, h| if logit(h) > logit(best) { h } else { best }) as u16,
             Output::Regions { class_order } => {
-                (0..logits.heads).filter(|&h| logit(h) > 0.0).last().map_or(0, |h| class_order[h])
+                (0..logits.heads).rev().find(|&h| logit(h) > 0.0).map_or(0, |h| class_order[h])
             }
         }
     };

@@ -45,7 +45,9 @@ fn write(item: &Item, out: &mut Vec<u8>, storages: &mut Vec<Vec<u8>>) {
     };
     let extents = |out: &mut Vec<u8>, values: &[usize]| {
         out.push(b'(');
-        values.iter().for_each(|v| int(out, *v as i32));
+        for v in values {
+            int(out, *v as i32);
+        }
         out.push(b't');
     };
     match item {
@@ -54,7 +56,9 @@ fn write(item: &Item, out: &mut Vec<u8>, storages: &mut Vec<Vec<u8>>) {
         Item::Text(value) => text(out, value),
         Item::Tuple(items) => {
             out.push(b'(');
-            items.iter().for_each(|i| write(i, out, storages));
+            for i in items {
+                write(i, out, storages);
+            }
             out.push(b't');
         }
         Item::Dict(entries) => {

@@ -90,7 +90,8 @@ impl<'a> Machine<'a> {
                 0x95 => drop(self.bytes(8)?), // FRAME
                 b'.' => return self.pop(),    // STOP
                 b'(' => self.marks.push(self.stack.len()),
-                b'0' => drop(self.pop()?),        // POP
+                // POP, and BUILD, which gives an object attributes of which none is needed.
+                b'0' | b'b' => drop(self.pop()?),
                 b'1' => drop(self.since_mark()?), // POP_MARK
                 b'2' => {
                     let top = self.top()?;
@@ -189,7 +190,6 @@ impl<'a> Machine<'a> {
                     let (_keywords, arguments, callable) = (self.pop()?, self.pop()?, self.pop()?);
                     self.call(callable, arguments)?;
                 }
-                b'b' => drop(self.pop()?), // BUILD: attributes of an object, of which none is needed
                 b'Q' => {
                     let id = self.pop()?;
                     self.push(Value::Persistent(id))?;
