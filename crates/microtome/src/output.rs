@@ -87,6 +87,10 @@ impl RunFolder {
         self.0.join("report.json")
     }
 
+    pub(crate) fn tissue(&self) -> PathBuf {
+        self.0.join("tissue.png")
+    }
+
     pub(crate) fn create(&self) -> Result<()> {
         std::fs::create_dir_all(&self.0).map_err(|source| Error::Io { path: self.0.clone(), source })
     }
@@ -99,7 +103,7 @@ impl RunFolder {
             }
             _ => Ok(()),
         };
-        for file in [self.journal(), self.statistics(), self.report()] {
+        for file in [self.journal(), self.statistics(), self.report(), self.tissue()] {
             absent_is_fine(std::fs::remove_file(&file), &file)?;
         }
         match std::fs::remove_dir(&self.0) {

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use microtome_io::slide::SlideReader;
 use microtome_io::store::{self, Found, LabelImage, MaskSink, StoreLevel, Translation, ZarrMask};
-use microtome_io::{Level, Microns, Size, TileCoord};
+use microtome_io::{Level, Microns, Pixels, Size, TileCoord};
 use microtome_stitch::{Journal, LabelPyramid, Layout, Record, Window};
 use microtome_tile::pyramid::{Reduction, level_sizes};
 use microtome_tile::tissue::{self, Tissue, TissueOptions};
@@ -21,6 +21,7 @@ use crate::memory;
 use crate::output::{Claim, Existing, Fingerprint, RunFolder, claim, put};
 use crate::pipeline::{Pipeline, Pools};
 use crate::plan::{Geometry, MemoryPlan, PYRAMID_BYTES};
+use crate::preview::{PreviewOptions, save};
 use crate::progress::{Observer, Phase};
 use crate::report::{ClassArea, StageTime, StageTimes, Summary};
 use crate::settings::{Settings, TissueMode};
@@ -197,6 +198,10 @@ impl<'p> Segmenter<'p> {
         let normalizer = self.normalizer(reader, &mut stages.statistics, observer, folder)?;
 
         let roi = tissue.as_ref().map(|t: &Tissue| &t.roi);
+        if let (Some(roi), Some(folder)) = (roi, folder) {
+            let cells = roi_picture(roi);
+            save(&cells, &folder.tissue(), PreviewOptions::default())?;
+        }
         let block = Size::new(self.settings.chunk, self.settings.chunk);
         let strip_blocks = plan.memory.strip_width.div_ceil(self.settings.chunk);
         let shard = Size::new(self.settings.shard, self.settings.shard);
@@ -398,6 +403,13 @@ impl<'p> Segmenter<'p> {
             self.pools.pixels.install(|| tissue::detect(slide, mpp, &geometry.target, &TissueOptions::default()))?;
         Ok(found.map(|t| t.roi))
     }
+}
+
+/// One pixel per cell of the region, 255 where it is wanted.
+fn roi_picture(roi: &Roi) -> Pixels {
+    let size = roi.size();
+    let cells = (0..size.height).flat_map(|y| (0..size.width).map(move |x| if roi.cell(x, y) { 255 } else { 0 }));
+    Pixels::from_u8(size, 1, cells.collect())
 }
 
 fn timed<R>(time: &mut StageTime, work: impl FnOnce() -> R) -> R {
