@@ -30,15 +30,6 @@ pub(crate) fn read(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// As [`read`], but shows the command and says how long it took.
-pub(crate) fn show_and_read(command: &mut Command) -> Result<String> {
-    eprintln!("$ {}", show(command));
-    let start = Instant::now();
-    let text = read(command)?;
-    eprintln!("  {:.1} s", start.elapsed().as_secs_f64());
-    Ok(text)
-}
-
 /// True if the command starts and succeeds; what it prints is dropped.
 pub(crate) fn succeeds(command: &mut Command) -> bool {
     command.output().is_ok_and(|output| output.status.success())

@@ -6,15 +6,9 @@ use microtome_io::Level;
 use microtome_io::store::OmeZarr;
 use sha2::{Digest, Sha256};
 
-/// The folder of real files, or `None` and a word on stderr.
+/// The folder of real files, if it holds stores.
 pub(crate) fn data() -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data");
-    let data = std::env::var_os("MICROTOME_DATA").map_or(beside, PathBuf::from);
-    if data.join("zarr").is_dir() {
-        return Some(data);
-    }
-    eprintln!("SKIPPED: stores of other programs: no folder {}; set MICROTOME_DATA", data.display());
-    None
+    microtome_testkit::data("zarr")?.parent().map(PathBuf::from)
 }
 
 fn groups(folder: &Path, found: &mut Vec<PathBuf>) {

@@ -1,0 +1,169 @@
+//! What fails says where and why, and leaves nothing behind.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use microtome::io::{Level, Size, TileCoord};
+use microtome::unet::Predictor;
+use microtome::{Error, Existing, Observer, Phase, Result, Segmenter, Settings, Silent, TissueMode};
+use microtome_testkit::{ConstantModel, FailingModel, FailingSlide, FunctionModel, SyntheticSlide};
+
+use crate::function::THRESHOLDS;
+use crate::{least_memory, names, segment, settings, with};
+
+/// Runs what must fail, and sees that nothing is left; also not of what was there before.
+fn fails(
+    slide: &dyn microtome::io::slide::SlideReader,
+    model: &dyn Predictor,
+    settings: &Settings,
+    observer: &dyn Observer,
+) -> Error {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |existing| -> Result<_> {
+        Segmenter::new(model, settings.clone())?.segment(slide, &folder.path().join("mask.ome.zarr"), existing, observer)
+    };
+    let error = run(Existing::Keep).unwrap_err();
+    assert_eq!(names(folder.path()), Vec::<String>::new(), "left behind after: {error}");
+    error
+}
+
+#[test]
+fn a_tile_that_cannot_be_decoded_is_named() {
+    let model = FunctionModel::new(Size::new(64, 64), &THRESHOLDS);
+    for (tissue, row, column) in [(TissueMode::None, 0, 0), (TissueMode::None, 2, 1), (TissueMode::Auto, 1, 2)] {
+        let bad = TileCoord { row, column };
+        let slide = SyntheticSlide::new(Size::new(900, 700), 3).with_tissue_everywhere();
+        let slide = FailingSlide::new(slide).with_bad_tile(Level(0), bad);
+        for threads in [1, 3] {
+            let settings = with(&settings(), |s| (s.tissue, s.threads) = (tissue, Some(threads)));
+            let error = fails(&slide, &model, &settings, &Silent);
+            assert!(matches!(error, Error::Read(microtome::io::Error::Tile { .. })), "{error}");
+            assert_eq!(error.exit_code(), 4);
+            let text = error.to_string();
+            let expected = format!("synthetic: level 0, column {column} row {row}: ");
+            assert!(text.starts_with(&expected), "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_tile_that_only_the_search_for_tissue_reads_is_named_too() {
+    let slide = SyntheticSlide::new(Size::new(3000, 2000), 3);
+    let slide = FailingSlide::new(slide).with_bad_tile(Level(3), TileCoord { row: 0, column: 1 });
+    let model = FunctionModel::new(Size::new(64, 64), &THRESHOLDS);
+    let error = fails(&slide, &model, &with(&settings(), |s| s.tissue = TissueMode::Auto), &Silent);
+    assert!(error.to_string().contains("level 3, column 1 row 0"), "{error}");
+}
+
+#[test]
+fn a_tile_that_only_the_statistics_read_is_named_too() {
+    let slide = SyntheticSlide::new(Size::new(900, 700), 3).with_islands(0);
+    let slide = FailingSlide::new(slide).with_bad_tile(Level(0), TileCoord { row: 2, column: 3 });
+    let mut model = FunctionModel::new(Size::new(64, 64), &THRESHOLDS);
+    let settings = with(&settings(), |s| s.tissue = TissueMode::Auto);
+    // Glass: without statistics nobody reads level 0.
+    segment(&slide, &model, &settings);
+    model.card_mut().normalization = vec![microtome::unet::Normalization::ZScore; 3];
+    let error = fails(&slide, &model, &settings, &Silent);
+    assert!(error.to_string().contains("level 0, column 3 row 2"), "{error}");
+}
+
+#[test]
+fn a_model_that_gives_nan_names_the_tiles() {
+    let slide = SyntheticSlide::new(Size::new(300, 200), 3);
+    for good in [0, 7, 30] {
+        let model = FailingModel::new(ConstantModel::new(Size::new(64, 64), &[0.0, 1.0]), good);
+        let error = fails(&slide, &model, &with(&settings(), |s| s.batch = 3), &Silent);
+        assert!(matches!(error, Error::Inference { .. }) && error.exit_code() == 4, "{error}");
+        let text = error.to_string();
+        assert!(text.contains("synthetic: tiles from 64 x 64 at ("), "{text}");
+        assert!(text.contains("not finite"), "{text}");
+    }
+}
+
+#[test]
+fn other_channels_than_the_models_are_refused() {
+    let slide = SyntheticSlide::new(Size::new(300, 200), 3);
+    let mut model = ConstantModel::new(Size::new(64, 64), &[0.0, 1.0]);
+    model.card_mut().channels = vec!["grey".into()];
+    model.card_mut().normalization.truncate(1);
+    let error = fails(&slide, &model, &settings(), &Silent);
+    assert_eq!(error.exit_code(), 2);
+    assert_eq!(error.to_string(), "synthetic: the slide has 3 channels of 8 bits and the model wants 1");
+}
+
+#[test]
+fn too_little_memory_is_refused_with_both_figures() {
+    let slide = SyntheticSlide::new(Size::new(1000, 900), 3);
+    let model = FunctionModel::new(Size::new(256, 256), &THRESHOLDS);
+    let base = with(&settings(), |s| (s.batch, s.chunk, s.shard) = (64, 64, 128));
+    let least = least_memory(&slide, &model, &base);
+    let error = fails(&slide, &model, &with(&base, |s| s.memory = least - 1), &Silent);
+    let Error::Memory { needed, budget, ref hint } = error else { panic!("{error}") };
+    assert_eq!((needed, budget, error.exit_code()), (least, least - 1, 6));
+    // One tile at a time would do, and it does.
+    assert!(hint.contains("--batch 1"), "{hint}");
+    segment(&slide, &model, &with(&base, |s| (s.memory, s.batch) = (least - 1, 1)));
+    segment(&slide, &model, &with(&base, |s| s.memory = least));
+
+    let error = fails(&slide, &model, &with(&base, |s| s.memory = 100 << 20), &Silent);
+    let text = error.to_string();
+    assert!(text.contains("100.00 MiB") && text.contains(&microtome::Bytes(least).to_string()), "{text}");
+    // What it proposes is enough.
+    let proposed = text.rsplit_once("--memory ").unwrap().1.parse::<microtome::Bytes>().unwrap();
+    segment(&slide, &model, &with(&base, |s| s.memory = proposed.0));
+}
+
+#[test]
+fn settings_that_make_no_sense_are_refused() {
+    let slide = SyntheticSlide::new(Size::new(100, 90), 3);
+    let model = FunctionModel::new(Size::new(32, 32), &THRESHOLDS);
+    let wrong: [fn(&mut Settings); 10] = [
+        |s| s.batch = 0,
+        |s| s.threads = Some(0),
+        |s| s.step = Some(0.0),
+        |s| s.step = Some(1.01),
+        |s| s.step = Some(f64::NAN),
+        |s| s.chunk = 0,
+        |s| s.shard = 0,
+        |s| s.shard = 48,
+        |s| s.chunk = 100,
+        |s| (s.chunk, s.shard) = (u64::MAX, u64::MAX),
+    ];
+    for (n, change) in wrong.into_iter().enumerate() {
+        let error = fails(&slide, &model, &with(&settings(), change), &Silent);
+        assert_eq!(error.exit_code(), 2, "{n}: {error}");
+    }
+}
+
+/// Stops at the `n`th time that it is asked.
+#[derive(Debug)]
+struct StopAfter {
+    n: usize,
+    asked: AtomicUsize,
+    phases: std::sync::Mutex<Vec<Phase>>,
+}
+
+impl Observer for StopAfter {
+    fn phase(&self, phase: Phase) {
+        self.phases.lock().unwrap().push(phase);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.asked.fetch_add(1, Ordering::Relaxed) >= self.n
+    }
+}
+
+#[test]
+fn a_run_that_is_stopped_leaves_nothing() {
+    let slide = SyntheticSlide::new(Size::new(400, 300), 3);
+    let mut model = FunctionModel::new(Size::new(64, 64), &THRESHOLDS);
+    model.card_mut().normalization = vec![microtome::unet::Normalization::ZScore; 3];
+    for n in [0, 1, 2, 10, 20] {
+        let observer = StopAfter { n, asked: AtomicUsize::new(0), phases: std::sync::Mutex::default() };
+        let settings = with(&settings(), |s| s.tissue = TissueMode::Auto);
+        let error = fails(&slide, &model, &settings, &observer);
+        assert!(matches!(error, Error::Interrupted) && error.exit_code() == 130, "{error}");
+        let phases = observer.phases.into_inner().unwrap();
+        assert!([Phase::Tissue, Phase::Statistics, Phase::Segmentation].starts_with(&phases), "{phases:?}");
+    }
+}

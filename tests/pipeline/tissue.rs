@@ -1,0 +1,133 @@
+//! Glass is skipped, and nothing else is.
+
+use microtome::io::bytes::Memory;
+use microtome::io::slide::{OpenOptions, SlideReader, open_bytes};
+use microtome::io::{Level, Rect, Size};
+use microtome::{Segmenter, Settings, TissueMode};
+use microtome_testkit::tiff::TiffSlide;
+use microtome_testkit::{ConstantModel, CountingSlide, FunctionModel, SyntheticSlide};
+
+use crate::function::{THRESHOLDS, expected};
+use crate::{assert_pyramid, assert_same, least_memory, levels_of, over, segment, settings, with};
+
+fn auto() -> Settings {
+    with(&settings(), |s| s.tissue = TissueMode::Auto)
+}
+
+#[test]
+fn inside_the_region_the_mask_is_the_full_runs_and_outside_it_is_background() {
+    let size = Size::new(1510, 1100);
+    let slide = SyntheticSlide::new(size, 11);
+    let model = FunctionModel::new(Size::new(64, 64), &THRESHOLDS);
+    let full = expected(&slide, &model);
+    for memory in [least_memory(&slide, &model, &auto()), 4 << 30] {
+        let settings = with(&auto(), |s| (s.memory, s.chunk, s.shard) = (memory, 64, 128));
+        let settings = with(&settings, |s| s.memory = memory.max(least_memory(&slide, &model, &settings)));
+        let region = Segmenter::new(&model, settings.clone()).unwrap().region(&slide).unwrap().unwrap();
+        let wanted = |x: u64, y: u64| region.touches(Rect::new(x as i64, y as i64, 1, 1));
+        let (mask, summary) = segment(&slide, &model, &settings);
+
+        let tiles = summary.tiles;
+        assert_eq!(tiles.run + tiles.skipped, tiles.grid);
+        assert!(tiles.run > 0 && tiles.skipped > tiles.grid / 10, "{tiles:?}");
+        assert_eq!(summary.tissue_note, None);
+        let share = summary.tissue_share.unwrap();
+        assert!((0.1..0.9).contains(&share), "{share}");
+
+        let levels = levels_of(&mask);
+        let masked = over(size, |x, y| if wanted(x, y) { full[(y * size.width + x) as usize] } else { 0 });
+        assert_same(size, &levels[0].1, &masked, "tissue only");
+        assert_pyramid(&levels, 64, "tissue only");
+        // The region holds all tissue: what is outside is glass and nothing but glass.
+        for y in 0..size.height {
+            for x in 0..size.width {
+                assert!(wanted(x, y) || !slide.is_tissue(x, y), "tissue at ({x}, {y}) is outside the region");
+            }
+        }
+    }
+}
+
+#[test]
+fn on_a_resampled_slide_the_region_is_the_same_part_of_it() {
+    let size = Size::new(3000, 2400);
+    let slide = SyntheticSlide::new(size, 12);
+    let model = FunctionModel::new(Size::new(64, 64), &THRESHOLDS);
+    let settings =
+        with(&auto(), |s| (s.model_mpp, s.chunk, s.shard) = (Some(microtome::TargetResolution::Mpp(1.0)), 64, 128));
+    let (mask, summary) = segment(&slide, &model, &settings);
+    assert!(summary.tiles.skipped > 0 && summary.geometry.target.level == Level(1));
+    let (size, found) = &levels_of(&mask)[0];
+    assert_eq!(*size, Size::new(1500, 1200));
+    let region = Segmenter::new(&model, settings).unwrap().region(&slide).unwrap().unwrap();
+    let expected = over(*size, |x, y| {
+        if region.touches(Rect::new(x as i64, y as i64, 1, 1)) { model.class(&slide.pixel_at(1, x, y)) } else { 0 }
+    });
+    assert_same(*size, found, &expected, "tissue only, at 1 um");
+}
+
+#[test]
+fn on_a_slide_of_glass_nothing_runs() {
+    let slide = CountingSlide::new(SyntheticSlide::new(Size::new(900, 700), 1).with_islands(0));
+    let model = FunctionModel::new(Size::new(64, 64), &THRESHOLDS);
+    let (mask, summary) = segment(&slide, &model, &auto());
+    assert_eq!((summary.tiles.run, summary.tiles.skipped), (0, summary.tiles.grid));
+    assert_eq!(summary.tissue_share, Some(0.0));
+    assert!(levels_of(&mask).iter().all(|(_, labels)| labels.iter().all(|&label| label == 0)));
+    assert!(summary.areas.iter().all(|area| area.pixels == 0));
+    assert_eq!(slide.reads(Level(0)), 0, "level 0 was decoded in vain");
+}
+
+#[test]
+fn on_a_slide_of_tissue_every_tile_runs() {
+    let slide = SyntheticSlide::new(Size::new(400, 300), 1).with_tissue_everywhere();
+    let model = FunctionModel::new(Size::new(64, 64), &THRESHOLDS);
+    let (mask, summary) = segment(&slide, &model, &auto());
+    assert_eq!((summary.tiles.run, summary.tiles.skipped, summary.tissue_share), (summary.tiles.grid, 0, Some(1.0)));
+    assert_same(slide.info().size(), &levels_of(&mask)[0].1, &expected(&slide, &model), "tissue everywhere");
+}
+
+/// Where the method does not apply, that is said, and everything runs.
+#[test]
+fn dark_and_grey_slides_run_as_a_whole() {
+    let dark = SyntheticSlide::new(Size::new(500, 400), 1).with_glass([2, 1, 2]).with_islands(1);
+    let (mask, summary) = segment(&dark, &ConstantModel::new(Size::new(64, 64), &[0.0, 1.0]), &auto());
+    assert_eq!((summary.tiles.run, summary.tissue_share), (summary.tiles.grid, None));
+    assert!(summary.tissue_note.is_some() && summary.to_string().contains("every tile runs"), "{summary}");
+    assert!(levels_of(&mask)[0].1.iter().all(|&label| label == 1));
+
+    for (channels, bits) in [(1, 8), (1, 16), (3, 16)] {
+        let mut file = TiffSlide::rgb(&[(300, 200)], |_, x, y, _| (x + y) as u16);
+        (file.channels, file.bits, file.photometric) = (channels, bits, if channels == 1 { 1 } else { 2 });
+        let slide = open_bytes(std::sync::Arc::new(Memory::new("grey.tif", file.bytes())), &OpenOptions::default());
+        let mut model = ConstantModel::new(Size::new(64, 64), &[0.0, 1.0]);
+        model.card_mut().channels = vec!["light".into(); channels];
+        model.card_mut().normalization = vec![microtome::unet::Normalization::None; channels];
+        let (_, summary) = segment(slide.unwrap().as_ref(), &model, &auto());
+        assert_eq!((summary.tiles.run, summary.tissue_share), (summary.tiles.grid, None), "{channels} x {bits} bits");
+        assert!(summary.tissue_note.is_some(), "{channels} x {bits} bits");
+    }
+}
+
+/// Statistics come from the whole slide, whether glass is skipped or not.
+#[test]
+fn skipping_glass_does_not_change_the_statistics() {
+    use microtome::unet::{Device, Execution, Model, ModelOptions};
+    let model = Model::open(crate::repository("models/nuclei"), &ModelOptions::default()).unwrap();
+    let execution = Execution {
+        device: Device::Cpu,
+        mirroring: microtome::unet::Mirroring::Off,
+        precision: microtome::unet::Precision::F32,
+    };
+    let predictor = model.predictor(&execution).unwrap();
+    let slide = SyntheticSlide::new(Size::new(600, 500), 12).with_islands(1);
+    let settings = with(&auto(), |s| (s.chunk, s.shard) = (64, 128));
+    let region = Segmenter::new(predictor.as_ref(), settings.clone()).unwrap().region(&slide).unwrap().unwrap();
+    let (some, summary) = segment(&slide, predictor.as_ref(), &settings);
+    let (all, _) = segment(&slide, predictor.as_ref(), &with(&settings, |s| s.tissue = TissueMode::None));
+    assert!(summary.tiles.skipped > 0 && summary.tiles.run > 0, "{:?}", summary.tiles);
+    let (size, all) = levels_of(&all).remove(0);
+    let inside = over(size, |x, y| {
+        if region.touches(Rect::new(x as i64, y as i64, 1, 1)) { all[(y * size.width + x) as usize] } else { 0 }
+    });
+    assert_same(size, &levels_of(&some)[0].1, &inside, "a network inside the region");
+}
