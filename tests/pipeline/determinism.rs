@@ -11,9 +11,8 @@ use crate::{files, least_memory, repository, segment_to, settings, with};
 /// Every file of the store is the same for any number of threads, any batch, and strips of one shard or of all.
 fn check(slide: &SyntheticSlide, model: &dyn Predictor, base: &Settings) {
     let folder = tempfile::tempdir().unwrap();
-    let narrow = |threads, batch| {
-        least_memory(slide, model, &with(base, |s| (s.threads, s.batch) = (Some(threads), batch)))
-    };
+    let narrow =
+        |threads, batch| least_memory(slide, model, &with(base, |s| (s.threads, s.batch) = (Some(threads), batch)));
     let mut reference = None;
     let mut widths = Vec::new();
     for (n, (threads, batch, memory)) in [

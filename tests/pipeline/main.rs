@@ -12,6 +12,7 @@ mod outputs;
 mod parity;
 mod refusals;
 mod resampling;
+mod resume;
 mod tissue;
 
 use std::collections::BTreeMap;
@@ -29,7 +30,6 @@ fn settings() -> Settings {
     settings.model_mpp = Some(TargetResolution::Native);
     settings.tissue = TissueMode::None;
     settings.threads = Some(2);
-    settings.cache = 0;
     settings.chunk = 16;
     settings.shard = 32;
     settings

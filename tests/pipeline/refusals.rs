@@ -19,7 +19,12 @@ fn fails(
 ) -> Error {
     let folder = tempfile::tempdir().unwrap();
     let run = |existing| -> Result<_> {
-        Segmenter::new(model, settings.clone())?.segment(slide, &folder.path().join("mask.ome.zarr"), existing, observer)
+        Segmenter::new(model, settings.clone())?.segment(
+            slide,
+            &folder.path().join("mask.ome.zarr"),
+            existing,
+            observer,
+        )
     };
     let error = run(Existing::Keep).unwrap_err();
     assert_eq!(names(folder.path()), Vec::<String>::new(), "left behind after: {error}");

@@ -34,7 +34,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct Segment {
-    /// Slides: SVS, tiled TIFF, PNG, JPEG
+    /// Slides: SVS, TIFF, PNG, JPEG, WebP
     #[arg(required = true, value_name = "SLIDE")]
     pub(crate) slides: Vec<PathBuf>,
 

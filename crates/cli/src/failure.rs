@@ -23,6 +23,8 @@ pub(crate) fn exit_code(error: &Error) -> u8 {
     match error.downcast_ref::<microtome::Error>() {
         Some(microtome::Error::Interrupted) => crate::signals::exit_code().unwrap_or(130),
         Some(error) => error.exit_code(),
+        // Output that cannot be written is a failure of the disk or of whoever reads it.
+        None if error.chain().any(|cause| cause.is::<std::io::Error>()) => 4,
         // Everything else here comes from reading arguments.
         None => 2,
     }

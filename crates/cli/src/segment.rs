@@ -92,8 +92,6 @@ fn settings(args: &args::Segment) -> Settings {
         args::Tissue::None => TissueMode::None,
     };
     settings.memory = args.memory.0;
-    // A sixteenth: a row of stored tiles under a row of network tiles, for all but the widest slides.
-    settings.cache = (args.memory.0 / 16).clamp(8 << 20, 256 << 20);
     settings.batch = args.batch;
     settings.threads = args.threads;
     settings
@@ -101,7 +99,7 @@ fn settings(args: &args::Segment) -> Settings {
 
 fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, output: &Path) -> Result<()> {
     let mut options = OpenOptions::default();
-    options.cache_bytes = settings(args).cache as usize;
+    options.cache_bytes = settings(args).cache_bytes() as usize;
     let slide = slide::open(path, &options).map_err(Error::Read)?;
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let progress = Progress::new(name, if args.quiet { Quiet::Yes } else { Quiet::No });

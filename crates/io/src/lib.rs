@@ -2,7 +2,7 @@
 //!
 //! This crate opens slides (TIFF family, plain pictures) from memory-mapped or positionally read bytes, decodes
 //! rectangles of them, and reads and writes OME-Zarr multiscale images and label images.
-//! It is the only crate of the workspace that names a file format, a codec, `zarrs` or `memmap2`.
+//! It is the only crate of the workspace that reads or writes slides and stores, and that names `zarrs` or `memmap2`.
 //!
 //! ```
 //! use microtome_io::slide::{OpenOptions, open};

@@ -123,6 +123,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Model(_) | Self::Usage(_) | Self::Tile(_) | Self::OutputExists { .. } | Self::InUse { .. } => 2,
+            Self::Write(microtome_io::Error::Usage { .. }) => 2,
             Self::Read(_) | Self::Write(_) | Self::Io { .. } | Self::Picture { .. } | Self::Inference { .. } => 4,
             Self::DifferentRun { .. } => 5,
             Self::Memory { .. } => 6,

@@ -4,8 +4,8 @@
 //! tiles with nnU-Net's overlap and weights, blended in strips that fit a byte budget, written as a multi-level OME-Zarr
 //! label image. [`preview`] makes small pictures of slides and masks.
 //!
-//! This crate never holds a slide, its logits or its mask as a whole, never guesses a resolution, never leaves half a
-//! result behind, and prints nothing: watch a run through an [`Observer`].
+//! This crate never holds a slide, its logits or its mask as a whole, never guesses a resolution, never shows half a
+//! result, and prints nothing: watch a run through an [`Observer`].
 //!
 //! # Example
 //!

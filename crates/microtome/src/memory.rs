@@ -8,8 +8,8 @@ use serde::Serialize;
 /// The most memory that was used, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct PeakMemory {
-    /// Anonymous memory of this process, sampled every 20 ms while the run lasted. Slides are mapped read-only and masks
-    /// written with plain writes, so nothing else is dirty.
+    /// Anonymous memory of this process, sampled every 20 ms while the run lasted. Slides are mapped read-only; beside this there are
+    /// at most 32 MiB of written file pages that wait for the disk.
     pub anonymous: u64,
     /// Resident set, as the kernel keeps it since the process began: it includes pages of mapped slides, which the
     /// kernel drops when memory is short.

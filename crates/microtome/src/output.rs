@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use microtome_io::store::{self, Found};
+use microtome_io::{Level, TileCoord};
 use microtome_stitch::{Entry, Journal, Record};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -174,9 +175,14 @@ fn intact(path: &Path, mut record: Record) -> Result<Record> {
             lost.push((level, shard));
         }
     }
-    lost.iter().for_each(|key| {
-        record.entries.remove(key);
-    });
+    for (level, shard) in lost {
+        // What was built from it is built again with it: a shard above cannot be completed twice otherwise.
+        let levels = record.entries.keys().next_back().map_or(0, |last| last.0.0);
+        for above in 0..=levels.saturating_sub(level.0) {
+            let at = TileCoord { row: shard.row >> above, column: shard.column >> above };
+            record.entries.remove(&(Level(level.0 + above), at));
+        }
+    }
     Ok(record)
 }
 

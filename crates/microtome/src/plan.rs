@@ -4,25 +4,35 @@ use microtome_io::Size;
 use microtome_io::slide::{Resolution, ResolutionSource, SlideReader};
 use microtome_io::{Microns, SampleType};
 use microtome_stitch::{Decision, Window, WindowShape};
-use microtome_tile::{Reader, Schedule, TargetGrid, TargetOptions, TargetResolution, TileGrid, check_channels};
+use microtome_tile::{
+    ImageStatistics, Reader, Schedule, TargetGrid, TargetOptions, TargetResolution, TileGrid, check_channels, tissue,
+};
 use microtome_unet::{Output, Predictor};
 use serde::Serialize;
 
-use crate::settings::Settings;
+use crate::settings::{Settings, cache_bytes};
 use crate::{Error, Result};
 
 /// Batches that may wait between two stages.
 pub(crate) const QUEUE: usize = 2;
 /// Bytes of half-built shards that the label pyramid may hold; what does not fit is built from the store again.
 pub(crate) const PYRAMID_BYTES: u64 = 32 << 20;
+/// Pages of written files that may wait for the disk: the store syncs whenever it has written so much.
+const DIRTY_BYTES: u64 = 32 << 20;
 /// Code, stacks, allocator slack and everything too small to name.
 const FIXED_BYTES: u64 = 96 << 20;
 
 /// The resolution that counts: the user's word before the slide's.
-pub(crate) fn resolution(slide: &dyn SlideReader, settings: &Settings) -> Option<Resolution> {
+///
+/// # Errors
+/// [`Error::Usage`] if the user's is not plausible.
+pub(crate) fn resolution(slide: &dyn SlideReader, settings: &Settings) -> Result<Option<Resolution>> {
     match settings.mpp {
-        Some(mpp) => Some(Resolution { mpp: Microns::square(mpp), source: ResolutionSource::Given }),
-        None => slide.info().resolution.clone(),
+        Some(mpp) if (0.01..=100.0).contains(&mpp) => {
+            Ok(Some(Resolution { mpp: Microns::square(mpp), source: ResolutionSource::Given }))
+        }
+        Some(mpp) => Err(Error::Usage(format!("{mpp} um per pixel (--mpp) is not plausible; 0.01 to 100 is"))),
+        None => Ok(slide.info().resolution.clone()),
     }
 }
 
@@ -49,7 +59,7 @@ impl Geometry {
     pub(crate) fn new(slide: &dyn SlideReader, predictor: &dyn Predictor, settings: &Settings) -> Result<Self> {
         let card = predictor.card();
         check_channels(slide, card.channels.len())?;
-        let resolution = resolution(slide, settings);
+        let resolution = resolution(slide, settings)?;
         let target = match (settings.model_mpp, card.mpp) {
             (Some(target), _) => target,
             (None, Some(mpp)) => TargetResolution::Mpp(mpp),
@@ -87,8 +97,12 @@ pub struct MemoryPlan {
     pub weights: u64,
     /// Activations of one batch.
     pub activations: u64,
+    /// What the slide's reader holds for good: a plain picture is kept decoded.
+    pub slide: u64,
     /// Decoded tiles of the slide.
     pub cache: u64,
+    /// Looking for tissue, and the first pass over the slide; over before the rest begins.
+    pub first_pass: u64,
     /// Tiles read ahead, and one being read per thread.
     pub reading: u64,
     /// Logits waiting to be blended.
@@ -97,7 +111,7 @@ pub struct MemoryPlan {
     pub sums: u64,
     /// Labels of unfinished shards.
     pub labels: u64,
-    /// Shards waiting to be written, being encoded, and half-built ones of coarser levels.
+    /// Shards waiting to be written, being encoded, half-built ones of coarser levels, and file pages that wait for the disk.
     pub writing: u64,
     /// Everything else.
     pub fixed: u64,
@@ -106,18 +120,11 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// All of it.
+    /// The most that is held at once.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.weights
-            + self.activations
-            + self.cache
-            + self.reading
-            + self.logits
-            + self.sums
-            + self.labels
-            + self.writing
-            + self.fixed
+        let segmentation = self.activations + self.reading + self.logits + self.sums + self.labels + self.writing;
+        self.weights + self.slide + self.cache + self.fixed + segmentation.max(self.first_pass)
     }
 
     /// The plan with the widest strip that fits the budget.
@@ -143,7 +150,7 @@ impl MemoryPlan {
             let hint = if least <= settings.memory {
                 format!("--batch 1 would need {}", crate::units::Bytes(least))
             } else {
-                format!("allow it with --memory {}MiB", narrowest.total().div_ceil(1 << 20))
+                format!("allow it with --memory {}MiB", enough(&narrowest).div_ceil(1 << 20))
             };
             return Err(Error::Memory { needed: narrowest.total(), budget: settings.memory, hint });
         }
@@ -186,15 +193,27 @@ impl MemoryPlan {
         Ok(Self {
             weights: network.weights,
             activations: network.activations,
-            cache: settings.cache,
+            slide: slide.resident_bytes(),
+            cache: settings.cache_bytes(),
+            first_pass: threads as u64 * reader.memory(ImageStatistics::PIECE).max(tissue::band_bytes(slide)),
             reading: (QUEUE as u64 + 2) * batch * tile + threads as u64 * reader.memory(card.tile),
             logits: (QUEUE as u64 + 2) * batch * logits,
             // Blocks in flight, and one row of them being turned into labels.
             sums: strip_width * planes * 4 * (rows + settings.chunk),
             labels: strip_width * settings.shard * label,
-            writing: (QUEUE as u64 + 1) * shard + 3 * shard + PYRAMID_BYTES,
+            writing: (QUEUE as u64 + 1) * shard + 3 * shard + PYRAMID_BYTES + DIRTY_BYTES,
             fixed: FIXED_BYTES + Window::new(geometry.window, card.tile).bytes(),
             strip_width,
         })
     }
+}
+
+/// The smallest budget that a plan fits, in steps of a mebibyte: the slide's cache grows with the budget.
+fn enough(plan: &MemoryPlan) -> u64 {
+    let others = plan.total() - plan.cache;
+    let mut budget = others;
+    while others + cache_bytes(budget) > budget {
+        budget += 1 << 20;
+    }
+    budget
 }

@@ -124,7 +124,7 @@ struct MaskLabels {
 }
 
 impl MaskLabels {
-    /// Memory: one row of pixels of the level read at a time, besides the result.
+    /// Memory: what lies under 256 rows of the picture at a time, besides the result.
     fn read(mask: &OmeZarr, size: Size) -> Result<Self> {
         let info = mask.info();
         let finest = info.levels[0].size;

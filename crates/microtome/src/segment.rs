@@ -89,7 +89,11 @@ impl<'p> Segmenter<'p> {
     /// What [`segment`](Self::segment) would refuse: channels or resolutions that do not fit, too little memory.
     pub fn plan(&self, slide: &dyn SlideReader) -> Result<Plan> {
         let geometry = Geometry::new(slide, self.predictor, &self.settings)?;
-        let memory = MemoryPlan::fit(slide, self.predictor, &geometry, &self.settings, self.threads)?;
+        // On the pool that will run the network: what a batch needs depends on its threads.
+        let memory = self
+            .pools
+            .network
+            .install(|| MemoryPlan::fit(slide, self.predictor, &geometry, &self.settings, self.threads))?;
         Ok(Plan { tiles: geometry.tiles.len(), geometry, memory })
     }
 
@@ -195,6 +199,9 @@ impl<'p> Segmenter<'p> {
                 (found, note)
             }
         };
+        if observer.cancelled() {
+            return Err(Error::Interrupted);
+        }
         let normalizer = self.normalizer(reader, &mut stages.statistics, observer, folder)?;
 
         let roi = tissue.as_ref().map(|t: &Tissue| &t.roi);
@@ -343,6 +350,7 @@ impl<'p> Segmenter<'p> {
         let mut run = Map::new();
         let mut set = |name: &str, value: Value| run.insert(name.into(), value);
         set("microtome", env!("CARGO_PKG_VERSION").into());
+        set("decoder", microtome_io::slide::JPEG_DECODER.into());
         set("slide", slide.content_id().map_err(Error::Read)?.into());
         set("resolution", json!(geometry.resolution));
         set("target", json!(geometry.target));

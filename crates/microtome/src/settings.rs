@@ -32,8 +32,6 @@ pub struct Settings {
     pub tissue: TissueMode,
     /// Bytes that the run may use: anonymous memory plus dirty file pages.
     pub memory: u64,
-    /// Bytes of that which the slide's decoded-tile cache was opened with.
-    pub cache: u64,
     /// Tiles per call of the network. Never changes the result.
     pub batch: usize,
     /// Threads that decode, infer, blend and encode. Never changes the result. `None`: one per core.
@@ -56,7 +54,6 @@ impl Default for Settings {
             step: None,
             tissue: TissueMode::Auto,
             memory: 4 << 30,
-            cache: 64 << 20,
             batch: 4,
             threads: None,
             chunk: 512,
@@ -64,4 +61,17 @@ impl Default for Settings {
             name: None,
         }
     }
+}
+
+impl Settings {
+    /// Bytes of the budget that the slide's cache of decoded tiles may take, to open the slide with: a sixteenth, which is a row of stored
+    /// tiles under a row of network tiles for all but the widest slides; at least 8 MiB, at most 256 MiB.
+    #[must_use]
+    pub fn cache_bytes(&self) -> u64 {
+        cache_bytes(self.memory)
+    }
+}
+
+pub(crate) fn cache_bytes(memory: u64) -> u64 {
+    (memory / 16).clamp(8 << 20, 256 << 20)
 }

@@ -5,7 +5,7 @@
 //! - [`ImageStatistics`] streams over the whole image for the normalizations that need it;
 //! - [`pyramid`] turns level n into level n + 1, for masks and for pictures.
 //!
-//! This crate never runs a network, never writes a file, and holds no more than a few megapixels at a time.
+//! This crate never runs a network, never writes a file, and holds no more than what it is asked for and a few megapixels a thread.
 //!
 //! # Example
 //!

@@ -9,9 +9,6 @@ use serde::{Deserialize, Serialize};
 use crate::reader::Reader;
 use crate::{Error, Result};
 
-/// Pixels of one piece of the pass; a multiple of the usual stored tile sizes.
-const PIECE: Size = Size::new(2048, 1024);
-
 /// Sums over all pixels of one channel. Integers, so that neither order nor number of threads can matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChannelSums {
@@ -64,6 +61,9 @@ pub struct ImageStatistics {
 }
 
 impl ImageStatistics {
+    /// Pixels of one piece of the pass; a multiple of the usual stored tile sizes.
+    pub const PIECE: Size = Size::new(2048, 1024);
+
     /// Statistics of one picture.
     #[must_use]
     pub fn of(pixels: &Pixels) -> Self {
@@ -96,7 +96,7 @@ impl ImageStatistics {
     pub fn stream(reader: Reader<'_>, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<Option<Self>> {
         let going = AtomicBool::new(true);
         let size = reader.grid().size;
-        let cells = size.cells(PIECE);
+        let cells = size.cells(Self::PIECE);
         let all = (0..cells.area())
             .into_par_iter()
             .map(|i| {
@@ -104,8 +104,12 @@ impl ImageStatistics {
                     return Ok(Self { channels: Vec::new() });
                 }
                 let (row, column) = (i / cells.width, i % cells.width);
-                let rect =
-                    Rect::new((column * PIECE.width) as i64, (row * PIECE.height) as i64, PIECE.width, PIECE.height);
+                let rect = Rect::new(
+                    (column * Self::PIECE.width) as i64,
+                    (row * Self::PIECE.height) as i64,
+                    Self::PIECE.width,
+                    Self::PIECE.height,
+                );
                 let Some(rect) = rect.intersect(size.rect()) else { unreachable!("cells cover the grid") };
                 let statistics = Self::of(&reader.read(rect)?);
                 if !progress(rect.size().area()) {

@@ -157,7 +157,8 @@ impl TargetGrid {
         let d = slide.levels[level].downsample;
         let step = Downsample { x: (factor / d.x).max(1.0), y: (factor / d.y).max(1.0) };
         let size = slide.levels[level].size;
-        let pixels = |n: u64, step: f64| ((n as f64 / step).ceil() as u64).max(1);
+        // A whole number of pixels must not become one more because the quotient was rounded.
+        let pixels = |n: u64, step: f64| ((n as f64 / step - 1e-6).ceil() as u64).max(1);
         let exact = (step.x - 1.0).abs() < 1e-9 && (step.y - 1.0).abs() < 1e-9;
         let downsample = Downsample { x: d.x * step.x, y: d.y * step.y };
         Self {

@@ -51,6 +51,18 @@ pub struct Tissue {
 /// Rows of the coarse grid that are worked on at once.
 const BAND: usize = 256;
 
+/// Bytes that looking for tissue holds per thread: a band's source while it is resampled (4 megapixels of 3 bytes), its samples and
+/// its planes.
+#[must_use]
+pub fn band_bytes(slide: &dyn SlideReader) -> u64 {
+    let options = TissueOptions::default();
+    let finest = slide.info().resolution.as_ref().map_or(0.5, |r| r.mpp.x.min(r.mpp.y)).max(0.01);
+    let width = (slide.info().size().width as f64 * finest / options.mpp).ceil() as u64;
+    let rows = (BAND + 2 * (options.median_radius + 2 * options.closing + options.margin)) as u64;
+    // Samples once decoded and once gathered, saturation, two counters of four bytes, four masks.
+    (12 << 20) + width * rows * (2 * 3 + 1 + 4 + 4)
+}
+
 /// Looks for tissue on the whole slide. `None` where the method does not apply: it needs 8-bit RGB on bright glass.
 ///
 /// Memory: a band of 256 rows per thread and one bit per cell.

@@ -143,6 +143,9 @@ impl Default for Limits {
     }
 }
 
+/// The decoder of JPEG tiles in this build. Two decoders may differ by one level in a sample.
+pub const JPEG_DECODER: &str = if cfg!(feature = "turbojpeg") { "libjpeg-turbo" } else { "zune-jpeg 0.5" };
+
 /// A source of slide pixels. Implementations decode from many threads at once and hold no lock while they do.
 pub trait SlideReader: Send + Sync + std::fmt::Debug {
     /// What is known without decoding.
@@ -163,6 +166,11 @@ pub trait SlideReader: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`Error::Usage`] if there is none of that name, [`Error::Format`] or [`Error::Unsupported`] if it cannot be decoded.
     fn read_associated(&self, name: &str) -> Result<Pixels>;
+
+    /// Bytes that the reader holds for as long as it lives, besides its cache of decoded tiles: a picture that is decoded as a whole.
+    fn resident_bytes(&self) -> u64 {
+        0
+    }
 
     /// A cheap identity of the file's content; see [`content_id`](crate::bytes::content_id).
     ///

@@ -90,6 +90,10 @@ impl SlideReader for Picture {
         &self.info
     }
 
+    fn resident_bytes(&self) -> u64 {
+        self.info.size().area() * self.info.channels as u64
+    }
+
     fn read_region(&self, level: Level, rect: Rect) -> Result<Pixels> {
         self.info.level(level)?;
         let SlideInfo { channels, sample, ref background, .. } = self.info;
