@@ -1,14 +1,18 @@
 //! Glass is skipped, and nothing else is.
 
+use std::process::Command;
+
 use microtome::io::bytes::Memory;
-use microtome::io::slide::{OpenOptions, SlideReader, open_bytes};
+use microtome::io::slide::{OpenOptions, SlideReader, open, open_bytes};
 use microtome::io::{Level, Rect, Size};
 use microtome::{Segmenter, Settings, TissueMode};
 use microtome_testkit::tiff::TiffSlide;
-use microtome_testkit::{ConstantModel, CountingSlide, FunctionModel, SyntheticSlide};
+use microtome_testkit::{ConstantModel, CountingSlide, FunctionModel, SyntheticSlide, assets, skip};
+use microtome_tile::{TileGrid, TileIndex};
+use serde_json::json;
 
 use crate::function::{THRESHOLDS, expected};
-use crate::{assert_pyramid, assert_same, least_memory, levels_of, over, segment, settings, with};
+use crate::{assert_pyramid, assert_same, least_memory, levels_of, over, repository, segment, settings, with};
 
 fn auto() -> Settings {
     with(&settings(), |s| s.tissue = TissueMode::Auto)
@@ -130,4 +134,32 @@ fn skipping_glass_does_not_change_the_statistics() {
         if region.touches(Rect::new(x as i64, y as i64, 1, 1)) { all[(y * size.width + x) as usize] } else { 0 }
     });
     assert_same(size, &levels_of(&some)[0].1, &inside, "a network inside the region");
+}
+
+/// `tests/python/tissue_check.py` finds tissue on a real slide in a way that shares nothing with ours.
+#[test]
+fn skipped_tiles_hold_no_tissue_by_an_independent_mask() {
+    let Some(python) = std::env::var_os("MICROTOME_PYTHON") else {
+        skip("MICROTOME_PYTHON names no interpreter with numpy and openslide; `cargo xtask test` makes one");
+        return;
+    };
+    let Some(path) = assets::cmu_small_region() else { return };
+    let slide = open(&path, &OpenOptions::default()).unwrap();
+    let tile = Size::new(128, 128);
+    let model = ConstantModel::new(tile, &[0.0, 1.0]);
+    let (_, summary) = segment(slide.as_ref(), &model, &auto());
+    let region = Segmenter::new(&model, auto()).unwrap().region(slide.as_ref()).unwrap().unwrap();
+    let grid = TileGrid::new(summary.geometry.target.size, tile, summary.geometry.step).unwrap();
+    let skipped: Vec<_> = (0..grid.len()).map(|i| grid.rect(TileIndex(i))).filter(|r| !region.touches(*r)).collect();
+    // Most of this slide is glass: a detector that takes it for tissue fails here, as one does that misses tissue.
+    assert!(summary.tiles.skipped * 4 > summary.tiles.grid, "{:?}", summary.tiles);
+
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report.json");
+    std::fs::write(&report, json!({ "tiles": summary.tiles, "skipped_tiles": skipped }).to_string()).unwrap();
+    let script = repository("tests/python/tissue_check.py");
+    let output = Command::new(python).arg(script).arg(path).arg(report).output().unwrap();
+    let words = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{words}");
+    println!("{words}");
 }

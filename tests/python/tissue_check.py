@@ -4,7 +4,7 @@
 usage: tissue_check.py SLIDE REPORT.json
 
 REPORT.json tells of a run over SLIDE: its `tiles` count the grid and the tiles that ran and were skipped, its `skipped_tiles`
-are rectangles (`x`, `y`, `width`, `height`) in level-0 pixels. crates/microtome/tests/tissue.rs writes it.
+are rectangles (`x`, `y`, `width`, `height`) in level-0 pixels. tests/pipeline/tissue.rs writes it.
 
 Tissue, here: green light is absorbed (optical density at least 0.05, about 11 %) relative to the slide's own glass, in most
 cells of a 3 x 3 neighbourhood of cells of about 8 um. Haematoxylin and eosin both absorb green.
