@@ -10,6 +10,7 @@ mod function;
 mod levels;
 mod outputs;
 mod parity;
+mod recovery;
 mod refusals;
 mod resampling;
 mod resume;

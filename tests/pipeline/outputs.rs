@@ -47,7 +47,7 @@ fn what_is_not_ours_is_never_touched() {
     std::fs::write(store.join("zarr.json"), r#"{"zarr_format":3,"node_type":"group","attributes":{}}"#).unwrap();
     let before = state(folder.path());
     for path in [&file, &other, &store] {
-        for existing in [Existing::Keep, Existing::Replace] {
+        for existing in [Existing::Keep, Existing::Restart, Existing::Replace] {
             let error = run(path, &settings(), existing).unwrap_err();
             assert!(matches!(error, Error::OutputExists { .. }) && error.exit_code() == 2, "{error}");
             assert!(error.to_string().starts_with(&path.display().to_string()), "{error}");
@@ -77,15 +77,19 @@ fn a_run_that_has_finished_is_not_repeated() {
     done(run(&path, &settings(), Existing::Keep));
     let before = state(&path);
     // Threads, batch and memory are no part of what a run is.
+    let report = state(&folder.path().join("mask.ome.zarr.run"));
     for settings in [settings(), with(&settings(), |s| (s.threads, s.batch, s.memory) = (Some(1), 7, 1 << 30))] {
-        let again = run(&path, &settings, Existing::Keep);
-        assert!(matches!(again, Ok(Outcome::AlreadyDone)), "{again:?}");
-        assert!(state(&path) == before, "the store was touched");
+        for existing in [Existing::Keep, Existing::Restart] {
+            let again = run(&path, &settings, existing);
+            assert!(matches!(again, Ok(Outcome::AlreadyDone)), "{again:?}");
+            assert!(state(&path) == before, "the store was touched");
+            assert!(state(&folder.path().join("mask.ome.zarr.run")) == report, "the report was touched");
+        }
     }
     done(run(&path, &settings(), Existing::Replace));
     let after = state(&path);
     assert!(after != before && files(&path) == before.into_iter().map(|(name, bytes, _)| (name, bytes)).collect());
-    assert_eq!(names(folder.path()), ["mask.ome.zarr"]);
+    assert_eq!(names(folder.path()), ["mask.ome.zarr", "mask.ome.zarr.run"]);
 }
 
 #[test]
@@ -127,8 +131,30 @@ fn the_result_of_another_run_is_kept_and_the_difference_named() {
     assert_eq!(OmeZarr::open(&path).unwrap().info().attributes["run"]["step"], 0.7);
 }
 
+/// The folder of the run lies beside the store; what of others is in its place stays.
 #[test]
-fn what_a_crash_left_is_begun_anew() {
+fn a_strangers_run_folder_is_not_touched() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mask.ome.zarr");
+    let beside = folder.path().join("mask.ome.zarr.run");
+    std::fs::write(&beside, "mine").unwrap();
+    for existing in [Existing::Keep, Existing::Replace] {
+        let error = run(&path, &settings(), existing).unwrap_err();
+        assert!(error.to_string().starts_with(&beside.display().to_string()), "{error}");
+        assert_eq!(names(folder.path()), ["mask.ome.zarr.run"]);
+        assert_eq!(std::fs::read_to_string(&beside).unwrap(), "mine");
+    }
+    std::fs::remove_file(&beside).unwrap();
+    std::fs::create_dir(&beside).unwrap();
+    std::fs::write(beside.join("notes.txt"), "mine").unwrap();
+    for existing in [Existing::Keep, Existing::Replace] {
+        done(run(&path, &settings(), existing));
+        assert_eq!(std::fs::read_to_string(beside.join("notes.txt")).unwrap(), "mine");
+    }
+}
+
+#[test]
+fn a_store_without_a_journal_is_begun_anew() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mask.ome.zarr");
     let reference = folder.path().join("reference.ome.zarr");
@@ -158,7 +184,7 @@ fn a_store_that_is_being_written_is_left_alone() {
         assert!(error.to_string().starts_with(&path.display().to_string()), "{error}");
     }
     // Its owner has not noticed.
-    let shards = mask.image().shards(Level(0)).unwrap();
+    assert_eq!(mask.image().shards(Level(0)), Some(Size::new(5, 4)));
     for (level, _) in mask.image().levels.iter().enumerate() {
         let shards = mask.image().shards(Level(level)).unwrap();
         for row in 0..shards.height {
@@ -169,7 +195,6 @@ fn a_store_that_is_being_written_is_left_alone() {
         }
     }
     held.finish().unwrap();
-    assert_eq!(shards, Size::new(5, 4));
     assert!(matches!(run(&path, &settings(), Existing::Keep), Ok(Outcome::AlreadyDone)));
 }
 

@@ -150,8 +150,10 @@ fn a_resolution_is_never_guessed() {
     let text = refused(with(&settings(), |s| s.model_mpp = None));
     assert!(text.contains("--model-mpp"), "{text}");
     for wrong in [0.0, -1.0, 1e-3, 1e4, f64::NAN, f64::INFINITY] {
-        let text = refused(with(&at(0.5), |s| s.mpp = Some(wrong)));
-        assert!(text.contains("not plausible"), "{wrong}: {text}");
+        for settings in [at(0.5), settings()] {
+            let text = refused(with(&settings, |s| s.mpp = Some(wrong)));
+            assert!(text.contains("not plausible"), "{wrong}: {text}");
+        }
         let text = refused(with(&at(wrong), |s| s.mpp = Some(0.5)));
         assert!(text.contains("not plausible"), "{wrong}: {text}");
     }
