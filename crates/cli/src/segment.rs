@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use microtome::io::slide::{self, OpenOptions};
-use microtome::unet::{Execution, Mirroring, Model};
+use microtome::unet::{Arithmetic, Execution, Mirroring, Model};
 use microtome::{Error, Existing, Outcome, Segmenter, Settings, TissueMode};
 use serde_json::json;
 
@@ -28,6 +28,7 @@ pub(crate) fn run(args: &args::Segment) -> Result<u8> {
             args::Precision::Bf16 => microtome::unet::Precision::Bf16,
             args::Precision::F16 => microtome::unet::Precision::F16,
         },
+        arithmetic: if args.exact { Arithmetic::Exact } else { Arithmetic::Fast },
     };
     let predictor = model.predictor(&execution).map_err(Error::Model)?;
     let segmenter = Segmenter::new(predictor.as_ref(), settings(args))?;

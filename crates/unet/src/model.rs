@@ -5,11 +5,11 @@ use std::path::Path;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::candle::CandlePredictor;
 use crate::package::{self, PackageOptions, TestVector};
 use crate::weights::Fold;
 use crate::{
-    Architecture, Card, Error, Execution, MirrorAxes, Network, Normalization, Output, Predictor, Result, nnunet,
+    Architecture, Card, Error, Execution, MirrorAxes, Network, Normalization, Output, Predictor, Result, ensemble,
+    nnunet,
 };
 
 /// Which of a model's folds are loaded.
@@ -150,7 +150,7 @@ impl Model {
     /// # Errors
     /// If the device is not there or cannot compute with the precision asked for.
     pub fn predictor(&self, execution: &Execution) -> Result<Box<dyn Predictor>> {
-        Ok(Box::new(CandlePredictor::new(self, execution)?))
+        ensemble::predictor(self, execution)
     }
 
     /// Writes the model as a package into a folder that does not exist yet or is empty; `model.toml` comes last.

@@ -73,6 +73,27 @@ pub struct Execution {
     pub mirroring: Mirroring,
     /// With how many bits.
     pub precision: Precision,
+    /// With which algorithms.
+    pub arithmetic: Arithmetic,
+}
+
+/// Which algorithms the CPU may use. On other devices both are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Arithmetic {
+    /// The fastest ones, whose rounding errors are larger: Winograd's for convolutions of 3 x 3.
+    #[default]
+    Fast,
+    /// Convolutions as they are defined: a sum of products.
+    Exact,
+}
+
+impl std::fmt::Display for Arithmetic {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Fast => "fast",
+            Self::Exact => "exact",
+        })
+    }
 }
 
 /// Where a network runs.

@@ -4,11 +4,16 @@ use std::path::PathBuf;
 
 use microtome_io::{Pixels, Rect, Size};
 use microtome_unet::{
-    ChannelStatistics, Device, Execution, Mirroring, Model, ModelOptions, Normalizer, PackageOptions, Precision,
-    Predictor, Tile,
+    Arithmetic, ChannelStatistics, Device, Execution, Mirroring, Model, ModelOptions, Normalizer, PackageOptions,
+    Precision, Predictor, Tile,
 };
 
-const CPU: Execution = Execution { device: Device::Cpu, mirroring: Mirroring::Off, precision: Precision::F32 };
+const CPU: Execution = Execution {
+    device: Device::Cpu,
+    mirroring: Mirroring::Off,
+    precision: Precision::F32,
+    arithmetic: Arithmetic::Fast,
+};
 
 /// The folder of the model that nnU-Net trained, or `None` after saying so.
 fn nnunet() -> Option<PathBuf> {

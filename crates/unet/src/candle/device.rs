@@ -4,7 +4,7 @@ use candle_core::Device as CandleDevice;
 
 use crate::{Device, Error, Result};
 
-pub(super) fn open(device: Device) -> Result<CandleDevice> {
+pub(crate) fn open(device: Device) -> Result<CandleDevice> {
     match device {
         Device::Cpu => Ok(CandleDevice::Cpu),
         Device::Auto => Ok(cuda(0).unwrap_or(CandleDevice::Cpu)),
@@ -32,27 +32,11 @@ fn cuda(index: usize) -> Result<CandleDevice> {
     Err(Error::Device { message })
 }
 
-/// What decides how sums are rounded: the instructions that the matrix product chooses from, or the kind of device.
-pub(super) fn arithmetic(device: &CandleDevice) -> &'static str {
+/// The kind of device, which decides how sums are rounded.
+pub(super) fn kind(device: &CandleDevice) -> &'static str {
     match device {
-        CandleDevice::Cpu => instructions(),
+        CandleDevice::Cpu => "cpu",
         CandleDevice::Cuda(_) => "cuda",
         CandleDevice::Metal(_) => "metal",
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn instructions() -> &'static str {
-    if is_x86_feature_detected!("avx512f") {
-        "cpu avx512f"
-    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        "cpu avx2 fma"
-    } else {
-        "cpu sse2"
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn instructions() -> &'static str {
-    std::env::consts::ARCH
 }

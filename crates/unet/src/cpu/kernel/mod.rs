@@ -1,0 +1,371 @@
+//! The few functions in which the time is spent, for each instruction set, behind an interface that is safe.
+//!
+//! Every call checks in all builds that what the kernel will read and write lies inside the slices it was given:
+//! that takes a few comparisons per hundreds of multiplications.
+#![allow(unsafe_code)]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod generic;
+mod portable;
+mod vector;
+
+use super::InstructionSet;
+
+/// How many input words lie together for each pixel of the scratch that convolutions read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Block {
+    Four,
+    Eight,
+    Sixteen,
+}
+
+impl Block {
+    pub(super) const ALL: [Self; 3] = [Self::Sixteen, Self::Eight, Self::Four];
+
+    pub(super) const fn words(self) -> usize {
+        match self {
+            Self::Four => 4,
+            Self::Eight => 8,
+            Self::Sixteen => 16,
+        }
+    }
+}
+
+/// How output channels share vectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lanes {
+    /// One vector holds half as many channels as it has lanes; neighbouring lanes take even and odd input words.
+    Paired,
+    /// One vector holds as many channels as it has lanes.
+    Single,
+    /// Two vectors at a time: fewer reads of the input for each product.
+    Double,
+}
+
+/// The input words that one output pixel is a sum over, relative to the pixel's first word: runs of equal length.
+#[derive(Debug, Clone)]
+pub(super) struct Runs {
+    offsets: Box<[usize]>,
+    length: usize,
+    /// One past the last word.
+    reach: usize,
+}
+
+impl Runs {
+    /// # Panics
+    /// If the length is no multiple of four.
+    pub(super) fn new(offsets: impl IntoIterator<Item = usize>, length: usize) -> Self {
+        assert!(length.is_multiple_of(4), "a run of {length} words");
+        let offsets: Box<[usize]> = offsets.into_iter().collect();
+        let reach = offsets.iter().max().map_or(0, |last| last + length);
+        Self { offsets, length, reach }
+    }
+
+    /// Words in all runs together.
+    pub(super) fn words(&self) -> usize {
+        self.offsets.len() * self.length
+    }
+}
+
+/// Part of a row of a convolution's output: neighbouring pixels, one group of channels.
+#[derive(Debug)]
+pub(super) struct Tile<'a> {
+    pub(super) input: &'a [f32],
+    /// Where the first pixel's words are relative to.
+    pub(super) from: usize,
+    pub(super) runs: &'a Runs,
+    /// One vector, or two, for each word (for each two words if paired).
+    pub(super) weights: &'a [f32],
+    /// A value per lane; 0 in odd lanes if paired.
+    pub(super) bias: &'a [f32],
+    pub(super) output: &'a mut [f32],
+    /// Where the first pixel's first channel goes.
+    pub(super) to: usize,
+    /// Distance between pixels of the output.
+    pub(super) pixel_stride: usize,
+    /// Channels that are written, at most those of the group.
+    pub(super) channels: usize,
+    /// For each lane a pivot, the sum of differences from it, and the sum of their squares.
+    pub(super) statistics: Option<&'a mut [f32]>,
+}
+
+/// Six by six pixels of sixteen channels, to be transformed.
+#[derive(Debug)]
+pub(super) struct InputTile<'a> {
+    /// Blocks of sixteen words.
+    pub(super) input: &'a [f32],
+    pub(super) from: usize,
+    pub(super) row_stride: usize,
+    pub(super) output: &'a mut [f32],
+    pub(super) to: usize,
+    pub(super) position_stride: usize,
+}
+
+/// 36 values of one vector of channels, to be transformed into four by four pixels.
+#[derive(Debug)]
+pub(super) struct OutputTile<'a> {
+    pub(super) input: &'a [f32],
+    pub(super) from: usize,
+    pub(super) position_stride: usize,
+    /// A value per lane.
+    pub(super) bias: &'a [f32],
+    pub(super) output: &'a mut [f32],
+    pub(super) to: usize,
+    pub(super) row_stride: usize,
+    pub(super) pixel_stride: usize,
+    /// Rows and columns that lie inside the output, 1 to 4.
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    /// Channels that are written, at most a vector.
+    pub(super) channels: usize,
+    /// As for [`Tile`], one vector.
+    pub(super) statistics: Option<&'a mut [f32]>,
+}
+
+/// [`Tile`] as the kernels see it: pointers to the first word of each thing.
+struct RawTile {
+    input: *const f32,
+    offsets: *const usize,
+    runs: usize,
+    length: usize,
+    weights: *const f32,
+    bias: *const f32,
+    output: *mut f32,
+    pixel_stride: usize,
+    channels: usize,
+    statistics: *mut f32,
+}
+
+/// [`InputTile`] likewise.
+struct RawInputTile {
+    input: *const f32,
+    row_stride: usize,
+    output: *mut f32,
+    position_stride: usize,
+}
+
+/// [`OutputTile`] likewise.
+struct RawOutputTile {
+    input: *const f32,
+    position_stride: usize,
+    bias: *const f32,
+    output: *mut f32,
+    row_stride: usize,
+    pixel_stride: usize,
+    rows: usize,
+    columns: usize,
+    channels: usize,
+    statistics: *mut f32,
+}
+
+type TileKernel = unsafe fn(&RawTile);
+type RowLoader = unsafe fn(&[f32], usize, usize, &mut [f32], &[f32], f32);
+
+/// One kernel for each number of pixels, for each [`Block`].
+type Form = [&'static [TileKernel]; 3];
+
+/// The kernels of one instruction set.
+pub(super) struct Kernels {
+    /// Lanes of a vector.
+    lanes: usize,
+    single: Form,
+    double: Option<Form>,
+    paired: Option<Form>,
+    input_tile: unsafe fn(&RawInputTile),
+    output_tile: unsafe fn(&RawOutputTile),
+    load_row: [RowLoader; 3],
+}
+
+/// The table of a kernel's instances: numbers of pixels in ascending order from 1.
+macro_rules! by_pixels {
+    ($kernel:ident: $($pixels:literal)*) => {
+        [&[$($kernel::<$pixels, 4>),*], &[$($kernel::<$pixels, 8>),*], &[$($kernel::<$pixels, 16>),*]]
+    };
+}
+macro_rules! by_block {
+    ($kernel:ident) => {
+        [$kernel::<4>, $kernel::<8>, $kernel::<16>]
+    };
+}
+use {by_block, by_pixels};
+
+impl std::fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernels").field("lanes", &self.lanes).finish_non_exhaustive()
+    }
+}
+
+impl Kernels {
+    /// # Panics
+    /// If this CPU has not the instruction set: that is what makes all other functions safe to call.
+    pub(super) fn of(set: InstructionSet) -> &'static Self {
+        assert!(set.is_available(), "{set} is not available");
+        match set {
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512 => &avx512::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2 => &avx2::KERNELS,
+            #[cfg(not(target_arch = "x86_64"))]
+            InstructionSet::Avx512 | InstructionSet::Avx2 => unreachable!("asserted above"),
+            InstructionSet::Portable => &portable::KERNELS,
+        }
+    }
+
+    /// Lanes of a vector: 8 or 16.
+    pub(super) fn lanes(&self) -> usize {
+        self.lanes
+    }
+
+    /// How so many output channels are best divided: for each group its form and the number of its channels.
+    pub(super) fn groups(&self, channels: usize) -> Vec<(Lanes, usize)> {
+        let lanes = self.lanes;
+        let mut groups = Vec::new();
+        let mut rest = channels;
+        while rest > 0 {
+            let paired = self.paired.is_some();
+            // Two vectors where the second is at least half full; a pair where one vector would be at most half full.
+            let form = if self.double.is_some() && rest > lanes + if paired { lanes / 2 } else { 0 } {
+                Lanes::Double
+            } else if paired && rest <= lanes / 2 {
+                Lanes::Paired
+            } else {
+                Lanes::Single
+            };
+            let count = rest.min(self.channels(form));
+            groups.push((form, count));
+            rest -= count;
+        }
+        groups
+    }
+
+    /// Output channels of one group.
+    pub(super) fn channels(&self, form: Lanes) -> usize {
+        match form {
+            Lanes::Paired => self.lanes / 2,
+            Lanes::Single => self.lanes,
+            Lanes::Double => 2 * self.lanes,
+        }
+    }
+
+    /// Lanes of one group: as many as there are values of bias, pivot, sum and squares.
+    pub(super) fn group_lanes(&self, form: Lanes) -> usize {
+        if form == Lanes::Double { 2 * self.lanes } else { self.lanes }
+    }
+
+    /// Input words that one group of weights is for.
+    pub(super) fn step(form: Lanes) -> usize {
+        if form == Lanes::Paired { 2 } else { 1 }
+    }
+
+    fn form(&self, form: Lanes) -> &Form {
+        match form {
+            Lanes::Paired => self.paired.as_ref(),
+            Lanes::Single => Some(&self.single),
+            Lanes::Double => self.double.as_ref(),
+        }
+        .expect("`groups` only names forms that there are")
+    }
+
+    /// The most pixels that [`tile`](Self::tile) takes.
+    pub(super) fn most_pixels(&self, form: Lanes) -> usize {
+        self.form(form)[0].len()
+    }
+
+    /// Computes a tile of so many pixels.
+    ///
+    /// # Panics
+    /// If the tile reads or writes outside of its slices, or there are too many pixels.
+    pub(super) fn tile(&self, form: Lanes, block: Block, pixels: usize, tile: Tile<'_>) {
+        let kernel = self.form(form)[block as usize][pixels - 1];
+        let lanes = self.group_lanes(form);
+        let last = pixels - 1;
+        assert!(tile.from + last * block.words() + tile.runs.reach <= tile.input.len());
+        assert!(tile.runs.words() / Self::step(form) * lanes <= tile.weights.len());
+        assert!(lanes <= tile.bias.len());
+        assert!(tile.channels <= self.channels(form));
+        assert!(tile.to + last * tile.pixel_stride + tile.channels <= tile.output.len());
+        assert!(tile.statistics.as_ref().is_none_or(|s| 3 * lanes <= s.len()));
+        let raw = RawTile {
+            input: tile.input[tile.from..].as_ptr(),
+            offsets: tile.runs.offsets.as_ptr(),
+            runs: tile.runs.offsets.len(),
+            length: tile.runs.length,
+            weights: tile.weights.as_ptr(),
+            bias: tile.bias.as_ptr(),
+            output: tile.output[tile.to..].as_mut_ptr(),
+            pixel_stride: tile.pixel_stride,
+            channels: tile.channels,
+            statistics: tile.statistics.map_or(std::ptr::null_mut(), <[f32]>::as_mut_ptr),
+        };
+        // SAFETY: `of` has seen that the CPU has the instruction set. The farthest word that is read is the last pixel's last word of
+        // the farthest run; weights, bias and statistics are read from their start; the farthest word that is written is the last
+        // pixel's last channel. All of them lie inside their slices by the assertions above.
+        unsafe { kernel(&raw) }
+    }
+
+    /// Transforms a tile of input.
+    ///
+    /// # Panics
+    /// If the tile reads or writes outside of its slices.
+    pub(super) fn input_tile(&self, tile: InputTile<'_>) {
+        assert!(tile.from + 5 * tile.row_stride + 6 * 16 <= tile.input.len());
+        assert!(tile.to + 35 * tile.position_stride + 16 <= tile.output.len());
+        let raw = RawInputTile {
+            input: tile.input[tile.from..].as_ptr(),
+            row_stride: tile.row_stride,
+            output: tile.output[tile.to..].as_mut_ptr(),
+            position_stride: tile.position_stride,
+        };
+        // SAFETY: the CPU has the instruction set; six rows of six blocks are read and 36 blocks written, inside the slices by the
+        // assertions above.
+        unsafe { (self.input_tile)(&raw) }
+    }
+
+    /// Transforms a tile of output.
+    ///
+    /// # Panics
+    /// If the tile reads or writes outside of its slices.
+    pub(super) fn output_tile(&self, tile: OutputTile<'_>) {
+        assert!(tile.from + 35 * tile.position_stride + self.lanes <= tile.input.len());
+        assert!(self.lanes <= tile.bias.len() && tile.channels <= self.lanes);
+        assert!((1..=4).contains(&tile.rows) && (1..=4).contains(&tile.columns));
+        let last = (tile.rows - 1) * tile.row_stride + (tile.columns - 1) * tile.pixel_stride;
+        assert!(tile.to + last + tile.channels <= tile.output.len());
+        assert!(tile.statistics.as_ref().is_none_or(|s| 3 * self.lanes <= s.len()));
+        let raw = RawOutputTile {
+            input: tile.input[tile.from..].as_ptr(),
+            position_stride: tile.position_stride,
+            bias: tile.bias.as_ptr(),
+            output: tile.output[tile.to..].as_mut_ptr(),
+            row_stride: tile.row_stride,
+            pixel_stride: tile.pixel_stride,
+            rows: tile.rows,
+            columns: tile.columns,
+            channels: tile.channels,
+            statistics: tile.statistics.map_or(std::ptr::null_mut(), <[f32]>::as_mut_ptr),
+        };
+        // SAFETY: the CPU has the instruction set; 36 vectors are read, and the first `channels` of the stated rows and columns
+        // written, inside the slices by the assertions above.
+        unsafe { (self.output_tile)(&raw) }
+    }
+
+    /// Fills `target`, blocks of pixels, from every `stride` words of `source`, through `x * factor + summand` and a leaky ReLU.
+    /// `affine` holds a block of factors and a block of summands; words beyond `channels` become 0.
+    ///
+    /// # Panics
+    /// If `channels` is more than a block, or `source` is too short.
+    pub(super) fn load_row(
+        &self,
+        block: Block,
+        (source, stride, channels): (&[f32], usize, usize),
+        target: &mut [f32],
+        affine: &[f32],
+        slope: f32,
+    ) {
+        // SAFETY: the CPU has the instruction set; the function itself is plain Rust.
+        unsafe { self.load_row[block as usize](source, stride, channels, target, affine, slope) }
+    }
+}

@@ -1,0 +1,214 @@
+//! What both algorithms for a convolution share: the division of channels, packed weights, and the memory that a layer works in.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use microtome_io::Size;
+
+use super::buffer::Buffer;
+use super::kernel::{Block, Kernels, Lanes};
+use super::loader::Source;
+use super::moments::{LaneMap, Moments};
+use super::program::Convolution;
+use crate::weights::Weight;
+
+/// A part of a view with its places in memory.
+#[derive(Debug, Clone)]
+pub(super) struct Operand {
+    /// Where in the arena.
+    pub(super) place: Range<usize>,
+    pub(super) channels: usize,
+    pub(super) size: Size,
+    /// Where among the factors and summands.
+    pub(super) affine: Option<Range<usize>>,
+    pub(super) slope: f32,
+}
+
+impl Operand {
+    pub(super) fn source<'a>(&self, arena: &'a [f32], affines: &'a [f32]) -> Source<'a> {
+        Source {
+            values: &arena[self.place.clone()],
+            channels: self.channels,
+            size: self.size,
+            affine: self.affine.clone().map(|range| &affines[range]),
+            slope: self.slope,
+        }
+    }
+}
+
+/// The memory that a layer works in.
+#[derive(Debug)]
+pub(super) struct Memory<'a> {
+    /// All tensors.
+    pub(super) arena: &'a mut [f32],
+    /// Factors and summands of all normalisations.
+    pub(super) affines: &'a [f32],
+    pub(super) scratch: &'a mut [f32],
+    /// Of the tensor that is written, if they are wanted.
+    pub(super) moments: Option<&'a mut [Moments]>,
+}
+
+/// Some of the input's channels: those that one block of the scratch holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct InputBlock {
+    /// Index of the part of the view.
+    pub(super) part: usize,
+    /// The first channel, of the part and of the view.
+    pub(super) first: usize,
+    input: usize,
+    channels: usize,
+}
+
+/// A view's channels in blocks; no block holds channels of two parts.
+#[derive(Debug, Clone)]
+pub(super) struct InputBlocks {
+    pub(super) block: Block,
+    pub(super) of: Vec<InputBlock>,
+}
+
+impl InputBlocks {
+    pub(super) fn new(parts: &[usize], block: Block) -> Self {
+        let mut of = Vec::new();
+        let mut input = 0;
+        for (part, &channels) in parts.iter().enumerate() {
+            for first in (0..channels).step_by(block.words()) {
+                let count = (channels - first).min(block.words());
+                of.push(InputBlock { part, first, input: input + first, channels: count });
+            }
+            input += channels;
+        }
+        Self { block, of }
+    }
+
+    /// The widest blocks that need the fewest words in all.
+    pub(super) fn tight(parts: &[usize]) -> Self {
+        let words = |b: &Block| parts.iter().map(|c| c.next_multiple_of(b.words())).sum::<usize>();
+        let block = Block::ALL.into_iter().min_by_key(words).unwrap_or(Block::Sixteen);
+        Self::new(parts, block)
+    }
+
+    /// The view's channel at a word of a block, if there is one.
+    pub(super) fn channel(&self, block: usize, word: usize) -> Option<usize> {
+        let block = self.of[block];
+        (word < block.channels).then_some(block.input + word)
+    }
+}
+
+/// Output channels that one kernel computes together.
+#[derive(Debug, Clone)]
+pub(super) struct Group {
+    pub(super) form: Lanes,
+    pub(super) first: usize,
+    pub(super) channels: usize,
+    pub(super) lanes: usize,
+    pub(super) map: LaneMap,
+}
+
+impl Group {
+    /// All groups of so many channels, which repeat after `period`.
+    pub(super) fn divide(kernels: &Kernels, channels: usize, period: usize) -> Vec<Self> {
+        let mut first = 0;
+        let mut next = |(form, count): (Lanes, usize)| {
+            let lanes = kernels.group_lanes(form);
+            let map = LaneMap::new(form, lanes, first, count, period);
+            first += count;
+            Self { form, first: first - count, channels: count, lanes, map }
+        };
+        kernels.groups(channels).into_iter().map(&mut next).collect()
+    }
+
+    /// The lane of the group's channel `c` for an input word: paired channels have two.
+    pub(super) fn lane(&self, c: usize, word: usize) -> usize {
+        if self.form == Lanes::Paired { 2 * c + word % 2 } else { c }
+    }
+}
+
+/// Weights and bias of one layer in the order in which the kernels read them.
+#[derive(Debug)]
+pub(super) struct Packed {
+    pub(super) weights: Buffer,
+    pub(super) bias: Buffer,
+}
+
+impl Packed {
+    pub(super) fn bytes(&self) -> u64 {
+        Buffer::bytes(self.weights.len()) + Buffer::bytes(self.bias.len())
+    }
+}
+
+/// A layer's weights as the model has them.
+#[derive(Debug)]
+pub(super) struct Values<'a> {
+    convolution: &'a Convolution,
+    weights: &'a [f32],
+    bias: Option<&'a [f32]>,
+}
+
+impl<'a> Values<'a> {
+    /// # Panics
+    /// If a weight is missing: they have been matched with the network before.
+    pub(super) fn new(convolution: &'a Convolution, weights: &'a BTreeMap<String, Weight>) -> Self {
+        let values = |name: &String| &*weights[name].values;
+        Self { convolution, weights: values(&convolution.weight), bias: convolution.bias.as_ref().map(values) }
+    }
+
+    /// The weight from an input to an output channel at a position of the kernel.
+    pub(super) fn weight(&self, output: usize, input: usize, y: usize, x: usize) -> f32 {
+        let c = self.convolution;
+        // Output × input × kernel; transposed: input × output × expansion.
+        let (outer, inner, extent) = match c.expansion {
+            None => (output * c.input + input, c.kernel, (y, x)),
+            Some(expansion) => (input * c.output + output, expansion, (y, x)),
+        };
+        self.weights[(outer * inner.height + extent.0) * inner.width + extent.1]
+    }
+
+    /// The bias of an output channel; 0 if there is none.
+    pub(super) fn bias_of(&self, output: usize) -> f32 {
+        self.bias.map_or(0.0, |b| b[output])
+    }
+
+    /// The biases of all groups, one after the other, as the kernels read them.
+    pub(super) fn bias(&self, groups: &[Group]) -> Buffer {
+        let mut bias = Buffer::zeros(groups.iter().map(|g| g.lanes).sum());
+        let mut start = 0;
+        for group in groups {
+            for c in 0..group.channels {
+                bias[start + group.lane(c, 0)] = self.bias_of((group.first + c) % self.convolution.output);
+            }
+            start += group.lanes;
+        }
+        bias
+    }
+}
+
+/// Divides a length into pieces of at most `most`, as equal as can be: start and length of each.
+pub(super) fn pieces(length: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+    let count = length.div_ceil(most);
+    (0..count).map(move |i| {
+        let start = i * length / count;
+        (start, (i + 1) * length / count - start)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_cover_a_row() {
+        assert_eq!(pieces(25, 12).collect::<Vec<_>>(), [(0, 8), (8, 8), (16, 9)]);
+        assert_eq!(pieces(12, 12).collect::<Vec<_>>(), [(0, 12)]);
+    }
+
+    #[test]
+    fn blocks_waste_as_little_as_can_be() {
+        let words = |parts: &[usize]| InputBlocks::tight(parts).block.words();
+        assert_eq!(words(&[3]), 4);
+        assert_eq!(words(&[8, 8]), 8);
+        assert_eq!(words(&[32, 16]), 16);
+        assert_eq!(words(&[20]), 4);
+        let blocks = InputBlocks::tight(&[5, 6]);
+        assert_eq!((blocks.channel(0, 4), blocks.channel(0, 5), blocks.channel(1, 0)), (Some(4), None, Some(5)));
+    }
+}

@@ -1,0 +1,356 @@
+//! The CPU's lowering against formulas in f64, against candle's operations, and against nnU-Net.
+
+use microtome_io::Size;
+use proptest::prelude::*;
+
+use super::*;
+use crate::architecture::tests::tiny;
+use crate::architecture::{Activation, Norm};
+use crate::model::tests::{random, reference_model};
+use crate::model::{Model, ModelOptions};
+use crate::network::{Extent, Operation, Shape, Source};
+use crate::{Architecture, Execution, Mirroring, candle, ensemble};
+
+/// Numbers that look random, are the same on every machine, and lie in -1..1.
+fn noise(seed: u32) -> impl FnMut() -> f32 {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+    move || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        f32::from((state >> 16) as u16) / 32768.0 - 1.0
+    }
+}
+
+/// Weights for any network: of a size that keeps sums near 1, positive where a root is taken.
+fn weights(network: &Network, seed: u32) -> BTreeMap<String, Weight> {
+    let mut next = noise(seed);
+    let mut weight = |name: &str, shape: Vec<usize>| {
+        let n: usize = shape.iter().product();
+        let width = (3.0 * shape[0] as f32 / n as f32).sqrt();
+        let values = (0..n).map(|_| match name {
+            _ if name.ends_with("variance") => 1.0 + 0.5 * next(),
+            _ if shape.len() == 1 => next(),
+            _ => next() * width,
+        });
+        Weight { values: values.collect(), shape }
+    };
+    network.weights().into_iter().map(|w| (w.name.clone(), weight(&w.name, w.shape))).collect()
+}
+
+/// The network by the formulas of [`Operation`], in f64, plane by plane.
+fn by_formula(network: &Network, tile: Size, weights: &BTreeMap<String, Weight>, input: &[f32]) -> Vec<f64> {
+    let shapes = network.shapes(tile);
+    let channels = network.channels();
+    let area = tile.area() as usize;
+    // Channels last becomes planes.
+    let planar: Vec<f64> = (0..channels * area).map(|i| f64::from(input[(i % area) * channels + i / area])).collect();
+    let value = |name: &String, i: usize| f64::from(weights[name].values[i]);
+    let mut outputs: Vec<Vec<f64>> = Vec::new();
+    for (layer, to) in network.layers().iter().zip(&shapes) {
+        let read = |source: Source| match source {
+            Source::Input => (planar.clone(), Shape { channels, size: tile }),
+            Source::Layer(i) => (outputs[i].clone(), shapes[i]),
+        };
+        let (x, from) = read(layer.sources[0]);
+        let (width, height) = (from.size.width as usize, from.size.height as usize);
+        let (columns, rows) = (to.size.width as usize, to.size.height as usize);
+        let mut y = vec![0.0; to.elements() as usize];
+        let normalize = |y: &mut [f64], affine: &Option<Affine>, epsilon: f64, of: &dyn Fn(usize) -> (f64, f64)| {
+            for (c, (y, x)) in y.chunks_mut(width * height).zip(x.chunks(width * height)).enumerate() {
+                let (mean, variance) = of(c);
+                let (w, b) = affine.as_ref().map_or((1.0, 0.0), |a| (value(&a.weight, c), value(&a.bias, c)));
+                y.iter_mut().zip(x).for_each(|(y, x)| *y = (x - mean) / (variance + epsilon).sqrt() * w + b);
+            }
+        };
+        match &layer.operation {
+            Operation::Convolution { weight, bias, input, output, kernel, stride } => {
+                for o in 0..*output {
+                    for (oy, ox) in (0..rows).flat_map(|oy| (0..columns).map(move |ox| (oy, ox))) {
+                        let mut sum = bias.as_ref().map_or(0.0, |b| value(b, o));
+                        for i in 0..*input {
+                            for (ky, kx) in (0..kernel.height).flat_map(|ky| (0..kernel.width).map(move |kx| (ky, kx)))
+                            {
+                                let iy = (oy * stride.height + ky).wrapping_sub((kernel.height - 1) / 2);
+                                let ix = (ox * stride.width + kx).wrapping_sub((kernel.width - 1) / 2);
+                                if iy < height && ix < width {
+                                    let at = ((o * input + i) * kernel.height + ky) * kernel.width + kx;
+                                    sum += value(weight, at) * x[(i * height + iy) * width + ix];
+                                }
+                            }
+                        }
+                        y[(o * rows + oy) * columns + ox] = sum;
+                    }
+                }
+            }
+            Operation::Upsampling { weight, bias, input, output, stride } => {
+                for o in 0..*output {
+                    for (oy, ox) in (0..rows).flat_map(|oy| (0..columns).map(move |ox| (oy, ox))) {
+                        let (iy, ix) = (oy / stride.height, ox / stride.width);
+                        let position = (oy % stride.height) * stride.width + ox % stride.width;
+                        let product = |i: usize| {
+                            value(weight, (i * output + o) * stride.area() + position)
+                                * x[(i * height + iy) * width + ix]
+                        };
+                        y[(o * rows + oy) * columns + ox] =
+                            (0..*input).map(product).sum::<f64>() + bias.as_ref().map_or(0.0, |b| value(b, o));
+                    }
+                }
+            }
+            Operation::InstanceNorm { affine, epsilon, .. } => {
+                let n = (width * height) as f64;
+                let statistics = |c: usize| {
+                    let plane = &x[c * width * height..][..width * height];
+                    let mean = plane.iter().sum::<f64>() / n;
+                    (mean, plane.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n)
+                };
+                normalize(&mut y, affine, *epsilon, &statistics);
+            }
+            Operation::BatchNorm { mean, variance, affine, epsilon, .. } => {
+                normalize(&mut y, affine, *epsilon, &|c| (value(mean, c), value(variance, c)));
+            }
+            Operation::LeakyRelu { slope } => {
+                let slope = f64::from(*slope as f32);
+                y.iter_mut().zip(&x).for_each(|(y, x)| *y = if *x > 0.0 { *x } else { x * slope });
+            }
+            Operation::Concatenate => y = [x, read(layer.sources[1]).0].concat(),
+        }
+        outputs.push(y);
+    }
+    outputs.pop().unwrap_or(planar)
+}
+
+/// The largest difference from the formulas, relative to the largest value.
+fn error(network: &Network, tile: Size, seed: u32, set: InstructionSet, arithmetic: Arithmetic) -> f64 {
+    let weights = weights(network, seed);
+    let input: Vec<f32> =
+        std::iter::repeat_with(noise(seed ^ 77)).take(tile.area() as usize * network.channels()).collect();
+    let expected = by_formula(network, tile, &weights, &input);
+    let packed = PackedNetwork::new(Arc::new(Plan::new(network, tile, set, arithmetic)), &weights);
+    // Twice, because the second pass finds what the first has left in memory.
+    let found = packed.forward(&input).unwrap();
+    assert_eq!(found, packed.forward(&input).unwrap());
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(1.0, |m: f64, v| m.max(v.abs()));
+    found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max) / largest
+}
+
+fn convolution(index: usize, input: usize, output: usize, kernel: Extent, stride: Extent, bias: bool) -> Operation {
+    Operation::Convolution {
+        weight: format!("{index}.weight"),
+        bias: bias.then(|| format!("{index}.bias")),
+        input,
+        output,
+        kernel,
+        stride,
+    }
+}
+
+fn extent(height: usize, width: usize) -> Extent {
+    Extent { height, width }
+}
+
+/// What a random network appends.
+#[derive(Debug, Clone)]
+enum Choice {
+    Convolution {
+        output: usize,
+        kernel: (usize, usize),
+        stride: (usize, usize),
+        bias: bool,
+    },
+    Upsampling {
+        output: usize,
+        stride: (usize, usize),
+        bias: bool,
+    },
+    Instance {
+        affine: bool,
+    },
+    Batch {
+        affine: bool,
+    },
+    Bend,
+    /// With an earlier tensor of the same size.
+    Join {
+        back: usize,
+    },
+}
+
+fn choice() -> impl Strategy<Value = Choice> {
+    let odd = || prop::sample::select(vec![1_usize, 3, 3, 5, 7]);
+    let channels = || prop_oneof![1_usize..=20, prop::sample::select(vec![8_usize, 16, 17, 24, 32, 40, 48, 64])];
+    prop_oneof![
+        6 => (channels(), (odd(), odd()), (1_usize..=3, 1_usize..=3), any::<bool>())
+            .prop_map(|(output, kernel, stride, bias)| Choice::Convolution { output, kernel, stride, bias }),
+        3 => (channels(), any::<bool>()).prop_map(|(output, bias)| {
+            Choice::Convolution { output, kernel: (3, 3), stride: (1, 1), bias }
+        }),
+        2 => (channels(), (1_usize..=3, 1_usize..=3), any::<bool>())
+            .prop_map(|(output, stride, bias)| Choice::Upsampling { output, stride, bias }),
+        3 => any::<bool>().prop_map(|affine| Choice::Instance { affine }),
+        2 => any::<bool>().prop_map(|affine| Choice::Batch { affine }),
+        4 => Just(Choice::Bend),
+        3 => (0_usize..4).prop_map(|back| Choice::Join { back }),
+    ]
+}
+
+fn build(channels: usize, tile: Size, choices: &[Choice]) -> Network {
+    let mut network = Network::new(channels);
+    let mut made: Vec<(Source, Shape)> = vec![(Source::Input, Shape { channels, size: tile })];
+    for (index, choice) in choices.iter().enumerate() {
+        let (at, shape) = *made.last().unwrap();
+        let affine =
+            |has: bool| has.then(|| Affine { weight: format!("{index}.weight"), bias: format!("{index}.bias") });
+        let channels = shape.channels;
+        let (operation, sources) = match choice {
+            Choice::Convolution { output, kernel, stride, bias } => {
+                let (kernel, stride) = (extent(kernel.0, kernel.1), extent(stride.0, stride.1));
+                (convolution(index, channels, *output, kernel, stride, *bias), vec![at])
+            }
+            Choice::Upsampling { stride, .. }
+                if shape.size.width.max(shape.size.height) * stride.0.max(stride.1) as u64 > 40 =>
+            {
+                continue;
+            }
+            Choice::Upsampling { output, stride, bias } => {
+                let operation = Operation::Upsampling {
+                    weight: format!("{index}.weight"),
+                    bias: bias.then(|| format!("{index}.bias")),
+                    input: channels,
+                    output: *output,
+                    stride: extent(stride.0, stride.1),
+                };
+                (operation, vec![at])
+            }
+            // A large epsilon: rounding errors of channels without any variance are not to be enlarged.
+            Choice::Instance { affine: has } => {
+                (Operation::InstanceNorm { affine: affine(*has), channels, epsilon: 0.1 }, vec![at])
+            }
+            Choice::Batch { affine: has } => {
+                let (mean, variance) = (format!("{index}.mean"), format!("{index}.variance"));
+                (Operation::BatchNorm { mean, variance, affine: affine(*has), channels, epsilon: 0.1 }, vec![at])
+            }
+            Choice::Bend => (Operation::LeakyRelu { slope: 0.2 }, vec![at]),
+            Choice::Join { back } => {
+                let same = made.iter().rev().filter(|(_, s)| s.size == shape.size && s.channels + channels < 150);
+                let Some((other, _)) = same.clone().nth(*back).or(same.clone().next()) else { continue };
+                (Operation::Concatenate, vec![at, *other])
+            }
+        };
+        let at = network.push(operation, &sources);
+        made.push((at, *network.shapes(tile).last().unwrap()));
+    }
+    network
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_network_is_computed_as_its_formulas_say(
+        channels in 1_usize..=20,
+        (width, height) in (1_u64..=27, 1_u64..=27),
+        choices in prop::collection::vec(choice(), 1..=7),
+        seed in any::<u32>(),
+    ) {
+        let tile = Size::new(width, height);
+        let network = build(channels, tile, &choices);
+        for set in InstructionSet::available() {
+            for (arithmetic, tolerance) in [(Arithmetic::Exact, EXACT), (Arithmetic::Fast, FAST)] {
+                let error = error(&network, tile, seed, set, arithmetic);
+                prop_assert!(error <= tolerance, "{error:e} by {set}, {arithmetic}");
+            }
+        }
+    }
+}
+
+/// Measured over 10 000 networks: see the assertions' messages for how near they come.
+const EXACT: f64 = 2e-5;
+const FAST: f64 = 1e-4;
+
+/// Every number of output channels and every width once, because groups and pieces of rows depend on them.
+#[test]
+fn all_widths_and_channels() {
+    for set in InstructionSet::available() {
+        for n in 1..=50 {
+            for (input, output, width) in [(n, 5, 9), (5, n, 9), (4, 9, n)] {
+                for kernel in [1, 3] {
+                    let mut network = Network::new(input);
+                    let operation = convolution(0, input, output, extent(kernel, kernel), Extent::ONE, true);
+                    let at = network.push(operation, &[Source::Input]);
+                    network.push(Operation::InstanceNorm { affine: None, channels: output, epsilon: 0.1 }, &[at]);
+                    for arithmetic in [Arithmetic::Exact, Arithmetic::Fast] {
+                        let error = error(&network, Size::new(width as u64, 6), n as u32, set, arithmetic);
+                        assert!(error < EXACT, "{error:e} by {set} for {input} to {output} channels, {width} wide");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The difference from candle's operations, relative to the largest logit.
+fn difference_from_candle(model: &Model, set: InstructionSet, arithmetic: Arithmetic) -> f32 {
+    let execution = Execution { mirroring: Mirroring::Off, arithmetic, ..Execution::default() };
+    let n = model.card().tile.area() as usize * model.card().channels.len();
+    let input: Vec<f32> = std::iter::repeat_with(noise(3)).take(n).collect();
+    let plain = candle::ensemble(model, &execution, &candle_core::Device::Cpu).unwrap().run(&input).unwrap();
+    let ours = ensemble::on_cpu(model, &execution, set).run(&input).unwrap();
+    assert_eq!(plain.len(), ours.len());
+    let largest = plain.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+    assert!(largest > 1e-3);
+    max_difference(&plain, &ours) / largest
+}
+
+fn max_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn candle_agrees_on_every_kind_of_layer() {
+    let square = |n| extent(n, n);
+    let mut batch = tiny();
+    batch.norm = Norm::Batch { epsilon: 1e-3, affine: true };
+    batch.activation = Activation::LeakyRelu { slope: 0.0 };
+    let mut bare = tiny();
+    bare.norm = Norm::None;
+    bare.activation = Activation::None;
+    bare.bias = false;
+    let mut odd = tiny();
+    odd.kernels = vec![extent(1, 3), square(5), extent(3, 1)];
+    odd.strides = vec![Extent::ONE, extent(1, 3), square(2)];
+    odd.norm = Norm::Instance { epsilon: 1e-5, affine: false };
+    for parameters in [tiny(), batch, bare, odd] {
+        let model = random(Architecture::PlainConvUnet(parameters), Size::new(24, 16));
+        for set in InstructionSet::available() {
+            let difference = difference_from_candle(&model, set, Arithmetic::Exact);
+            assert!(difference <= 1e-5, "{difference:e} by {set}");
+        }
+    }
+}
+
+/// `reference/forward_logits.npy`: nnU-Net 2.8.1 with torch 2.15 on the CPU.
+#[test]
+fn logits_are_nnunets_own() {
+    let Some(folder) = reference_model() else { return };
+    let model = Model::open(&folder, &ModelOptions::default()).unwrap();
+    let read = |name: &str| {
+        let tensor = candle_core::Tensor::read_npy(folder.join("reference").join(name)).unwrap();
+        tensor.squeeze(0).unwrap()
+    };
+    let input = read("forward_input.npy").permute((1, 2, 0)).unwrap().flatten_all().unwrap();
+    let input = input.to_vec1::<f32>().unwrap();
+    let expected = read("forward_logits.npy").flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let execution = Execution { mirroring: Mirroring::Off, ..Execution::default() };
+    let plain = candle::ensemble(&model, &execution, &candle_core::Device::Cpu).unwrap().run(&input).unwrap();
+    println!("largest difference from nnU-Net: candle's operations {:e}", max_difference(&plain, &expected));
+    for set in InstructionSet::available() {
+        for (arithmetic, tolerance) in [(Arithmetic::Exact, 1e-4), (Arithmetic::Fast, 1e-3)] {
+            let execution = Execution { arithmetic, ..execution };
+            let logits = ensemble::on_cpu(&model, &execution, set).run(&input).unwrap();
+            let difference = max_difference(&logits, &expected);
+            println!("largest difference from nnU-Net: {set}, {arithmetic} {difference:e}");
+            assert!(difference <= tolerance, "{difference:e} by {set}, {arithmetic}");
+        }
+    }
+}
