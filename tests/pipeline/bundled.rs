@@ -1,6 +1,6 @@
 //! The model that travels with the repository, against what nnU-Net computed for it.
 
-use microtome::unet::{Device, Execution, Mirroring, Model, ModelOptions, Precision};
+use microtome::unet::{Arithmetic, Device, Execution, Mirroring, Model, ModelOptions, Precision};
 
 use crate::repository;
 
@@ -9,7 +9,12 @@ fn the_bundled_model_reproduces_its_test_vector() {
     let model = Model::open(repository("models/nuclei"), &ModelOptions::default()).unwrap();
     let vector = model.test_vector().expect("the package carries a test vector");
     assert!(vector.computed_by.contains("nnU-Net"), "{}", vector.computed_by);
-    let execution = Execution { device: Device::Cpu, mirroring: Mirroring::Off, precision: Precision::F32 };
+    let execution = Execution {
+        device: Device::Cpu,
+        mirroring: Mirroring::Off,
+        precision: Precision::F32,
+        arithmetic: Arithmetic::Exact,
+    };
     let agreement = model.check_test_vector(&execution).unwrap().unwrap();
     println!("{agreement:?}");
     assert!(agreement.max_logit_difference <= 1e-4 * agreement.max_logit, "{agreement:?}");

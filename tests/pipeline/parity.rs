@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use microtome::io::slide::{OpenOptions, SlideReader, open};
-use microtome::unet::{Device, Execution, Mirroring, Model, ModelOptions, Precision};
+use microtome::unet::{Arithmetic, Device, Execution, Mirroring, Model, ModelOptions, Precision};
 use microtome::{Settings, TargetResolution, TissueMode};
 
 use crate::{labels, levels_of, picture, repository, segment};
@@ -39,7 +39,8 @@ impl Agreement {
 
 /// nnU-Net's own way: every tile, level 0 as it is, steps of half a tile, f32.
 fn compare(model: &Model, mirroring: Mirroring, slide: &dyn SlideReader, reference: &Path) -> Agreement {
-    let execution = Execution { device: Device::Cpu, mirroring, precision: Precision::F32 };
+    let execution =
+        Execution { device: Device::Cpu, mirroring, precision: Precision::F32, arithmetic: Arithmetic::Exact };
     let predictor = model.predictor(&execution).unwrap();
     let mut settings = Settings::default();
     settings.model_mpp = Some(TargetResolution::Native);

@@ -117,11 +117,8 @@ fn dark_and_grey_slides_run_as_a_whole() {
 fn skipping_glass_does_not_change_the_statistics() {
     use microtome::unet::{Device, Execution, Model, ModelOptions};
     let model = Model::open(crate::repository("models/nuclei"), &ModelOptions::default()).unwrap();
-    let execution = Execution {
-        device: Device::Cpu,
-        mirroring: microtome::unet::Mirroring::Off,
-        precision: microtome::unet::Precision::F32,
-    };
+    let mirroring = microtome::unet::Mirroring::Off;
+    let execution = Execution { device: Device::Cpu, mirroring, ..Execution::default() };
     let predictor = model.predictor(&execution).unwrap();
     let slide = SyntheticSlide::new(Size::new(600, 500), 12).with_islands(1);
     let settings = with(&auto(), |s| (s.chunk, s.shard) = (64, 128));
