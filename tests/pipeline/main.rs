@@ -61,10 +61,17 @@ fn segment_to(slide: &dyn SlideReader, model: &dyn Predictor, settings: &Setting
 
 /// The smallest budget that the run may be given: with it a strip is one shard wide.
 fn least_memory(slide: &dyn SlideReader, model: &dyn Predictor, settings: &Settings) -> u64 {
-    let settings = with(settings, |s| s.memory = 0);
-    match Segmenter::new(model, settings).unwrap().plan(slide) {
-        Err(Error::Memory { needed, budget: 0, .. }) => needed,
-        other => panic!("a run without memory was not refused: {other:?}"),
+    let mut memory = 0;
+    // What is needed grows with the budget, of which the slide's cache takes a share.
+    loop {
+        match Segmenter::new(model, with(settings, |s| s.memory = memory)).unwrap().plan(slide) {
+            Ok(_) => return memory,
+            Err(Error::Memory { needed, budget, .. }) => {
+                assert!(budget == memory && needed > memory, "{needed} bytes needed, {memory} refused");
+                memory = needed;
+            }
+            Err(error) => panic!("{error}"),
+        }
     }
 }
 

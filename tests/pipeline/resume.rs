@@ -62,7 +62,8 @@ fn a_run_that_is_stopped_anywhere_goes_on_to_the_same_bytes() {
     let whole = folder.path().join("whole.ome.zarr");
     let uninterrupted = segment_to(&slide(), &model(), &small_steps(), &whole);
     let expected = files(&whole);
-    for percent in [0, 5, 30, 60, 95] {
+    // Not the very end: what is read by then, and nothing is left to stop, is finished.
+    for percent in [0, 5, 30, 60, 75] {
         let output = folder.path().join(format!("stopped-{percent}.ome.zarr"));
         let area = 210 * 330;
         let mut kept = 0;

@@ -19,6 +19,8 @@ pub(crate) const QUEUE: usize = 2;
 pub(crate) const PYRAMID_BYTES: u64 = 32 << 20;
 /// Pages of written files that may wait for the disk: the store syncs whenever it has written so much.
 const DIRTY_BYTES: u64 = 32 << 20;
+/// The largest side of a shard, in pixels: a store takes no more than 2^30 pixels in a shard.
+const MAX_SHARD: u64 = 1 << 15;
 /// Code, stacks, allocator slack and everything too small to name.
 const FIXED_BYTES: u64 = 96 << 20;
 
@@ -135,9 +137,10 @@ impl MemoryPlan {
         settings: &Settings,
         threads: usize,
     ) -> Result<Self> {
-        if settings.chunk == 0 || settings.shard % (2 * settings.chunk) != 0 {
+        let pair = settings.chunk.saturating_mul(2);
+        if pair == 0 || settings.shard == 0 || !settings.shard.is_multiple_of(pair) || settings.shard > MAX_SHARD {
             return Err(Error::Usage(format!(
-                "a shard of {} pixels is not an even multiple of a chunk of {}",
+                "a shard of {} pixels is not an even multiple, up to {MAX_SHARD}, of a chunk of {}",
                 settings.shard, settings.chunk
             )));
         }

@@ -27,6 +27,9 @@ use crate::report::{ClassArea, StageTime, StageTimes, Summary};
 use crate::settings::{Settings, TissueMode};
 use crate::{Error, Result};
 
+/// Tiles per batch at most: far more than any device takes, and few enough to reckon with.
+const MAX_BATCH: usize = 1 << 16;
+
 /// Runs a model over slides.
 #[derive(Debug)]
 pub struct Segmenter<'p> {
@@ -73,10 +76,13 @@ impl<'p> Segmenter<'p> {
     /// A segmenter with its own threads.
     ///
     /// # Errors
-    /// [`Error::Usage`] if the settings ask for no threads or no tiles per batch, or threads cannot be started.
+    /// [`Error::Usage`] if the settings ask for no threads or an impossible batch, or threads cannot be started.
     pub fn new(predictor: &'p dyn Predictor, settings: Settings) -> Result<Self> {
-        if settings.batch == 0 || settings.threads == Some(0) {
-            return Err(Error::Usage("a run needs at least one thread and one tile per batch".into()));
+        if settings.threads == Some(0) {
+            return Err(Error::Usage("a run needs at least one thread".into()));
+        }
+        if !(1..=MAX_BATCH).contains(&settings.batch) {
+            return Err(Error::Usage(format!("a batch of {} tiles; it may have 1 to {MAX_BATCH}", settings.batch)));
         }
         let threads =
             settings.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
