@@ -199,7 +199,9 @@ fn check_tile(index: usize, tile: &Tile<'_>, card: &Card, normalizer: &Normalize
 
 fn average(values: &mut [f32], of: usize) {
     if of > 1 {
-        values.iter_mut().for_each(|v| *v /= of as f32);
+        for value in values {
+            *value /= of as f32;
+        }
     }
 }
 

@@ -19,6 +19,8 @@ mod instructions;
 mod kernel;
 mod layer;
 mod loader;
+#[cfg(test)]
+mod measurements;
 mod moments;
 mod program;
 #[cfg(test)]
@@ -230,40 +232,45 @@ impl PackedNetwork {
 
     fn run(&self, input: &[f32], workspace: &mut Workspace) -> Vec<f32> {
         let plan = &*self.plan;
+        workspace.affines.clear();
+        workspace.affines.extend_from_slice(&self.affines);
+        workspace.arena[plan.input.clone()].copy_from_slice(input);
+        (0..plan.layers.len()).for_each(|index| self.step(index, workspace));
+        copy::planes(&sources(&plan.result, &workspace.arena, &workspace.affines))
+    }
+
+    /// Writes one tensor, and what follows from its statistics.
+    fn step(&self, index: usize, workspace: &mut Workspace) {
+        let plan = &*self.plan;
         let Workspace { arena, scratch, affines, moments } = workspace;
-        affines.clear();
-        affines.extend_from_slice(&self.affines);
-        arena[plan.input.clone()].copy_from_slice(input);
-        for ((step, layer), packed) in plan.program.steps.iter().zip(&plan.layers).zip(&self.layers) {
-            let tensor = &plan.program.tensors[step.output()];
-            moments.clear();
-            if tensor.statistics {
-                moments.resize(tensor.shape.channels, Moments::default());
+        let layer = &plan.layers[index];
+        let written = plan.program.steps[index].output();
+        let tensor = &plan.program.tensors[written];
+        moments.clear();
+        if tensor.statistics {
+            moments.resize(tensor.shape.channels, Moments::default());
+        }
+        let wanted = tensor.statistics.then_some(&mut moments[..]);
+        let mut memory = Memory { arena, affines, scratch, moments: wanted };
+        match (&layer.algorithm, &self.layers[index]) {
+            (Algorithm::Direct(direct), Some(packed)) => {
+                direct.run(plan.kernels, packed, &layer.operands, &layer.output, &mut memory);
             }
-            let wanted = tensor.statistics.then_some(&mut moments[..]);
-            let mut memory = Memory { arena, affines, scratch, moments: wanted };
-            match (&layer.algorithm, packed) {
-                (Algorithm::Direct(direct), Some(packed)) => {
-                    direct.run(plan.kernels, packed, &layer.operands, &layer.output, &mut memory);
-                }
-                (Algorithm::Winograd(winograd), Some(packed)) => {
-                    winograd.run(plan.kernels, packed, &layer.operands, &layer.output, &mut memory);
-                }
-                _ => {
-                    let sources = sources(&layer.operands, arena, affines);
-                    let mut values = Vec::with_capacity(layer.output.len());
-                    copy::channels_last(&sources, &mut values);
-                    if tensor.statistics {
-                        copy::measure(&values, moments);
-                    }
-                    arena[layer.output.clone()].copy_from_slice(&values);
-                }
+            (Algorithm::Winograd(winograd), Some(packed)) => {
+                winograd.run(plan.kernels, packed, &layer.operands, &layer.output, &mut memory);
             }
-            if tensor.statistics {
-                self.normalize(step.output(), moments, affines);
+            _ => {
+                let mut values = Vec::with_capacity(layer.output.len());
+                copy::channels_last(&sources(&layer.operands, arena, affines), &mut values);
+                if tensor.statistics {
+                    copy::measure(&values, moments);
+                }
+                arena[layer.output.clone()].copy_from_slice(&values);
             }
         }
-        copy::planes(&sources(&plan.result, arena, affines))
+        if tensor.statistics {
+            self.normalize(written, moments, affines);
+        }
     }
 
     /// Turns the statistics of a tensor into the factors and summands of the normalisations that wait for them.

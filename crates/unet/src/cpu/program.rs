@@ -224,7 +224,7 @@ impl Program {
     fn normalize(&mut self, view: View, normalization: Normalization) -> View {
         self.normalizations.push(normalization);
         let index = self.normalizations.len() - 1;
-        View { parts: view.parts.iter().map(|p| Part { normalization: Some(index), ..*p }).collect() }
+        View { parts: view.parts.into_iter().map(|p| Part { normalization: Some(index), ..p }).collect() }
     }
 
     /// From the step that writes a tensor to the last that reads it; the input is there from the start, the result is read after the end.

@@ -122,7 +122,7 @@ fn by_formula(network: &Network, tile: Size, weights: &BTreeMap<String, Weight>,
 fn error(network: &Network, tile: Size, seed: u32, set: InstructionSet, arithmetic: Arithmetic) -> f64 {
     let weights = weights(network, seed);
     let input: Vec<f32> =
-        std::iter::repeat_with(noise(seed ^ 77)).take(tile.area() as usize * network.channels()).collect();
+        std::iter::repeat_with(noise(!seed)).take(tile.area() as usize * network.channels()).collect();
     let expected = by_formula(network, tile, &weights, &input);
     let packed = PackedNetwork::new(Arc::new(Plan::new(network, tile, set, arithmetic)), &weights);
     // Twice, because the second pass finds what the first has left in memory.

@@ -1,5 +1,7 @@
 //! AVX-512: sixteen lanes.
 #![allow(unsafe_code)]
+// The names say where they come from.
+#![allow(clippy::wildcard_imports)]
 
 use std::arch::x86_64::*;
 

@@ -3,6 +3,8 @@
 //! Every call checks in all builds that what the kernel will read and write lies inside the slices it was given:
 //! that takes a few comparisons per hundreds of multiplications.
 #![allow(unsafe_code)]
+// The kernels' parts must become part of the functions that enable the features, or they would be calls without them.
+#![allow(clippy::inline_always)]
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -311,14 +313,11 @@ impl Kernels {
     /// # Panics
     /// If the tile reads or writes outside of its slices.
     pub(super) fn input_tile(&self, tile: InputTile<'_>) {
-        assert!(tile.from + 5 * tile.row_stride + 6 * 16 <= tile.input.len());
-        assert!(tile.to + 35 * tile.position_stride + 16 <= tile.output.len());
-        let raw = RawInputTile {
-            input: tile.input[tile.from..].as_ptr(),
-            row_stride: tile.row_stride,
-            output: tile.output[tile.to..].as_mut_ptr(),
-            position_stride: tile.position_stride,
-        };
+        let InputTile { input, from, row_stride, output, to, position_stride } = tile;
+        assert!(from + 5 * row_stride + 6 * 16 <= input.len());
+        assert!(to + 35 * position_stride + 16 <= output.len());
+        let (input, output) = (input[from..].as_ptr(), output[to..].as_mut_ptr());
+        let raw = RawInputTile { input, row_stride, output, position_stride };
         // SAFETY: the CPU has the instruction set; six rows of six blocks are read and 36 blocks written, inside the slices by the
         // assertions above.
         unsafe { (self.input_tile)(&raw) }

@@ -1,0 +1,164 @@
+//! How long the networks take that people have.
+//!
+//! `MICROTOME_DATA=... cargo test -p microtome-unet --lib -- --ignored --nocapture measurements`
+
+use std::sync::Barrier;
+use std::time::Instant;
+
+use microtome_io::Size;
+
+use super::*;
+use crate::architecture::{Activation, Norm, PlainConvUnet};
+use crate::ensemble::Ensemble;
+use crate::model::tests::random;
+use crate::model::{Model, ModelOptions};
+use crate::network::Extent;
+use crate::{Architecture, Execution, Mirroring, candle, ensemble};
+
+/// The network that nnU-Net 2 plans for large 2D images.
+fn stock() -> Model {
+    let features = vec![32, 64, 128, 256, 512, 512, 512, 512];
+    let square = |n| Extent { height: n, width: n };
+    let parameters = PlainConvUnet {
+        channels: 3,
+        heads: 2,
+        kernels: vec![square(3); 8],
+        strides: [vec![Extent::ONE], vec![square(2); 7]].concat(),
+        convolutions: vec![2; 8],
+        decoder_convolutions: vec![2; 7],
+        features,
+        bias: true,
+        norm: Norm::Instance { epsilon: 1e-5, affine: true },
+        activation: Activation::LeakyRelu { slope: 0.01 },
+    };
+    random(Architecture::PlainConvUnet(parameters), Size::new(512, 512))
+}
+
+fn nuclei() -> Model {
+    Model::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/nuclei"), &ModelOptions::default()).unwrap()
+}
+
+fn execution(arithmetic: Arithmetic) -> Execution {
+    Execution { mirroring: Mirroring::Off, arithmetic, ..Execution::default() }
+}
+
+/// Milliseconds per tile: so many threads run `repeats` forward passes each at the same time.
+fn time<E: Engine>(engine: &Ensemble<E>, input: &[f32], threads: usize, repeats: usize) -> f64 {
+    let barrier = Barrier::new(threads + 1);
+    std::thread::scope(|scope| {
+        let work = || {
+            barrier.wait();
+            (0..repeats).for_each(|_| drop(engine.run(input).unwrap()));
+            barrier.wait();
+        };
+        (0..threads).for_each(|_| drop(scope.spawn(work)));
+        barrier.wait();
+        let started = Instant::now();
+        barrier.wait();
+        started.elapsed().as_secs_f64() * 1e3 / (threads * repeats) as f64
+    })
+}
+
+fn line(name: &str, times: &mut [f64], multiplications: u64) {
+    times.sort_by(f64::total_cmp);
+    let (least, median) = (times[0], times[times.len() / 2]);
+    println!(
+        "{name:24} min {least:9.2} ms, median {median:9.2} ms, {:7.1} GFLOP/s",
+        multiplications as f64 * 2e-6 / least
+    );
+}
+
+fn compare(name: &str, model: &Model, rounds: usize, repeats: usize) {
+    let tile = model.card().tile;
+    let multiplications = model.network().multiplications(tile);
+    println!("{name}: {} at {tile}, {:.2} GFLOP per tile", model.card().architecture, multiplications as f64 * 2e-9);
+    let input = vec![0.5_f32; tile.area() as usize * 3];
+    let plain = candle::ensemble(model, &execution(Arithmetic::Exact), &candle_core::Device::Cpu).unwrap();
+    let ours: Vec<_> = InstructionSet::available()
+        .filter(|set| *set != InstructionSet::Portable)
+        .flat_map(|set| [Arithmetic::Exact, Arithmetic::Fast].map(|a| (set, a)))
+        .map(|(set, a)| (format!("{set} {a}"), ensemble::on_cpu(model, &execution(a), set)))
+        .collect();
+    for (name, engine) in &ours {
+        use crate::Predictor;
+        let memory = engine.memory(1);
+        println!(
+            "{name:24} {:.1} MB packed, {:.1} MB per pass",
+            memory.weights as f64 / 1e6,
+            memory.activations as f64 / 1e6
+        );
+    }
+    for threads in [1, 2] {
+        println!("{threads} thread(s), {rounds} rounds in turn of {repeats} tiles per thread; per tile:");
+        let mut times = vec![Vec::new(); ours.len() + 1];
+        for _ in 0..rounds {
+            times[0].push(time(&plain, &input, threads, 1));
+            for (times, (_, engine)) in times[1..].iter_mut().zip(&ours) {
+                times.push(time(engine, &input, threads, repeats));
+            }
+        }
+        line("candle's operations", &mut times[0], multiplications);
+        for (times, (name, _)) in times[1..].iter_mut().zip(&ours) {
+            line(name, times, multiplications);
+        }
+    }
+}
+
+/// Time and rate of each step, the least of some passes.
+fn profile(name: &str, model: &Model, arithmetic: Arithmetic, passes: usize) {
+    let set = InstructionSet::choose().unwrap();
+    let (network, tile) = (model.network(), model.card().tile);
+    let plan = Arc::new(Plan::new(&network, tile, set, arithmetic));
+    let packed = PackedNetwork::new(plan.clone(), &model.folds()[0].weights);
+    let mut workspace = plan.workspace();
+    let input = vec![0.5; tile.area() as usize * network.channels()];
+    packed.run(&input, &mut workspace);
+    let mut times = vec![f64::MAX; plan.layers.len()];
+    for _ in 0..passes {
+        for (index, least) in times.iter_mut().enumerate() {
+            let started = Instant::now();
+            packed.step(index, &mut workspace);
+            *least = least.min(started.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    let all: f64 = times.iter().sum();
+    println!("{name}, {set}, {arithmetic}: {all:.2} ms in steps");
+    for ((step, layer), time) in plan.program.steps.iter().zip(&plan.layers).zip(times) {
+        let Step::Convolve { convolution: c, output, .. } = step else { continue };
+        let shape = plan.program.tensors[*output].shape;
+        let products = shape.elements() as f64 * (c.input * c.kernel.area()) as f64;
+        let algorithm = match layer.algorithm {
+            Algorithm::Winograd(_) => "winograd",
+            _ => "direct",
+        };
+        println!(
+            "  {:4} to {:4} channels, {}, stride {}, up {}, at {:>9}: {algorithm:8} {time:8.3} ms {:5.1} % {:6.1} GFLOP/s",
+            c.input,
+            c.output,
+            c.kernel,
+            c.stride,
+            c.pixels(),
+            shape.size.to_string(),
+            100.0 * time / all,
+            2e-6 * products / time
+        );
+    }
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn measure_small() {
+    let model = nuclei();
+    compare("nuclei", &model, 9, 20);
+    profile("nuclei", &model, Arithmetic::Fast, 50);
+    profile("nuclei", &model, Arithmetic::Exact, 50);
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn measure_stock() {
+    let model = stock();
+    compare("stock", &model, 3, 2);
+    profile("stock", &model, Arithmetic::Fast, 3);
+    profile("stock", &model, Arithmetic::Exact, 3);
+}
