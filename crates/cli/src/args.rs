@@ -20,6 +20,7 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a model over slides and write the masks as OME-Zarr
+    #[command(args_override_self = true)]
     Segment(Segment),
     /// Make a small picture of a slide or mask
     Preview(Preview),
@@ -219,7 +220,7 @@ pub(crate) struct Import {
     pub(crate) weights: Weights,
 
     /// Micrometres per pixel that the model was trained at: nnU-Net does not store it
-    #[arg(long, value_name = "UM")]
+    #[arg(long, value_name = "UM", value_parser = positive)]
     pub(crate) model_mpp: Option<f64>,
 
     /// Name of the package [default: the data set's]
@@ -276,6 +277,13 @@ fn resolution(text: &str) -> Result<TargetResolution, String> {
     match text.parse::<f64>() {
         Ok(mpp) if mpp > 0.0 && mpp.is_finite() => Ok(TargetResolution::Mpp(mpp)),
         _ => Err("micrometres per pixel, such as 0.5, or `native`".into()),
+    }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(mpp) if mpp > 0.0 && mpp.is_finite() => Ok(mpp),
+        _ => Err("micrometres per pixel, such as 0.5".into()),
     }
 }
 

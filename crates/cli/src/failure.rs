@@ -1,5 +1,7 @@
 //! What is said of an error, and the exit code that goes with it.
 
+use std::io::Write;
+
 use anyhow::Error;
 
 /// The error and its causes in one line.
@@ -16,6 +18,20 @@ pub(crate) fn line(error: &Error) -> String {
         }
     }
     line.replace('\n', " ")
+}
+
+/// What clap says of a wrong command line, in one line: the error and its tips, without the usage.
+pub(crate) fn usage_line(text: &str) -> String {
+    let said = text.split("\nUsage:").next().unwrap_or(text);
+    let said = said.split("\nFor more information").next().unwrap_or(said);
+    let words: Vec<&str> = said.split_whitespace().collect();
+    let line = words.join(" ");
+    if line.starts_with("error: ") { format!("{line} (--help says more)") } else { format!("error: {line}") }
+}
+
+/// Says something on standard error. Whether anybody listens does not matter.
+pub(crate) fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// See the table of exit codes in the README.

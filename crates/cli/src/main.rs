@@ -17,7 +17,18 @@ use clap::Parser;
 use args::{Command, ModelCommand};
 
 fn main() -> ExitCode {
-    let arguments = args::Arguments::parse();
+    let arguments = match args::Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) if error.use_stderr() => {
+            failure::say(&failure::usage_line(&error.to_string()));
+            return ExitCode::from(2);
+        }
+        // Help and version are no errors; nothing can be done where they cannot be printed.
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+    };
     let result = match arguments.command {
         Command::Segment(a) => segment::run(&a),
         Command::Preview(a) => preview::run(&a).map(|()| 0),
@@ -33,7 +44,7 @@ fn main() -> ExitCode {
                 // Whoever read our output has seen enough.
                 return ExitCode::SUCCESS;
             }
-            eprintln!("error: {}", failure::line(&error));
+            failure::say(&format!("error: {}", failure::line(&error)));
             ExitCode::from(failure::exit_code(&error))
         }
     }

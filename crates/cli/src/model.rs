@@ -56,7 +56,7 @@ pub(crate) fn info(args: &args::ModelInfo) -> Result<u8> {
     // 1e-4 of the largest logit is what summation in another order explains in f32; anything more is another network.
     let same = agreement.max_logit_difference <= 1e-4 * agreement.max_logit.max(1.0);
     if !same {
-        eprintln!("error: {}: the test vector is not reproduced", args.model.display());
+        crate::failure::say(&format!("error: {}: the test vector is not reproduced", args.model.display()));
     }
     Ok(if same { 0 } else { 3 })
 }

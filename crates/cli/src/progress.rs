@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use microtome::{Observer, Phase};
 
+use crate::failure::say;
+
 /// How often a plain line is printed.
 const LINES_EVERY: Duration = Duration::from_secs(10);
 
@@ -81,7 +83,7 @@ impl Observer for Progress {
         }
         match &self.show {
             Show::Nothing => {}
-            Show::Lines => eprintln!("{}: {}", self.name, name(phase)),
+            Show::Lines => say(&format!("{}: {}", self.name, name(phase))),
             Show::Bar(bar) => {
                 bar.reset();
                 bar.set_message(name(phase));
@@ -101,14 +103,14 @@ impl Observer for Progress {
                 *last = Instant::now();
                 let seconds = begun.elapsed().as_secs_f64();
                 let rate = done as f64 / seconds;
-                eprintln!(
+                say(&format!(
                     "{}: {} {:.0} %, {:.2} Mpx/s, {:.0} s left",
                     self.name,
                     name(phase),
                     done as f64 / total as f64 * 100.0,
                     rate / 1e6,
                     (total - done) as f64 / rate
-                );
+                ));
             }
             Show::Bar(bar) => {
                 bar.set_length(total);

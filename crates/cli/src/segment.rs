@@ -34,20 +34,28 @@ pub(crate) fn run(args: &args::Segment) -> Result<u8> {
     let segmenter = Segmenter::new(predictor.as_ref(), settings(args))?;
     signals::watch().context("signals cannot be watched")?;
 
+    let fresh = jobs.len() > 1 && !args.output.exists();
+    if fresh {
+        std::fs::create_dir_all(&args.output).with_context(|| format!("{}: cannot be made", args.output.display()))?;
+    }
     let mut failures: Vec<u8> = Vec::new();
     for (slide, output) in &jobs {
-        match segment(&segmenter, args, slide, output) {
+        match segment(&segmenter, args, slide, output).map_err(|error| naming(error, slide, output)) {
             Ok(()) => {}
             Err(error) if signals::received() => return Err(error),
             Err(error) => {
                 let code = failure::exit_code(&error);
-                eprintln!("error: {}", failure::line(&error));
+                failure::say(&format!("error: {}", failure::line(&error)));
                 if args.json {
                     print(&json!({ "slide": slide, "error": failure::line(&error), "exit_code": code }))?;
                 }
                 failures.push(code);
             }
         }
+    }
+    if fresh && failures.len() == jobs.len() {
+        // Where nothing succeeded nothing is left; a folder that holds something stays.
+        let _ = std::fs::remove_dir(&args.output);
     }
     Ok(match (failures.as_slice(), jobs.len()) {
         ([], _) => 0,
@@ -77,7 +85,6 @@ fn jobs(args: &args::Segment) -> Result<Vec<(PathBuf, PathBuf)>> {
     if args.output.exists() && !args.output.is_dir() {
         bail!("{}: with several slides the output is a folder, and this is a file", args.output.display());
     }
-    std::fs::create_dir_all(&args.output).with_context(|| format!("{}: cannot be made", args.output.display()))?;
     Ok(jobs)
 }
 
@@ -125,11 +132,23 @@ fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, output:
     Ok(())
 }
 
+/// The error, with the slide in front where it names neither the slide nor the output.
+fn naming(error: anyhow::Error, slide: &Path, output: &Path) -> anyhow::Error {
+    let line = failure::line(&error);
+    if [slide, output].iter().any(|path| line.contains(&*path.to_string_lossy())) {
+        return error;
+    }
+    error.context(slide.display().to_string())
+}
+
 fn print(value: &serde_json::Value) -> Result<()> {
     println(&value.to_string())
 }
 
 fn println(text: &str) -> Result<()> {
-    writeln!(std::io::stdout(), "{text}")?;
-    Ok(())
+    match writeln!(std::io::stdout(), "{text}") {
+        // The mask is written, and whoever read our output has seen enough.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
+    }
 }

@@ -96,8 +96,21 @@ impl RunFolder {
         std::fs::create_dir_all(&self.0).map_err(|source| Error::Io { path: self.0.clone(), source })
     }
 
+    /// True unless something else has the folder's name, or the journal's.
+    fn is_ours(&self) -> Result<bool> {
+        if !self.0.is_dir() {
+            return Ok(!self.0.exists());
+        }
+        let record = Journal::read(&self.journal())?;
+        Ok(record.is_none_or(|record| record.header["fingerprint"].is_string()))
+    }
+
     /// Removes what runs leave in it, and the folder if nothing else is there.
     pub(crate) fn remove(&self) -> Result<()> {
+        if !self.is_ours()? {
+            let hint = ", and it is not of a run of microtome's, which would use that name";
+            return Err(Error::OutputExists { path: self.0.clone(), found: describe(&self.0), hint });
+        }
         let absent_is_fine = |result: std::io::Result<()>, path: &Path| match result {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::Io { path: path.into(), source })
