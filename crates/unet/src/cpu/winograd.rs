@@ -10,8 +10,8 @@ use std::ops::Range;
 use microtome_io::Size;
 
 use super::buffer::Buffer;
-use super::kernel::{Block, InputTile, Kernels, Lanes, OutputTile, Runs, Tile};
-use super::layer::{Group, InputBlocks, Memory, Operand, Packed, Values, pieces};
+use super::kernel::{Block, InputTile, Kernels, Lanes, OutputTile, Row, Runs};
+use super::layer::{Group, InputBlocks, Memory, Operand, Packed, Values};
 use super::loader::{Window, load};
 use super::moments::{LaneMap, LaneSums};
 use super::program::Convolution;
@@ -191,21 +191,20 @@ impl Winograd {
             for group in &self.groups {
                 let (group_weights, rest) = weights.split_at(self.group_weights(group));
                 weights = rest;
-                for (tile, count) in pieces(tiles, kernels.most_pixels(group.form)) {
-                    let tile = Tile {
-                        input: inputs,
-                        from: position * stride + tile * WORDS,
-                        runs: &self.runs,
-                        weights: group_weights,
-                        bias: &zeros,
-                        output: products,
-                        to: position * product_stride + tile * lanes + group.first,
-                        pixel_stride: lanes,
-                        channels: group.channels,
-                        statistics: None,
-                    };
-                    kernels.tile(group.form, Block::Sixteen, count, tile);
-                }
+                let row = Row {
+                    pixels: tiles,
+                    input: inputs,
+                    from: position * stride,
+                    runs: &self.runs,
+                    weights: group_weights,
+                    bias: &zeros,
+                    output: products,
+                    to: position * product_stride + group.first,
+                    pixel_stride: lanes,
+                    channels: group.channels,
+                    statistics: None,
+                };
+                kernels.row(group.form, Block::Sixteen, row);
             }
         }
     }
