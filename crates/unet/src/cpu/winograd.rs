@@ -52,7 +52,8 @@ pub(super) struct Winograd {
 }
 
 impl Winograd {
-    /// Whether it takes less time than the definition: where the transforms are paid for by enough channels, and there are tiles to fill.
+    /// Whether it takes less time than the definition: where the transforms are paid for by enough channels,
+    /// and four times as many weights by enough tiles that share them.
     pub(super) fn pays(convolution: &Convolution, parts: &[usize], output: Size) -> bool {
         let three = Extent { height: 3, width: 3 };
         convolution.expansion.is_none()
@@ -60,7 +61,7 @@ impl Winograd {
             && convolution.stride == Extent::ONE
             && parts.iter().all(|c| *c >= WORDS)
             && convolution.output >= WORDS
-            && output.width.min(output.height) >= 2 * OUTPUT as u64
+            && output.width.min(output.height) >= 3 * OUTPUT as u64
     }
 
     pub(super) fn new(kernels: &Kernels, convolution: &Convolution, parts: &[usize], output: Size) -> Self {
