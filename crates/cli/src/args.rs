@@ -82,7 +82,7 @@ pub(crate) struct Segment {
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub(crate) precision: Precision,
 
-    /// f32 arithmetic in a fixed order, for comparison with nnU-Net
+    /// Convolutions as sums of products in f32, for comparison with nnU-Net; slower on the CPU
     #[arg(long)]
     pub(crate) exact: bool,
 

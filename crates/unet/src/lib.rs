@@ -1,4 +1,4 @@
-//! UNets for tiled segmentation on candle: nnU-Net v2 results and microtome packages in, logits of tiles out.
+//! UNets for tiled segmentation, on CPUs by kernels of our own and on GPUs by candle: nnU-Net v2 results and microtome packages in, logits of tiles out.
 //!
 //! [`Model::open`] loads a model and refuses by name what it cannot honour; [`Model::predictor`] puts it on a device;
 //! a [`Predictor`] turns the pixels of tiles into [`Logits`], and its [`Card`] says how to cut a slide into such tiles.

@@ -8,8 +8,8 @@ use std::ops::Range;
 use microtome_io::Size;
 
 use super::buffer::Buffer;
-use super::kernel::{Kernels, Runs, Tile};
-use super::layer::{Group, InputBlocks, Memory, Operand, Packed, Values, pieces};
+use super::kernel::{Kernels, Row, Runs};
+use super::layer::{Group, InputBlocks, Memory, Operand, Packed, Values};
 use super::loader::{Window, load};
 use super::moments::LaneSums;
 use super::program::Convolution;
@@ -18,6 +18,9 @@ use crate::network::Extent;
 /// A band's scratch is at most this many words (640 KiB), or as many as there are weights: then reading the weights once per band
 /// costs no more than reading the scratch once per group.
 const BAND_WORDS: usize = 160 << 10;
+
+/// So many pixels are summed in f32 for the statistics, or a row.
+const SUMMED: usize = 1024;
 
 /// How one layer is computed.
 #[derive(Debug)]
@@ -159,6 +162,7 @@ impl Direct {
         let (width, words) = (self.positions.width as usize, self.input.block.words());
         // Side by side lie, for each position, its pixels of one row.
         let pixel_stride = self.channels * self.expansion.width;
+        let (top, together) = (rows.start, (SUMMED / width).max(1));
         let mut weights = &*packed.weights;
         for below in 0..self.expansion.height {
             let mut bias = &*packed.bias;
@@ -167,27 +171,27 @@ impl Direct {
                 weights = rest;
                 let (group_bias, rest) = bias.split_at(group.lanes);
                 bias = rest;
-                for y in rows.clone() {
-                    let from = (y - rows.start) * self.stride.height * self.window.row() * words;
-                    let to = (y * self.expansion.height + below) * width * pixel_stride + group.first;
+                for rows in rows.clone().step_by(together).map(|y| y..(y + together).min(rows.end)) {
                     let mut sums = memory.moments.as_ref().map(|moments| LaneSums::new(&group.map, moments));
-                    for (x, pixels) in pieces(width, kernels.most_pixels(group.form)) {
-                        let tile = Tile {
+                    let pixels = rows.len() * width;
+                    for y in rows {
+                        let row = Row {
+                            pixels: width,
                             input: scratch,
-                            from: from + x * words,
+                            from: (y - top) * self.stride.height * self.window.row() * words,
                             runs: &self.runs,
                             weights: group_weights,
                             bias: group_bias,
                             output: tensor,
-                            to: to + x * pixel_stride,
+                            to: (y * self.expansion.height + below) * width * pixel_stride + group.first,
                             pixel_stride,
                             channels: group.channels,
                             statistics: sums.as_mut().map(LaneSums::as_mut),
                         };
-                        kernels.tile(group.form, self.input.block, pixels, tile);
+                        kernels.row(group.form, self.input.block, row);
                     }
                     if let (Some(sums), Some(moments)) = (&sums, &mut memory.moments) {
-                        sums.merge(&group.map, width, moments);
+                        sums.merge(&group.map, pixels, moments);
                     }
                 }
             }

@@ -182,24 +182,9 @@ impl<'a> Values<'a> {
     }
 }
 
-/// Divides a length into pieces of at most `most`, as equal as can be: start and length of each.
-pub(super) fn pieces(length: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
-    let count = length.div_ceil(most);
-    (0..count).map(move |i| {
-        let start = i * length / count;
-        (start, (i + 1) * length / count - start)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pieces_cover_a_row() {
-        assert_eq!(pieces(25, 12).collect::<Vec<_>>(), [(0, 8), (8, 8), (16, 9)]);
-        assert_eq!(pieces(12, 12).collect::<Vec<_>>(), [(0, 12)]);
-    }
 
     #[test]
     fn blocks_waste_as_little_as_can_be() {

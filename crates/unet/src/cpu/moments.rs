@@ -1,7 +1,7 @@
 //! Mean and variance of each channel of a tensor, taken while it is written.
 //!
-//! The kernels sum, in f32 and over one row at most, differences from a pivot and their squares. The pivot is the mean of what came before,
-//! so that little is lost even where a channel's mean is far larger than its deviation; rows are then merged in f64.
+//! The kernels sum, in f32 and over about a thousand pixels, differences from a pivot and their squares. The pivot is the mean of what came before,
+//! so that little is lost even where a channel's mean is far larger than its deviation; these sums are then merged in f64.
 
 use super::kernel::Lanes;
 

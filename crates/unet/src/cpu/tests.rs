@@ -354,3 +354,29 @@ fn logits_are_nnunets_own() {
         }
     }
 }
+
+/// The vector that travels with the bundled model, which nnU-Net 2.8.1 computed.
+#[test]
+fn the_bundled_model_gives_the_mask_that_came_with_it() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/nuclei");
+    let model = Model::open(path, &ModelOptions::default()).unwrap();
+    for (arithmetic, tolerance) in [(Arithmetic::Exact, 1e-4), (Arithmetic::Fast, 1e-3)] {
+        let execution = Execution { arithmetic, device: crate::Device::Cpu, ..Execution::default() };
+        let agreement = model.check_test_vector(&execution).unwrap().unwrap();
+        println!("{arithmetic}: {agreement:?}");
+        assert!(agreement.max_logit_difference <= tolerance, "{arithmetic}: {agreement:?}");
+        assert!(agreement.differing_pixels == 0, "{arithmetic}: {agreement:?}");
+    }
+}
+
+#[test]
+fn the_identity_names_engine_instructions_and_arithmetic() {
+    use crate::Predictor;
+    let model = random(Architecture::PlainConvUnet(tiny()), Size::new(8, 8));
+    let identity = |arithmetic| {
+        let execution = Execution { arithmetic, ..Execution::default() };
+        ensemble::on_cpu(&model, &execution, InstructionSet::Portable).identity()
+    };
+    assert_eq!(identity(Arithmetic::Exact), "microtome cpu 1, portable, f32 exact, 4 passes");
+    assert_eq!(identity(Arithmetic::Fast), "microtome cpu 1, portable, f32 fast, 4 passes");
+}

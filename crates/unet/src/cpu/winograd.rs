@@ -10,8 +10,8 @@ use std::ops::Range;
 use microtome_io::Size;
 
 use super::buffer::Buffer;
-use super::kernel::{Block, InputTile, Kernels, Lanes, OutputTile, Runs, Tile};
-use super::layer::{Group, InputBlocks, Memory, Operand, Packed, Values, pieces};
+use super::kernel::{Block, InputTile, Kernels, Lanes, OutputTile, Row, Runs};
+use super::layer::{Group, InputBlocks, Memory, Operand, Packed, Values};
 use super::loader::{Window, load};
 use super::moments::{LaneMap, LaneSums};
 use super::program::Convolution;
@@ -52,7 +52,8 @@ pub(super) struct Winograd {
 }
 
 impl Winograd {
-    /// Whether it takes less time than the definition: where the transforms are paid for by enough channels, and there are tiles to fill.
+    /// Whether it takes less time than the definition: where the transforms are paid for by enough channels,
+    /// and four times as many weights by enough tiles that share them.
     pub(super) fn pays(convolution: &Convolution, parts: &[usize], output: Size) -> bool {
         let three = Extent { height: 3, width: 3 };
         convolution.expansion.is_none()
@@ -60,7 +61,7 @@ impl Winograd {
             && convolution.stride == Extent::ONE
             && parts.iter().all(|c| *c >= WORDS)
             && convolution.output >= WORDS
-            && output.width.min(output.height) >= 2 * OUTPUT as u64
+            && output.width.min(output.height) >= 3 * OUTPUT as u64
     }
 
     pub(super) fn new(kernels: &Kernels, convolution: &Convolution, parts: &[usize], output: Size) -> Self {
@@ -191,21 +192,20 @@ impl Winograd {
             for group in &self.groups {
                 let (group_weights, rest) = weights.split_at(self.group_weights(group));
                 weights = rest;
-                for (tile, count) in pieces(tiles, kernels.most_pixels(group.form)) {
-                    let tile = Tile {
-                        input: inputs,
-                        from: position * stride + tile * WORDS,
-                        runs: &self.runs,
-                        weights: group_weights,
-                        bias: &zeros,
-                        output: products,
-                        to: position * product_stride + tile * lanes + group.first,
-                        pixel_stride: lanes,
-                        channels: group.channels,
-                        statistics: None,
-                    };
-                    kernels.tile(group.form, Block::Sixteen, count, tile);
-                }
+                let row = Row {
+                    pixels: tiles,
+                    input: inputs,
+                    from: position * stride,
+                    runs: &self.runs,
+                    weights: group_weights,
+                    bias: &zeros,
+                    output: products,
+                    to: position * product_stride + group.first,
+                    pixel_stride: lanes,
+                    channels: group.channels,
+                    statistics: None,
+                };
+                kernels.row(group.form, Block::Sixteen, row);
             }
         }
     }

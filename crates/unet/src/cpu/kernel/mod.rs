@@ -10,6 +10,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(all(test, target_os = "linux"))]
+mod bounds;
 mod generic;
 mod portable;
 mod vector;
@@ -72,9 +74,10 @@ impl Runs {
     }
 }
 
-/// Part of a row of a convolution's output: neighbouring pixels, one group of channels.
+/// A row of a convolution's output: neighbouring pixels, one group of channels.
 #[derive(Debug)]
-pub(super) struct Tile<'a> {
+pub(super) struct Row<'a> {
+    pub(super) pixels: usize,
     pub(super) input: &'a [f32],
     /// Where the first pixel's words are relative to.
     pub(super) from: usize,
@@ -123,11 +126,11 @@ pub(super) struct OutputTile<'a> {
     pub(super) columns: usize,
     /// Channels that are written, at most a vector.
     pub(super) channels: usize,
-    /// As for [`Tile`], one vector.
+    /// As for [`Row`], one vector.
     pub(super) statistics: Option<&'a mut [f32]>,
 }
 
-/// [`Tile`] as the kernels see it: pointers to the first word of each thing.
+/// Part of a [`Row`] as the kernels see it: pointers to the first word of each thing.
 struct RawTile {
     input: *const f32,
     offsets: *const usize,
@@ -271,41 +274,46 @@ impl Kernels {
         .expect("`groups` only names forms that there are")
     }
 
-    /// The most pixels that [`tile`](Self::tile) takes.
-    pub(super) fn most_pixels(&self, form: Lanes) -> usize {
-        self.form(form)[0].len()
-    }
-
-    /// Computes a tile of so many pixels.
+    /// Computes a row, in pieces of as many pixels as registers hold, as equal as can be.
     ///
     /// # Panics
-    /// If the tile reads or writes outside of its slices, or there are too many pixels.
-    pub(super) fn tile(&self, form: Lanes, block: Block, pixels: usize, tile: Tile<'_>) {
-        let kernel = self.form(form)[block as usize][pixels - 1];
+    /// If the row reads or writes outside of its slices.
+    pub(super) fn row(&self, form: Lanes, block: Block, row: Row<'_>) {
+        if row.pixels == 0 {
+            return;
+        }
+        let kernels = self.form(form)[block as usize];
         let lanes = self.group_lanes(form);
-        let last = pixels - 1;
-        assert!(tile.from + last * block.words() + tile.runs.reach <= tile.input.len());
-        assert!(tile.runs.words() / Self::step(form) * lanes <= tile.weights.len());
-        assert!(lanes <= tile.bias.len());
-        assert!(tile.channels <= self.channels(form));
-        assert!(tile.to + last * tile.pixel_stride + tile.channels <= tile.output.len());
-        assert!(tile.statistics.as_ref().is_none_or(|s| 3 * lanes <= s.len()));
-        let raw = RawTile {
-            input: tile.input[tile.from..].as_ptr(),
-            offsets: tile.runs.offsets.as_ptr(),
-            runs: tile.runs.offsets.len(),
-            length: tile.runs.length,
-            weights: tile.weights.as_ptr(),
-            bias: tile.bias.as_ptr(),
-            output: tile.output[tile.to..].as_mut_ptr(),
-            pixel_stride: tile.pixel_stride,
-            channels: tile.channels,
-            statistics: tile.statistics.map_or(std::ptr::null_mut(), <[f32]>::as_mut_ptr),
+        let last = row.pixels - 1;
+        assert!(row.from + last * block.words() + row.runs.reach <= row.input.len());
+        assert!(row.runs.words() / Self::step(form) * lanes <= row.weights.len());
+        assert!(lanes <= row.bias.len());
+        assert!(row.channels <= self.channels(form));
+        assert!(row.to + last * row.pixel_stride + row.channels <= row.output.len());
+        assert!(row.statistics.as_ref().is_none_or(|s| 3 * lanes <= s.len()));
+        let mut raw = RawTile {
+            input: row.input[row.from..].as_ptr(),
+            offsets: row.runs.offsets.as_ptr(),
+            runs: row.runs.offsets.len(),
+            length: row.runs.length,
+            weights: row.weights.as_ptr(),
+            bias: row.bias.as_ptr(),
+            output: row.output[row.to..].as_mut_ptr(),
+            pixel_stride: row.pixel_stride,
+            channels: row.channels,
+            statistics: row.statistics.map_or(std::ptr::null_mut(), <[f32]>::as_mut_ptr),
         };
-        // SAFETY: `of` has seen that the CPU has the instruction set. The farthest word that is read is the last pixel's last word of
-        // the farthest run; weights, bias and statistics are read from their start; the farthest word that is written is the last
-        // pixel's last channel. All of them lie inside their slices by the assertions above.
-        unsafe { kernel(&raw) }
+        let pieces = row.pixels.div_ceil(kernels.len());
+        let (pixels, longer) = (row.pixels / pieces, row.pixels % pieces);
+        for piece in 0..pieces {
+            let pixels = pixels + usize::from(piece < longer);
+            // SAFETY: `of` has seen that the CPU has the instruction set. Weights, bias and statistics are read from their start. The
+            // farthest word that is read is the farthest run's last word of the piece's last pixel, and the farthest one that is written
+            // that pixel's last channel; all pieces together are the row, whose last pixel lies inside the slices by the assertions above.
+            unsafe { kernels[pixels - 1](&raw) }
+            raw.input = raw.input.wrapping_add(pixels * block.words());
+            raw.output = raw.output.wrapping_add(pixels * raw.pixel_stride);
+        }
     }
 
     /// Transforms a tile of input.

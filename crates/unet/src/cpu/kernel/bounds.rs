@@ -1,0 +1,197 @@
+//! Kernels between pages that may not be touched: a read or write outside of what they were given ends the test.
+
+use std::ops::Range;
+
+use super::*;
+
+/// Values with a page that may not be touched right after the last one, or right before the first one.
+struct Guarded {
+    mapping: *mut libc::c_void,
+    bytes: usize,
+    range: Range<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Guard {
+    Before,
+    After,
+}
+
+const PAGE: usize = 4096;
+
+impl Guarded {
+    fn new(length: usize, guard: Guard) -> Self {
+        let inner = (length * size_of::<f32>()).next_multiple_of(PAGE);
+        let bytes = inner + 2 * PAGE;
+        // SAFETY: a new mapping, of which the pages between the first and the last are made accessible.
+        let mapping = unsafe {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let mapping = libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0);
+            assert_ne!(mapping, libc::MAP_FAILED);
+            assert_eq!(libc::mprotect(mapping.byte_add(PAGE), inner, libc::PROT_READ | libc::PROT_WRITE), 0);
+            mapping
+        };
+        let start = if guard == Guard::Before { PAGE } else { PAGE + inner - length * size_of::<f32>() };
+        Self { mapping, bytes, range: start..start + length * size_of::<f32>() }
+    }
+
+    fn values(&mut self) -> &mut [f32] {
+        let length = self.range.len() / size_of::<f32>();
+        // SAFETY: the range lies inside the accessible pages, is aligned to four bytes, and was zeroed by the system.
+        unsafe { std::slice::from_raw_parts_mut(self.mapping.byte_add(self.range.start).cast(), length) }
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`, and nothing refers to it any more.
+        unsafe { libc::munmap(self.mapping, self.bytes) };
+    }
+}
+
+fn guards() -> impl Iterator<Item = (&'static Kernels, Guard)> {
+    let sets = InstructionSet::available().map(Kernels::of);
+    sets.flat_map(|kernels| [Guard::Before, Guard::After].map(|guard| (kernels, guard)))
+}
+
+#[test]
+fn rows_touch_nothing_outside() {
+    for (kernels, guard) in guards() {
+        let forms = [Lanes::Paired, Lanes::Single, Lanes::Double];
+        let has = |form: &&Lanes| match form {
+            Lanes::Paired => kernels.paired.is_some(),
+            Lanes::Single => true,
+            Lanes::Double => kernels.double.is_some(),
+        };
+        for &form in forms.iter().filter(has) {
+            for block in Block::ALL {
+                let runs = Runs::new([0, 3 * block.words(), 7 * block.words()], 2 * block.words());
+                let lanes = kernels.group_lanes(form);
+                let mut weights = Guarded::new(runs.words() / Kernels::step(form) * lanes, guard);
+                let mut bias = Guarded::new(lanes, guard);
+                let mut statistics = Guarded::new(3 * lanes, guard);
+                for pixels in 1..=14 {
+                    for channels in 1..=kernels.channels(form) {
+                        let stride = channels + pixels % 2 * 3;
+                        let mut input = Guarded::new((pixels - 1) * block.words() + runs.reach, guard);
+                        let mut output = Guarded::new((pixels - 1) * stride + channels, guard);
+                        let row = Row {
+                            pixels,
+                            input: input.values(),
+                            from: 0,
+                            runs: &runs,
+                            weights: weights.values(),
+                            bias: bias.values(),
+                            output: output.values(),
+                            to: 0,
+                            pixel_stride: stride,
+                            channels,
+                            statistics: (pixels % 3 > 0).then(|| statistics.values()),
+                        };
+                        kernels.row(form, block, row);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_lies_between_pixels_is_left_alone() {
+    for (kernels, _) in guards() {
+        for (form, channels) in kernels.groups(kernels.lanes() / 2 - 1) {
+            let (runs, lanes) = (Runs::new([0], 4), kernels.group_lanes(form));
+            let mut output = vec![7.0; 4 * 40];
+            let row = Row {
+                pixels: 4,
+                input: &[1.0; 64],
+                from: 0,
+                runs: &runs,
+                weights: &vec![0.0; 4 * lanes],
+                bias: &vec![0.0; lanes],
+                output: &mut output,
+                to: 0,
+                pixel_stride: 40,
+                channels,
+                statistics: None,
+            };
+            kernels.row(form, Block::Four, row);
+            for pixel in output.chunks(40) {
+                assert!(pixel[..channels].iter().all(|v| *v == 0.0) && pixel[channels..].iter().all(|v| *v == 7.0));
+            }
+        }
+    }
+}
+
+#[test]
+fn transforms_touch_nothing_outside() {
+    for (kernels, guard) in guards() {
+        let (row, position) = (7 * 16, 3 * 16);
+        let mut input = Guarded::new(5 * row + 6 * 16, guard);
+        let mut output = Guarded::new(35 * position + 16, guard);
+        let (from, to) = (0, 0);
+        let (row_stride, position_stride) = (row, position);
+        let (source, target) = (input.values(), output.values());
+        kernels.input_tile(InputTile { input: source, from, row_stride, output: target, to, position_stride });
+        for (rows, columns) in (1..=4).flat_map(|rows| (1..=4).map(move |columns| (rows, columns))) {
+            for channels in 1..=kernels.lanes() {
+                let (pixel_stride, row_stride) = (channels, 5 * channels);
+                let mut input = Guarded::new(35 * position_stride + kernels.lanes(), guard);
+                let mut bias = Guarded::new(kernels.lanes(), guard);
+                let mut statistics = Guarded::new(3 * kernels.lanes(), guard);
+                let mut output = Guarded::new((rows - 1) * row_stride + (columns - 1) * pixel_stride + channels, guard);
+                kernels.output_tile(OutputTile {
+                    input: input.values(),
+                    from,
+                    position_stride,
+                    bias: bias.values(),
+                    output: output.values(),
+                    to,
+                    row_stride,
+                    pixel_stride,
+                    rows,
+                    columns,
+                    channels,
+                    statistics: (rows > 1).then(|| statistics.values()),
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn loaders_touch_nothing_outside() {
+    for (kernels, guard) in guards() {
+        for block in Block::ALL {
+            let words = block.words();
+            for (pixels, channels) in (1..=9).flat_map(|pixels| (1..=words).map(move |c| (pixels, c))) {
+                let stride = channels + pixels % 2 * 5;
+                let mut source = Guarded::new((pixels - 1) * stride + channels, guard);
+                let mut target = Guarded::new(pixels * words, guard);
+                let mut affine = Guarded::new(2 * words, guard);
+                let from = (&*source.values(), stride, channels);
+                kernels.load_row(block, from, target.values(), affine.values(), 0.5);
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "row.input.len()")]
+fn a_row_that_sticks_out_is_refused() {
+    let kernels = Kernels::of(InstructionSet::Portable);
+    let row = Row {
+        pixels: 3,
+        input: &[0.0; 11],
+        from: 0,
+        runs: &Runs::new([0], 4),
+        weights: &[0.0; 32],
+        bias: &[0.0; 8],
+        output: &mut [0.0; 24],
+        to: 0,
+        pixel_stride: 8,
+        channels: 8,
+        statistics: None,
+    };
+    kernels.row(Lanes::Single, Block::Four, row);
+}
