@@ -95,11 +95,11 @@ pub(crate) struct Segment {
     pub(crate) memory: Bytes,
 
     /// Tiles per call of the network
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value_t = 4, allow_negative_numbers = true)]
     pub(crate) batch: usize,
 
     /// Threads [default: one per core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) threads: Option<usize>,
 
     /// auto: only tiles that touch tissue; none: every tile
