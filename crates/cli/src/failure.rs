@@ -40,7 +40,7 @@ pub(crate) fn exit_code(error: &Error) -> u8 {
         Some(microtome::Error::Interrupted) => crate::signals::exit_code().unwrap_or(130),
         Some(error) => error.exit_code(),
         // Output that cannot be written is a failure of the disk or of whoever reads it.
-        None if error.chain().any(|cause| cause.is::<std::io::Error>()) => 4,
+        None if error.chain().any(<dyn std::error::Error + 'static>::is::<std::io::Error>) => 4,
         // Everything else here comes from reading arguments.
         None => 2,
     }

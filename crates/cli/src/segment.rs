@@ -124,7 +124,7 @@ fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, output:
     } else if !args.quiet {
         match &outcome {
             Outcome::Done(summary) => {
-                println(&format!("{}\n{summary}\nwritten to {}", path.display(), output.display()))?
+                println(&format!("{}\n{summary}\nwritten to {}", path.display(), output.display()))?;
             }
             Outcome::AlreadyDone => println(&format!("{}: done already, in {}", path.display(), output.display()))?,
         }

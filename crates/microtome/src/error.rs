@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use microtome_io::Rect;
-
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -24,16 +22,14 @@ pub enum Error {
     #[error(transparent)]
     Model(#[from] microtome_unet::Error),
     /// The network failed on these tiles.
-    #[error("{slide}: tiles from {} to {}: {source}", first, last)]
+    #[error("{slide}: tiles {tiles}: {source}")]
     Inference {
         /// The slide.
         slide: String,
-        /// The first tile of the batch, in target pixels.
-        first: Rect,
-        /// The last tile of the batch, in target pixels.
-        last: Rect,
+        /// The first and the last tile of the batch, in target pixels.
+        tiles: String,
         /// The cause.
-        source: microtome_unet::Error,
+        source: Box<microtome_unet::Error>,
     },
     /// The blender's.
     #[error(transparent)]
@@ -122,8 +118,12 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Model(_) | Self::Usage(_) | Self::Tile(_) | Self::OutputExists { .. } | Self::InUse { .. } => 2,
-            Self::Write(microtome_io::Error::Usage { .. }) => 2,
+            Self::Model(_)
+            | Self::Usage(_)
+            | Self::Tile(_)
+            | Self::OutputExists { .. }
+            | Self::InUse { .. }
+            | Self::Write(microtome_io::Error::Usage { .. }) => 2,
             Self::Read(_) | Self::Write(_) | Self::Io { .. } | Self::Picture { .. } | Self::Inference { .. } => 4,
             Self::DifferentRun { .. } => 5,
             Self::Memory { .. } => 6,

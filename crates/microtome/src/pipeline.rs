@@ -178,8 +178,8 @@ impl Pipeline<'_> {
             } else {
                 out.work(&self.pools.network, || self.predictor.predict(&inputs, self.normalizer)).map_err(
                     |source| {
-                        let (first, last) = (tiles[0].0, tiles[tiles.len() - 1].0);
-                        Error::Inference { slide: self.slide_name.into(), first, last, source }
+                        let tiles = format!("from {} to {}", tiles[0].0, tiles[tiles.len() - 1].0);
+                        Error::Inference { slide: self.slide_name.into(), tiles, source: Box::new(source) }
                     },
                 )?
             };

@@ -161,7 +161,7 @@ impl Pyramid {
     /// If the shard's sides are odd: a quarter of a shard would not be a whole number of pixels.
     #[must_use]
     pub fn new(levels: Vec<Size>, shard: Size, reduction: Reduction, capacity: usize) -> Self {
-        assert!(shard.width % 2 == 0 && shard.height % 2 == 0, "shards of {shard} cannot be halved");
+        assert!(shard.width.is_multiple_of(2) && shard.height.is_multiple_of(2), "shards of {shard} cannot be halved");
         Self { levels, shard, reduction, capacity, held: 0, pending: BTreeMap::new(), peak: 0 }
     }
 
@@ -378,7 +378,8 @@ mod tests {
 
     /// Pushes a pseudo-random label image in the given order and compares every level with plain halving.
     fn check(size: Size, shard: Size, capacity: usize, backwards: bool) -> usize {
-        let label = |x: u64, y: u64| if (x / 7 + y / 5) % 3 == 0 { 0 } else { (x * 31 + y * 17 + x * y) as u8 % 4 };
+        let label =
+            |x: u64, y: u64| if (x / 7 + y / 5).is_multiple_of(3) { 0 } else { (x * 31 + y * 17 + x * y) as u8 % 4 };
         let levels = level_sizes(size, 4);
         let mut pyramid = Pyramid::new(levels.clone(), shard, Reduction::Mode, capacity);
         let store = Memory::default();

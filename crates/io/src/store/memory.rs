@@ -111,7 +111,9 @@ fn digest(labels: &Pixels) -> [u8; 32] {
         Samples::U8(v) => Sha256::digest(v).into(),
         Samples::U16(v) => {
             let mut hash = Sha256::new();
-            v.iter().for_each(|label| hash.update(label.to_le_bytes()));
+            for label in v {
+                hash.update(label.to_le_bytes());
+            }
             hash.finalize().into()
         }
     }
