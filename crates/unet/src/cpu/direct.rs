@@ -8,7 +8,7 @@ use std::ops::Range;
 use microtome_io::Size;
 
 use super::buffer::Buffer;
-use super::kernel::{Kernels, Row, Runs};
+use super::kernel::{Kernels, Rows, Runs};
 use super::layer::{Group, InputBlocks, Memory, Operand, Packed, Values};
 use super::loader::{Window, load};
 use super::moments::LaneSums;
@@ -19,7 +19,7 @@ use crate::network::Extent;
 /// costs no more than reading the scratch once per group.
 const BAND_WORDS: usize = 160 << 10;
 
-/// So many pixels are summed in f32 for the statistics, or a row.
+/// Kernels take rows of so many pixels at a time, or one row; they are summed in f32 for the statistics.
 const SUMMED: usize = 1024;
 
 /// How one layer is computed.
@@ -162,6 +162,7 @@ impl Direct {
         let (width, words) = (self.positions.width as usize, self.input.block.words());
         // Side by side lie, for each position, its pixels of one row.
         let pixel_stride = self.channels * self.expansion.width;
+        let row_stride = self.stride.height * self.window.row() * words;
         let (top, together) = (rows.start, (SUMMED / width).max(1));
         let mut weights = &*packed.weights;
         for below in 0..self.expansion.height {
@@ -173,25 +174,26 @@ impl Direct {
                 bias = rest;
                 for rows in rows.clone().step_by(together).map(|y| y..(y + together).min(rows.end)) {
                     let mut sums = memory.moments.as_ref().map(|moments| LaneSums::new(&group.map, moments));
-                    let pixels = rows.len() * width;
-                    for y in rows {
-                        let row = Row {
-                            pixels: width,
-                            input: scratch,
-                            from: (y - top) * self.stride.height * self.window.row() * words,
-                            runs: &self.runs,
-                            weights: group_weights,
-                            bias: group_bias,
-                            output: tensor,
-                            to: (y * self.expansion.height + below) * width * pixel_stride + group.first,
-                            pixel_stride,
-                            channels: group.channels,
-                            statistics: sums.as_mut().map(LaneSums::as_mut),
-                        };
-                        kernels.row(group.form, self.input.block, row);
-                    }
+                    let (y, count) = (rows.start, rows.len());
+                    let rows = Rows {
+                        rows: count,
+                        pixels: width,
+                        input: scratch,
+                        from: (y - top) * row_stride,
+                        row_stride,
+                        runs: &self.runs,
+                        weights: group_weights,
+                        bias: group_bias,
+                        output: tensor,
+                        to: (y * self.expansion.height + below) * width * pixel_stride + group.first,
+                        pixel_stride,
+                        output_stride: self.expansion.height * width * pixel_stride,
+                        channels: group.channels,
+                        statistics: sums.as_mut().map(LaneSums::as_mut),
+                    };
+                    kernels.rows(group.form, self.input.block, rows);
                     if let (Some(sums), Some(moments)) = (&sums, &mut memory.moments) {
-                        sums.merge(&group.map, pixels, moments);
+                        sums.merge(&group.map, count * width, moments);
                     }
                 }
             }

@@ -10,7 +10,7 @@ use std::ops::Range;
 use microtome_io::Size;
 
 use super::buffer::Buffer;
-use super::kernel::{Block, InputTile, Kernels, Lanes, OutputTile, Row, Runs};
+use super::kernel::{Block, InputTile, Kernels, Lanes, OutputTile, Rows, Runs};
 use super::layer::{Group, InputBlocks, Memory, Operand, Packed, Values};
 use super::loader::{Window, load};
 use super::moments::{LaneMap, LaneSums};
@@ -192,20 +192,23 @@ impl Winograd {
             for group in &self.groups {
                 let (group_weights, rest) = weights.split_at(self.group_weights(group));
                 weights = rest;
-                let row = Row {
+                let rows = Rows {
+                    rows: 1,
                     pixels: tiles,
                     input: inputs,
                     from: position * stride,
+                    row_stride: 0,
                     runs: &self.runs,
                     weights: group_weights,
                     bias: &zeros,
                     output: products,
                     to: position * product_stride + group.first,
                     pixel_stride: lanes,
+                    output_stride: 0,
                     channels: group.channels,
                     statistics: None,
                 };
-                kernels.row(group.form, Block::Sixteen, row);
+                kernels.rows(group.form, Block::Sixteen, rows);
             }
         }
     }

@@ -73,22 +73,28 @@ fn rows_touch_nothing_outside() {
                 for pixels in 1..=14 {
                     for channels in 1..=kernels.channels(form) {
                         let stride = channels + pixels % 2 * 3;
-                        let mut input = Guarded::new((pixels - 1) * block.words() + runs.reach, guard);
-                        let mut output = Guarded::new((pixels - 1) * stride + channels, guard);
-                        let row = Row {
+                        let (count, row_stride, output_stride) = (1 + pixels % 4, 5 * block.words(), 20 * stride);
+                        let read = (count - 1) * row_stride + (pixels - 1) * block.words() + runs.reach;
+                        let written = (count - 1) * output_stride + (pixels - 1) * stride + channels;
+                        let mut input = Guarded::new(read, guard);
+                        let mut output = Guarded::new(written, guard);
+                        let rows = Rows {
+                            rows: count,
                             pixels,
                             input: input.values(),
                             from: 0,
+                            row_stride,
                             runs: &runs,
                             weights: weights.values(),
                             bias: bias.values(),
                             output: output.values(),
                             to: 0,
                             pixel_stride: stride,
+                            output_stride,
                             channels,
                             statistics: (pixels % 3 > 0).then(|| statistics.values()),
                         };
-                        kernels.row(form, block, row);
+                        kernels.rows(form, block, rows);
                     }
                 }
             }
@@ -102,20 +108,23 @@ fn what_lies_between_pixels_is_left_alone() {
         for (form, channels) in kernels.groups(kernels.lanes() / 2 - 1) {
             let (runs, lanes) = (Runs::new([0], 4), kernels.group_lanes(form));
             let mut output = vec![7.0; 4 * 40];
-            let row = Row {
+            let rows = Rows {
+                rows: 1,
                 pixels: 4,
                 input: &[1.0; 64],
                 from: 0,
+                row_stride: 0,
                 runs: &runs,
                 weights: &vec![0.0; 4 * lanes],
                 bias: &vec![0.0; lanes],
                 output: &mut output,
                 to: 0,
                 pixel_stride: 40,
+                output_stride: 0,
                 channels,
                 statistics: None,
             };
-            kernels.row(form, Block::Four, row);
+            kernels.rows(form, Block::Four, rows);
             for pixel in output.chunks(40) {
                 assert!(pixel[..channels].iter().all(|v| *v == 0.0) && pixel[channels..].iter().all(|v| *v == 7.0));
             }
@@ -177,21 +186,24 @@ fn loaders_touch_nothing_outside() {
 }
 
 #[test]
-#[should_panic(expected = "row.input.len()")]
-fn a_row_that_sticks_out_is_refused() {
+#[should_panic(expected = "12 of 11 words are read")]
+fn what_sticks_out_is_refused() {
     let kernels = Kernels::of(InstructionSet::Portable);
-    let row = Row {
+    let rows = Rows {
+        rows: 1,
         pixels: 3,
         input: &[0.0; 11],
         from: 0,
+        row_stride: 0,
         runs: &Runs::new([0], 4),
         weights: &[0.0; 32],
         bias: &[0.0; 8],
         output: &mut [0.0; 24],
         to: 0,
         pixel_stride: 8,
+        output_stride: 0,
         channels: 8,
         statistics: None,
     };
-    kernels.row(Lanes::Single, Block::Four, row);
+    kernels.rows(Lanes::Single, Block::Four, rows);
 }

@@ -16,7 +16,7 @@ use super::{RawInputTile, RawOutputTile, RawTile};
 /// The CPU has the vector's instruction set, and `t` is as [`RawTile`] says for `PX` pixels and `OV * LANES` channels.
 #[inline(always)]
 pub(super) unsafe fn tile<V: Vector, const PX: usize, const OV: usize, const CB: usize>(t: &RawTile) {
-    // SAFETY: the caller's contract bounds every pointer that is formed here: see the assertions of `Kernels::row`.
+    // SAFETY: the caller's contract bounds every pointer that is formed here: see the assertions of `Kernels::rows`.
     unsafe {
         let mut sums = [[V::zero(); OV]; PX];
         for v in 0..OV {

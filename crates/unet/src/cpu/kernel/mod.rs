@@ -74,13 +74,16 @@ impl Runs {
     }
 }
 
-/// A row of a convolution's output: neighbouring pixels, one group of channels.
+/// Some rows of a convolution's output: neighbouring pixels, one group of channels.
 #[derive(Debug)]
-pub(super) struct Row<'a> {
+pub(super) struct Rows<'a> {
+    pub(super) rows: usize,
+    /// In each row.
     pub(super) pixels: usize,
     pub(super) input: &'a [f32],
-    /// Where the first pixel's words are relative to.
+    /// Where the first pixel's words are relative to, and how much farther on those of the next row.
     pub(super) from: usize,
+    pub(super) row_stride: usize,
     pub(super) runs: &'a Runs,
     /// One vector, or two, for each word (for each two words if paired).
     pub(super) weights: &'a [f32],
@@ -89,8 +92,9 @@ pub(super) struct Row<'a> {
     pub(super) output: &'a mut [f32],
     /// Where the first pixel's first channel goes.
     pub(super) to: usize,
-    /// Distance between pixels of the output.
+    /// Distance between pixels, and between rows, of the output.
     pub(super) pixel_stride: usize,
+    pub(super) output_stride: usize,
     /// Channels that are written, at most those of the group.
     pub(super) channels: usize,
     /// For each lane a pivot, the sum of differences from it, and the sum of their squares.
@@ -126,11 +130,11 @@ pub(super) struct OutputTile<'a> {
     pub(super) columns: usize,
     /// Channels that are written, at most a vector.
     pub(super) channels: usize,
-    /// As for [`Row`], one vector.
+    /// As for [`Rows`], one vector.
     pub(super) statistics: Option<&'a mut [f32]>,
 }
 
-/// Part of a [`Row`] as the kernels see it: pointers to the first word of each thing.
+/// Part of [`Rows`] as the kernels see it: pointers to the first word of each thing.
 struct RawTile {
     input: *const f32,
     offsets: *const usize,
@@ -274,45 +278,54 @@ impl Kernels {
         .expect("`groups` only names forms that there are")
     }
 
-    /// Computes a row, in pieces of as many pixels as registers hold, as equal as can be.
+    /// Computes rows, in pieces of as many pixels as registers hold, as equal as can be. A piece goes down all rows before the next one
+    /// begins, so that first-level caches still hold the input rows that neighbouring output rows have in common.
     ///
     /// # Panics
-    /// If the row reads or writes outside of its slices.
-    pub(super) fn row(&self, form: Lanes, block: Block, row: Row<'_>) {
-        if row.pixels == 0 {
+    /// If anything would be read or written outside of the slices.
+    pub(super) fn rows(&self, form: Lanes, block: Block, rows: Rows<'_>) {
+        if rows.rows == 0 || rows.pixels == 0 {
             return;
         }
         let kernels = self.form(form)[block as usize];
         let lanes = self.group_lanes(form);
-        let last = row.pixels - 1;
-        assert!(row.from + last * block.words() + row.runs.reach <= row.input.len());
-        assert!(row.runs.words() / Self::step(form) * lanes <= row.weights.len());
-        assert!(lanes <= row.bias.len());
-        assert!(row.channels <= self.channels(form));
-        assert!(row.to + last * row.pixel_stride + row.channels <= row.output.len());
-        assert!(row.statistics.as_ref().is_none_or(|s| 3 * lanes <= s.len()));
+        let (last_row, last) = (rows.rows - 1, rows.pixels - 1);
+        let read = rows.from + last_row * rows.row_stride + last * block.words() + rows.runs.reach;
+        let written = rows.to + last_row * rows.output_stride + last * rows.pixel_stride + rows.channels;
+        assert!(read <= rows.input.len(), "{read} of {} words are read", rows.input.len());
+        assert!(written <= rows.output.len(), "{written} of {} values are written", rows.output.len());
+        assert!(rows.runs.words() / Self::step(form) * lanes <= rows.weights.len());
+        assert!(lanes <= rows.bias.len());
+        assert!(rows.channels <= self.channels(form));
+        assert!(rows.statistics.as_ref().is_none_or(|s| 3 * lanes <= s.len()));
         let mut raw = RawTile {
-            input: row.input[row.from..].as_ptr(),
-            offsets: row.runs.offsets.as_ptr(),
-            runs: row.runs.offsets.len(),
-            length: row.runs.length,
-            weights: row.weights.as_ptr(),
-            bias: row.bias.as_ptr(),
-            output: row.output[row.to..].as_mut_ptr(),
-            pixel_stride: row.pixel_stride,
-            channels: row.channels,
-            statistics: row.statistics.map_or(std::ptr::null_mut(), <[f32]>::as_mut_ptr),
+            input: std::ptr::null(),
+            offsets: rows.runs.offsets.as_ptr(),
+            runs: rows.runs.offsets.len(),
+            length: rows.runs.length,
+            weights: rows.weights.as_ptr(),
+            bias: rows.bias.as_ptr(),
+            output: std::ptr::null_mut(),
+            pixel_stride: rows.pixel_stride,
+            channels: rows.channels,
+            statistics: rows.statistics.map_or(std::ptr::null_mut(), <[f32]>::as_mut_ptr),
         };
-        let pieces = row.pixels.div_ceil(kernels.len());
-        let (pixels, longer) = (row.pixels / pieces, row.pixels % pieces);
+        let input = rows.input[rows.from..].as_ptr();
+        let output = rows.output[rows.to..].as_mut_ptr();
+        let pieces = rows.pixels.div_ceil(kernels.len());
+        let (least, longer) = (rows.pixels / pieces, rows.pixels % pieces);
+        let mut x = 0;
         for piece in 0..pieces {
-            let pixels = pixels + usize::from(piece < longer);
-            // SAFETY: `of` has seen that the CPU has the instruction set. Weights, bias and statistics are read from their start. The
-            // farthest word that is read is the farthest run's last word of the piece's last pixel, and the farthest one that is written
-            // that pixel's last channel; all pieces together are the row, whose last pixel lies inside the slices by the assertions above.
-            unsafe { kernels[pixels - 1](&raw) }
-            raw.input = raw.input.wrapping_add(pixels * block.words());
-            raw.output = raw.output.wrapping_add(pixels * raw.pixel_stride);
+            let pixels = least + usize::from(piece < longer);
+            for y in 0..rows.rows {
+                raw.input = input.wrapping_add(y * rows.row_stride + x * block.words());
+                raw.output = output.wrapping_add(y * rows.output_stride + x * rows.pixel_stride);
+                // SAFETY: `of` has seen that the CPU has the instruction set. Weights, bias and statistics are read from their start.
+                // The farthest word that is read is the farthest run's last word of the last row's last pixel, and the farthest one that
+                // is written that pixel's last channel: both lie inside the slices by the assertions above.
+                unsafe { kernels[pixels - 1](&raw) }
+            }
+            x += pixels;
         }
     }
 
