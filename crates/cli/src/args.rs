@@ -67,7 +67,7 @@ pub(crate) struct Segment {
     #[arg(long, value_name = "FRACTION", alias = "step_size")]
     pub(crate) step_size: Option<f64>,
 
-    /// Average over mirrored tiles, along the axes the model was trained with [default]
+    /// Average over mirrored tiles, along the axes the model was trained with (the default)
     #[arg(long, overrides_with = "no_tta")]
     pub(crate) tta: bool,
 

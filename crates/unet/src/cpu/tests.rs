@@ -264,7 +264,7 @@ proptest! {
     }
 }
 
-/// `how_large_the_errors_become` found MEASURED over 3000 networks.
+/// Relative to the largest value. `how_large_the_errors_become` found 2.9e-6 and 5.7e-6 over 3000 networks.
 const EXACT: f64 = 2e-5;
 const FAST: f64 = 1e-4;
 
