@@ -18,8 +18,8 @@
 //! let grid = TileGrid::new(Size::new(20_000, 15_000), Size::new(512, 512), 0.5)?;
 //! let schedule = Schedule::new(&grid, None, Size::new(512, 512), 8)?;
 //! assert_eq!(grid.len(), 78 * 58);
-//! // Four tile columns in a hundred run twice, where strips meet.
-//! assert_eq!(schedule.count().repeated, 4 * 58);
+//! // Two columns of tiles run twice at each of the four places where strips meet.
+//! assert_eq!(schedule.count().repeated, 8 * 58);
 //! # Ok::<(), microtome_tile::Error>(())
 //! ```
 
