@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use microtome_io::{Pixels, Rect, TileCoord};
-use microtome_stitch::{Blender, CpuAccumulator, LabelPyramid, Layout, TileLogits, Wanted, Window};
+use microtome_stitch::{Blender, CpuAccumulator, LabelPyramid, Layout, Sums, TileLogits, Wanted, WeightSum, Window};
 use microtome_tile::pyramid::Shard;
 use microtome_tile::{Reader, Schedule, Strip};
 use microtome_unet::{Logits, Normalizer, Predictor, Tile};
@@ -215,12 +215,12 @@ impl Pipeline<'_> {
                     Event::Tile(rect, logits) => tiles.push((rect, logits)),
                     Event::Strip(strip) => {
                         self.add(&mut blender, &mut tiles, &mut out)?;
-                        let planes = self.layout.decision.planes();
+                        let sums = Sums { planes: self.layout.decision.planes(), weights: WeightSum::Omitted };
                         let wanted = Wanted { rect: strip.rect, blocks: Some(wanted.clone()) };
                         let sums = CpuAccumulator::new(
                             self.layout.image,
                             self.layout.block,
-                            planes,
+                            sums,
                             self.window.clone(),
                             wanted,
                         );

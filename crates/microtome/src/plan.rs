@@ -3,7 +3,7 @@
 use microtome_io::Size;
 use microtome_io::slide::{Resolution, ResolutionSource, SlideReader};
 use microtome_io::{Microns, SampleType};
-use microtome_stitch::{Decision, Window, WindowShape};
+use microtome_stitch::{Decision, Sums, WeightSum, Window, WindowShape};
 use microtome_tile::{
     ImageStatistics, Reader, Schedule, TargetGrid, TargetOptions, TargetResolution, TileGrid, check_channels, tissue,
 };
@@ -184,11 +184,12 @@ impl MemoryPlan {
         let strip_width = (strip_shards * settings.shard).min(size.width);
         let schedule = Schedule::new(&geometry.tiles, None, block, strip_width.div_ceil(settings.chunk))?;
         let rows = schedule.block_rows_in_flight() * settings.chunk;
-        let planes = geometry.decision.planes() as u64;
+        let planes = geometry.decision.planes();
+        let sums = Sums { planes, weights: WeightSum::Omitted }.values() as u64;
         let label = geometry.sample.bytes() as u64;
         let info = slide.info();
         let tile = card.tile.area() * (info.channels * info.sample.bytes()) as u64;
-        let logits = card.tile.area() * planes * 4;
+        let logits = card.tile.area() * planes.logits() as u64 * 4;
         let batch = settings.batch as u64;
         let network = predictor.memory(settings.batch);
         let shard = settings.shard * settings.shard * label;
@@ -202,7 +203,7 @@ impl MemoryPlan {
             reading: (QUEUE as u64 + 2) * batch * tile + threads as u64 * reader.memory(card.tile),
             logits: (QUEUE as u64 + 2) * batch * logits,
             // Blocks in flight, and one row of them being turned into labels.
-            sums: strip_width * planes * 4 * (rows + settings.chunk),
+            sums: strip_width * sums * 4 * (rows + settings.chunk),
             labels: strip_width * settings.shard * label,
             writing: (QUEUE as u64 + 1) * shard + 3 * shard + PYRAMID_BYTES + DIRTY_BYTES,
             fixed: FIXED_BYTES + Window::new(geometry.window, card.tile).bytes(),

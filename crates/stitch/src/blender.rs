@@ -109,20 +109,21 @@ impl<'a, A: Accumulator> Blender<'a, A> {
             .block_columns
             .clone()
             .map(|column| TileCoord { row, column })
-            .filter_map(|at| Some((at, self.accumulator.take(at)?)))
+            .filter_map(|at| Some((at.rect(block).intersect(image.rect())?, self.accumulator.take(at)?)))
             .collect();
-        let labels: Vec<(Rect, Pixels)> = sums
-            .into_par_iter()
-            .filter_map(|(at, sums)| {
-                let rect = at.rect(block).intersect(image.rect())?;
-                let mut labels = decision.decide(&sums);
+        let labels: Vec<Option<Pixels>> = sums
+            .par_iter()
+            .map(|(rect, sums)| {
+                let mut labels = decision.decide(sums);
                 if let Some(roi) = roi {
-                    clear_outside(&mut labels, roi, rect);
+                    clear_outside(&mut labels, roi, *rect);
                 }
-                (!is_background(&labels)).then_some((rect, labels))
+                (!is_background(&labels)).then_some(labels)
             })
             .collect();
-        for (rect, labels) in labels {
+        for ((rect, sums), labels) in sums.into_iter().zip(labels) {
+            self.accumulator.recycle(sums);
+            let Some(labels) = labels else { continue };
             let at = TileCoord { row: rect.y as u64 / shard.height, column: rect.x as u64 / shard.width };
             let Some(shard_rect) = at.rect(shard).intersect(image.rect()) else { continue };
             self.shards

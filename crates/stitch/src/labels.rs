@@ -3,7 +3,7 @@
 use microtome_io::{Pixels, SampleType};
 use serde::{Deserialize, Serialize};
 
-use crate::accumulator::BlockSums;
+use crate::accumulator::{BlockSums, Planes};
 
 /// How the logits of a pixel become its label. The weights are positive, so sums decide as means would, without division.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,12 +22,16 @@ pub enum Decision {
 }
 
 impl Decision {
-    /// Number of logits per pixel.
+    /// What has to be summed for it.
+    ///
+    /// Between two classes the sign of one sum decides, that of the differences of their logits. In exact arithmetic that is the same
+    /// as to compare two sums; in f32 both round, and `docs/blending.md` says how often they decide a pixel otherwise.
     #[must_use]
-    pub fn planes(&self) -> usize {
+    pub fn planes(&self) -> Planes {
         match self {
-            Self::Argmax { classes } => *classes,
-            Self::Regions { values } => values.len(),
+            Self::Argmax { classes: 2 } => Planes::Difference,
+            Self::Argmax { classes } => Planes::Each(*classes),
+            Self::Regions { values } => Planes::Each(values.len()),
         }
     }
 
@@ -44,35 +48,44 @@ impl Decision {
     /// The labels of a block.
     #[must_use]
     pub fn decide(&self, sums: &BlockSums) -> Pixels {
-        let n = sums.size.area() as usize;
-        let labels = match self {
-            Self::Argmax { classes } => argmax(&sums.values, n, *classes),
-            Self::Regions { values } => regions(&sums.values, n, values),
-        };
         match self.sample() {
-            SampleType::U8 => Pixels::from_u8(sums.size, 1, labels.into_iter().map(|l| l as u8).collect()),
-            SampleType::U16 => Pixels::from_u16(sums.size, 1, labels),
+            SampleType::U8 => Pixels::from_u8(sums.size, 1, self.labels(sums, |label| label as u8)),
+            SampleType::U16 => Pixels::from_u16(sums.size, 1, self.labels(sums, |label| label)),
+        }
+    }
+
+    fn labels<T: Copy>(&self, sums: &BlockSums, of: impl Fn(u16) -> T) -> Vec<T> {
+        match (self, sums.sums.planes) {
+            (Self::Argmax { .. }, Planes::Difference) => {
+                let [background, class] = [of(0), of(1)];
+                let choose = |&sum: &f32| if sum > 0.0 { class } else { background };
+                sums.planes().flatten().map(choose).collect()
+            }
+            (Self::Argmax { .. }, Planes::Each(_)) => argmax(sums, of),
+            (Self::Regions { values }, _) => regions(sums, values, of),
         }
     }
 }
 
-fn argmax(sums: &[f32], n: usize, classes: usize) -> Vec<u16> {
-    let mut labels = vec![0u16; n];
-    let mut best = sums[..n].to_vec();
-    for class in 1..classes {
-        let plane = &sums[class * n..(class + 1) * n];
+fn argmax<T: Copy>(sums: &BlockSums, of: impl Fn(u16) -> T) -> Vec<T> {
+    let mut planes = sums.planes();
+    let mut best = planes.next().unwrap_or_default().to_vec();
+    let mut labels = vec![of(0); best.len()];
+    for (class, plane) in (1..).zip(planes) {
+        let class = of(class);
         for ((best, label), &sum) in best.iter_mut().zip(&mut labels).zip(plane) {
             let larger = sum > *best;
             *best = if larger { sum } else { *best };
-            *label = if larger { class as u16 } else { *label };
+            *label = if larger { class } else { *label };
         }
     }
     labels
 }
 
-fn regions(sums: &[f32], n: usize, values: &[u16]) -> Vec<u16> {
-    let mut labels = vec![0u16; n];
-    for (plane, &value) in sums.chunks_exact(n.max(1)).zip(values) {
+fn regions<T: Copy>(sums: &BlockSums, values: &[u16], of: impl Fn(u16) -> T) -> Vec<T> {
+    let mut labels = vec![of(0); sums.size.area() as usize];
+    for (plane, &value) in sums.planes().zip(values) {
+        let value = of(value);
         for (label, &sum) in labels.iter_mut().zip(plane) {
             *label = if sum > 0.0 { value } else { *label };
         }
@@ -85,16 +98,29 @@ mod tests {
     use microtome_io::Size;
 
     use super::*;
+    use crate::{Sums, WeightSum};
+
+    fn sums(planes: Planes, values: Vec<f32>) -> BlockSums {
+        let size = Size::new((values.len() / planes.sums()) as u64, 1);
+        BlockSums { size, sums: Sums { planes, weights: WeightSum::Omitted }, values }
+    }
 
     #[test]
     fn the_first_of_equal_logits_wins() {
-        let sums = BlockSums { size: Size::new(3, 1), values: vec![1.0, 0.0, 0.0, 1.0, 2.0, 0.0, 0.0, 2.0, 0.5] };
+        let sums = sums(Planes::Each(3), vec![1.0, 0.0, 0.0, 1.0, 2.0, 0.0, 0.0, 2.0, 0.5]);
         assert_eq!(Decision::Argmax { classes: 3 }.decide(&sums).as_u8().unwrap(), [0, 1, 2]);
     }
 
     #[test]
+    fn of_two_classes_a_positive_difference_means_the_second() {
+        let decision = Decision::Argmax { classes: 2 };
+        assert_eq!(decision.planes(), Planes::Difference);
+        assert_eq!(decision.decide(&sums(Planes::Difference, vec![-1.0, 0.0, 1e-9])).as_u8().unwrap(), [0, 0, 1]);
+    }
+
+    #[test]
     fn later_regions_overwrite_earlier_ones() {
-        let sums = BlockSums { size: Size::new(3, 1), values: vec![1.0, 1.0, -1.0, -1.0, 2.0, 0.0] };
+        let sums = sums(Planes::Each(2), vec![1.0, 1.0, -1.0, -1.0, 2.0, 0.0]);
         assert_eq!(Decision::Regions { values: vec![7, 3] }.decide(&sums).as_u8().unwrap(), [7, 3, 0]);
     }
 

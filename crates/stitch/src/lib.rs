@@ -11,22 +11,19 @@
 //! ```
 //! use std::sync::Arc;
 //! use microtome_io::{Rect, Size};
-//! use microtome_stitch::{Accumulator, CpuAccumulator, TileLogits, Wanted, Window, WindowShape};
+//! use microtome_stitch::{Accumulator, CpuAccumulator, Planes, Sums, TileLogits, Wanted, WeightSum, Window, WindowShape};
 //!
 //! // Two overlapping tiles of one plane that say 3 everywhere: so does their weighted mean.
 //! let window = Arc::new(Window::new(WindowShape::Gaussian, Size::new(8, 8)));
 //! let image = Size::new(12, 8);
-//! let wanted = Wanted { rect: image.rect(), blocks: None };
-//! let mut sums = CpuAccumulator::new(image, Size::new(12, 8), 1, window.clone(), wanted.clone());
-//! let mut weights = CpuAccumulator::new(image, Size::new(12, 8), 1, window, wanted);
+//! let kept = Sums { planes: Planes::Each(1), weights: WeightSum::Kept };
+//! let mut sums = CpuAccumulator::new(image, image, kept, window, Wanted { rect: image.rect(), blocks: None });
 //! for x in [0, 4] {
-//!     let rect = Rect::new(x, 0, 8, 8);
-//!     sums.add(&[TileLogits { rect, values: &[3.0; 64] }])?;
-//!     weights.add(&[TileLogits { rect, values: &[1.0; 64] }])?;
+//!     sums.add(&[TileLogits { rect: Rect::new(x, 0, 8, 8), values: &[3.0; 64] }])?;
 //! }
-//! let block = microtome_io::TileCoord { row: 0, column: 0 };
-//! let (sums, weights) = (sums.take(block).unwrap(), weights.take(block).unwrap());
-//! assert!(sums.values.iter().zip(&weights.values).all(|(s, w)| (s / w - 3.0).abs() < 1e-6));
+//! let block = sums.take(microtome_io::TileCoord { row: 0, column: 0 }).unwrap();
+//! let (sums, weights) = (block.planes().next().unwrap(), block.weights().unwrap());
+//! assert!(sums.iter().zip(weights).all(|(sum, weight)| (sum / weight - 3.0).abs() < 1e-6));
 //! # Ok::<(), microtome_stitch::Error>(())
 //! ```
 
@@ -38,7 +35,7 @@ mod labels;
 mod window;
 mod writer;
 
-pub use accumulator::{Accumulator, BlockSums, CpuAccumulator, TileLogits, Wanted};
+pub use accumulator::{Accumulator, BlockSums, CpuAccumulator, Planes, Sums, TileLogits, Wanted, WeightSum};
 pub use blender::{Blender, Layout};
 pub use error::{Error, Result};
 pub use journal::{Entry, Journal, Record};
