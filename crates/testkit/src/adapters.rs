@@ -49,6 +49,14 @@ impl<S: SlideReader> SlideReader for FailingSlide<S> {
         self.inner.read_associated(name)
     }
 
+    fn resident_bytes(&self) -> u64 {
+        self.inner.resident_bytes()
+    }
+
+    fn keep_decoded(&self, bytes: u64) {
+        self.inner.keep_decoded(bytes);
+    }
+
     fn content_id(&self) -> Result<String> {
         self.inner.content_id()
     }
@@ -103,6 +111,14 @@ impl<S: SlideReader> SlideReader for CountingSlide<S> {
 
     fn read_associated(&self, name: &str) -> Result<Pixels> {
         self.inner.read_associated(name)
+    }
+
+    fn resident_bytes(&self) -> u64 {
+        self.inner.resident_bytes()
+    }
+
+    fn keep_decoded(&self, bytes: u64) {
+        self.inner.keep_decoded(bytes);
     }
 
     fn content_id(&self) -> Result<String> {

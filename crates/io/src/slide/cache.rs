@@ -8,6 +8,7 @@
 //! circle: a decoder asks for no other tile and hands no work to the thread pool.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::{Level, Pixels, Result, TileCoord};
@@ -22,9 +23,12 @@ const TILES_PER_SHARD: usize = 4;
 /// Tiles, the least recently used of which make room for new ones.
 #[derive(Debug)]
 pub(super) struct TileCache {
-    shards: Vec<Shard>,
-    /// Bytes that each shard may hold.
-    budget: usize,
+    shards: [Shard; MOST_SHARDS],
+    /// Bytes of the largest tile.
+    tile_bytes: usize,
+    /// Shards that are in use, and the bytes that each may hold.
+    used: AtomicUsize,
+    budget: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -54,8 +58,22 @@ enum Entry {
 impl TileCache {
     /// A cache that holds at most `budget` bytes, for tiles of up to `tile_bytes`; 0 keeps nothing.
     pub(super) fn new(budget: usize, tile_bytes: usize) -> Self {
-        let shards = (budget / TILES_PER_SHARD / tile_bytes.max(1)).clamp(1, MOST_SHARDS);
-        Self { shards: (0..shards).map(|_| Shard::default()).collect(), budget: budget / shards }
+        let cache = Self {
+            shards: Default::default(),
+            tile_bytes,
+            used: AtomicUsize::new(1),
+            budget: AtomicUsize::new(0),
+        };
+        cache.resize(budget);
+        cache
+    }
+
+    /// Forgets everything, and holds at most `budget` bytes from now on. Tiles that are being decoded meanwhile may stay on top of that.
+    pub(super) fn resize(&self, budget: usize) {
+        let used = (budget / TILES_PER_SHARD / self.tile_bytes.max(1)).clamp(1, MOST_SHARDS);
+        self.used.store(used, Ordering::Relaxed);
+        self.budget.store(budget / used, Ordering::Relaxed);
+        self.shards.iter().for_each(|shard| shard.lock().clear());
     }
 
     /// The tile, decoded by `decode` unless it is there already.
@@ -68,7 +86,8 @@ impl TileCache {
         tile: TileCoord,
         decode: impl FnOnce() -> Result<Option<Arc<Pixels>>>,
     ) -> Result<Option<Arc<Pixels>>> {
-        if self.budget == 0 {
+        let budget = self.budget.load(Ordering::Relaxed);
+        if budget == 0 {
             return decode();
         }
         let key = (level, tile);
@@ -89,14 +108,14 @@ impl TileCache {
         drop(state);
         let claim = Claim { shard, key };
         let pixels = decode()?;
-        claim.settle(pixels.as_ref(), self.budget);
+        claim.settle(pixels.as_ref(), budget);
         Ok(pixels)
     }
 
     fn shard(&self, (level, tile): Key) -> &Shard {
         // Neighbours go to different shards.
         let mixed = tile.column.wrapping_add(tile.row.wrapping_mul(5)).wrapping_add(level.0 as u64 * 7);
-        &self.shards[(mixed % self.shards.len() as u64) as usize]
+        &self.shards[mixed as usize % self.used.load(Ordering::Relaxed)]
     }
 }
 
@@ -108,6 +127,12 @@ impl Shard {
 }
 
 impl State {
+    fn clear(&mut self) {
+        self.tiles.retain(|_, entry| matches!(entry, Entry::Pending));
+        self.by_age.clear();
+        self.bytes = 0;
+    }
+
     fn touch(&mut self, key: Key) {
         self.clock += 1;
         if let Some(Entry::Ready { used, .. }) = self.tiles.get_mut(&key) {
@@ -204,7 +229,7 @@ mod tests {
     fn the_budget_holds_and_the_least_recently_used_goes_first() {
         let one = cost(Some(&pixels(0)));
         let cache = TileCache::new(2 * one, 100);
-        assert_eq!(cache.shards.len(), 1);
+        assert_eq!(cache.used.load(Ordering::Relaxed), 1);
         let get = |column: u64| {
             let mut hit = true;
             cache
@@ -224,6 +249,22 @@ mod tests {
         }
         let held: usize = cache.shards.iter().map(|shard| shard.lock().bytes).sum();
         assert!(held <= 2 * one, "{held}");
+    }
+
+    #[test]
+    fn another_size_forgets_what_was_there() {
+        let cache = TileCache::new(1 << 20, 100);
+        let fill = || (0..100).filter(|&c| cache.get(Level(0), tile(c), || Ok(Some(pixels(1)))).is_ok()).count();
+        let held = || cache.shards.iter().map(|shard| shard.lock().bytes).sum::<usize>();
+        assert_eq!(fill(), 100);
+        let all = held();
+        cache.resize(all / 2);
+        assert_eq!(held(), 0);
+        fill();
+        assert!((all / 4..=all / 2).contains(&held()), "{} of {all}", held());
+        cache.resize(0);
+        fill();
+        assert_eq!(held(), 0);
     }
 
     #[test]

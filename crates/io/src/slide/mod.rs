@@ -172,6 +172,12 @@ pub trait SlideReader: Send + Sync + std::fmt::Debug {
         0
     }
 
+    /// Sets how many bytes of decoded tiles the reader may keep, in place of [`OpenOptions::cache_bytes`]. Whoever is about to read in some
+    /// order knows how much pays. A reader that keeps no tiles has nothing to do.
+    fn keep_decoded(&self, bytes: u64) {
+        let _ = bytes;
+    }
+
     /// A cheap identity of the file's content; see [`content_id`](crate::bytes::content_id).
     ///
     /// # Errors

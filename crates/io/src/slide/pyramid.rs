@@ -149,6 +149,10 @@ impl SlideReader for Pyramid {
         Ok(pixels)
     }
 
+    fn keep_decoded(&self, bytes: u64) {
+        self.cache.resize(usize::try_from(bytes).unwrap_or(usize::MAX));
+    }
+
     fn content_id(&self) -> Result<String> {
         content_id(self.tiff.file().source())
     }
