@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut settings = Settings::default();
     settings.memory = 2 << 30;
     // The cache of decoded tiles belongs to the slide, and counts as a part of the memory.
-    let slide = open(slide, &OpenOptions::default().cache_bytes(settings.cache_bytes() as usize))?;
+    let slide = open(slide, &OpenOptions::default())?;
 
     // A package or an nnU-Net result folder, then put on a device: the first GPU of a build that knows one, or the CPU.
     let model = Model::open(model, &ModelOptions::default())?;

@@ -90,9 +90,9 @@ pub(crate) struct Segment {
     #[arg(long, default_value = "auto", value_parser = device)]
     pub(crate) device: microtome::unet::Device,
 
-    /// Memory to stay within, such as 512MiB or 4GiB
-    #[arg(long, value_name = "BYTES", default_value = "4GiB")]
-    pub(crate) memory: Bytes,
+    /// Memory to stay within, such as 512MiB or 4GiB [default: half of what the control group or the machine allows]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) memory: Option<Bytes>,
 
     /// Tiles per call of the network
     #[arg(long, value_name = "N", default_value_t = 4, allow_negative_numbers = true)]

@@ -99,16 +99,16 @@ fn settings(args: &args::Segment) -> Settings {
         args::Tissue::Auto => TissueMode::Auto,
         args::Tissue::None => TissueMode::None,
     };
-    settings.memory = args.memory.0;
+    if let Some(memory) = args.memory {
+        settings.memory = memory.0;
+    }
     settings.batch = args.batch;
     settings.threads = args.threads;
     settings
 }
 
 fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, output: &Path) -> Result<()> {
-    let mut options = OpenOptions::default();
-    options.cache_bytes = settings(args).cache_bytes() as usize;
-    let slide = slide::open(path, &options).map_err(Error::Read)?;
+    let slide = slide::open(path, &OpenOptions::default()).map_err(Error::Read)?;
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let progress = Progress::new(name, if args.quiet { Quiet::Yes } else { Quiet::No });
     let existing = match (args.overwrite, args.no_resume) {

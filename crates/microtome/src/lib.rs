@@ -45,12 +45,12 @@ mod units;
 mod verify;
 
 pub use error::{Error, Result};
-pub use memory::PeakMemory;
+pub use memory::{Allowance, AllowanceSource, PeakMemory, allowance};
 pub use microtome_io as io;
 pub use microtome_tile::{Resampling, TargetGrid, TargetResolution, TileCount};
 pub use microtome_unet as unet;
 pub use output::Existing;
-pub use plan::{Geometry, MemoryPlan};
+pub use plan::{Geometry, MemoryPlan, STRIP_TILES};
 pub use progress::{Observer, Phase, Silent};
 pub use report::{ClassArea, StageTime, StageTimes, Summary};
 pub use segment::{Outcome, Plan, Segmenter};

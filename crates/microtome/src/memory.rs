@@ -1,9 +1,72 @@
-//! How much memory this process uses.
+//! How much memory this process may use, and how much it does.
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
+
+/// The memory that the system lets this process have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Allowance {
+    /// Bytes.
+    pub bytes: u64,
+    /// What sets the limit.
+    pub source: AllowanceSource,
+}
+
+/// What limits the memory of this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AllowanceSource {
+    /// The limit of the control group, or of one above it.
+    ControlGroup,
+    /// The memory of the machine.
+    Machine,
+    /// The system does not tell; 8 GiB are assumed.
+    Unknown,
+}
+
+impl Allowance {
+    /// What a run takes of it where nobody says otherwise: half, because the file pages of the slide want room, too, and so does
+    /// whatever else runs.
+    #[must_use]
+    pub fn budget(&self) -> u64 {
+        self.bytes / 2
+    }
+}
+
+/// Asks the system: the smallest limit of the control groups that this process is in (version 1 or 2), or the machine's memory.
+#[must_use]
+pub fn allowance() -> Allowance {
+    let read = |path: &Path| std::fs::read_to_string(path).ok();
+    let groups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
+    let limit = limits(&groups).filter_map(|file| read(&file)?.trim().parse::<u64>().ok()).min();
+    let machine = read(Path::new("/proc/meminfo")).and_then(|text| kilobytes(&text, "MemTotal"));
+    match (limit, machine) {
+        // Without a limit, version 1 states the largest number of pages there could be.
+        (Some(limit), machine) if machine.is_none_or(|machine| limit < machine) => {
+            Allowance { bytes: limit, source: AllowanceSource::ControlGroup }
+        }
+        (_, Some(machine)) => Allowance { bytes: machine, source: AllowanceSource::Machine },
+        _ => Allowance { bytes: 8 << 30, source: AllowanceSource::Unknown },
+    }
+}
+
+/// The files that hold the limits of the groups of `/proc/self/cgroup`, and of those above them.
+fn limits(groups: &str) -> impl Iterator<Item = PathBuf> {
+    groups.lines().flat_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, group) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
+        let (root, file) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            c if c.split(',').any(|c| c == "memory") => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            _ => return Vec::new(),
+        };
+        let group = Path::new(group.trim_start_matches('/')).to_owned();
+        group.ancestors().map(|group| Path::new(root).join(group).join(file)).collect()
+    })
+}
 
 /// The most memory that was used, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -57,7 +120,11 @@ impl Drop for StopOnDrop<'_> {
 
 /// A field of `/proc/self/status`, in bytes.
 fn status(field: &str) -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    kilobytes(&std::fs::read_to_string("/proc/self/status").ok()?, field)
+}
+
+/// A field of such a file: `NAME:   123 kB`.
+fn kilobytes(text: &str, field: &str) -> Option<u64> {
     let line = text.lines().find(|l| l.starts_with(field) && l[field.len()..].starts_with(':'))?;
     let kib: u64 = line.split_ascii_whitespace().nth(1)?.parse().ok()?;
     Some(kib * 1024)
@@ -66,6 +133,24 @@ fn status(field: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_are_those_of_the_group_and_of_all_above() {
+        let files = |groups: &str| limits(groups).map(|p| p.display().to_string()).collect::<Vec<_>>();
+        let v2 = ["/sys/fs/cgroup/a/b/memory.max", "/sys/fs/cgroup/a/memory.max", "/sys/fs/cgroup/memory.max"];
+        assert_eq!(files("0::/a/b\n"), v2);
+        let v1 = ["/sys/fs/cgroup/memory/j/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+        assert_eq!(files("12:cpu,cpuacct:/x\n9:memory:/j\n"), v1);
+        assert!(files("nonsense").is_empty());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_system_allows_something() {
+        let allowed = allowance();
+        assert_ne!(allowed.source, AllowanceSource::Unknown);
+        assert!(allowed.bytes > 64 << 20 && allowed.budget() == allowed.bytes / 2, "{allowed:?}");
+    }
 
     #[test]
     #[cfg(target_os = "linux")]

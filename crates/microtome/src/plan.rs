@@ -10,7 +10,7 @@ use microtome_tile::{
 use microtome_unet::{Output, Predictor};
 use serde::Serialize;
 
-use crate::settings::{Settings, cache_bytes};
+use crate::settings::Settings;
 use crate::{Error, Result};
 
 /// Batches that may wait between two stages.
@@ -101,7 +101,7 @@ pub struct MemoryPlan {
     pub activations: u64,
     /// What the slide's reader holds for good: a plain picture is kept decoded.
     pub slide: u64,
-    /// Decoded tiles of the slide.
+    /// Decoded tiles of the slide: those under a row of network tiles across a strip, so that each is decoded once per strip.
     pub cache: u64,
     /// Looking for tissue, and the first pass over the slide; over before the rest begins.
     pub first_pass: u64,
@@ -117,8 +117,33 @@ pub struct MemoryPlan {
     pub writing: u64,
     /// Everything else.
     pub fixed: u64,
-    /// Width of a strip, in pixels: as wide as the budget allows.
+    /// Width of a strip, in pixels: [`STRIP_TILES`] tiles, or what the budget allows.
     pub strip_width: u64,
+}
+
+/// A strip is no wider than so many tiles: then at most one column of tiles in so many runs twice, and what a run holds depends
+/// neither on the slide's width nor on a budget that is larger than needed.
+pub const STRIP_TILES: u64 = 32;
+
+/// How much the slide's cache may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cache {
+    /// Enough to decode each stored tile once per strip.
+    Enough,
+    /// So little that some are decoded several times.
+    Least,
+}
+
+/// The smallest cache: a few stored tiles of the usual size.
+const LEAST_CACHE: u64 = 8 << 20;
+
+/// What a plan is made of.
+struct Planner<'a> {
+    slide: &'a dyn SlideReader,
+    predictor: &'a dyn Predictor,
+    geometry: &'a Geometry,
+    settings: &'a Settings,
+    threads: usize,
 }
 
 impl MemoryPlan {
@@ -129,7 +154,25 @@ impl MemoryPlan {
         self.weights + self.slide + self.cache + self.fixed + segmentation.max(self.first_pass)
     }
 
-    /// The plan with the widest strip that fits the budget.
+    /// The parts by name, in the order of the data.
+    #[must_use]
+    pub fn named(&self) -> [(&'static str, u64); 11] {
+        [
+            ("weights", self.weights),
+            ("activations", self.activations),
+            ("slide", self.slide),
+            ("decoded tiles", self.cache),
+            ("first pass", self.first_pass),
+            ("reading", self.reading),
+            ("logits", self.logits),
+            ("sums", self.sums),
+            ("labels", self.labels),
+            ("writing", self.writing),
+            ("fixed", self.fixed),
+        ]
+    }
+
+    /// The plan with the widest useful strip that fits the budget.
     pub(crate) fn fit(
         slide: &dyn SlideReader,
         predictor: &dyn Predictor,
@@ -144,40 +187,33 @@ impl MemoryPlan {
                 settings.shard, settings.chunk
             )));
         }
-        let shards = geometry.target.size.width.div_ceil(settings.shard);
-        let with = |strip_shards: u64| Self::of(slide, predictor, geometry, settings, threads, strip_shards);
-        let narrowest = with(1)?;
+        let planner = Planner { slide, predictor, geometry, settings, threads };
+        let narrowest = planner.plan(settings.batch, 1, Cache::Enough)?;
+        let cache = if narrowest.total() <= settings.memory { Cache::Enough } else { Cache::Least };
+        let narrowest = planner.plan(settings.batch, 1, cache)?;
         if narrowest.total() > settings.memory {
-            let alone = Settings { batch: 1, ..settings.clone() };
-            let least = Self::of(slide, predictor, geometry, &alone, threads, 1)?.total();
-            let hint = if least <= settings.memory {
-                format!("--batch 1 would need {}", crate::units::Bytes(least))
-            } else {
-                format!("allow it with --memory {}MiB", enough(&narrowest).div_ceil(1 << 20))
-            };
-            return Err(Error::Memory { needed: narrowest.total(), budget: settings.memory, hint });
+            return Err(planner.refusal(narrowest.total())?);
         }
         // The need grows with the width: the widest that fits is found by bisection.
-        let (mut fits, mut too_wide) = (1, shards + 1);
+        let shards = geometry.target.size.width.div_ceil(settings.shard);
+        let useful = (STRIP_TILES * geometry.tiles.tile().width).div_ceil(settings.shard);
+        let (mut fits, mut too_wide) = (1, shards.min(useful) + 1);
         while too_wide - fits > 1 {
             let middle = fits + (too_wide - fits) / 2;
-            if with(middle)?.total() <= settings.memory {
+            if planner.plan(settings.batch, middle, cache)?.total() <= settings.memory {
                 fits = middle;
             } else {
                 too_wide = middle;
             }
         }
-        with(fits)
+        planner.plan(settings.batch, fits, cache)
     }
+}
 
-    fn of(
-        slide: &dyn SlideReader,
-        predictor: &dyn Predictor,
-        geometry: &Geometry,
-        settings: &Settings,
-        threads: usize,
-        strip_shards: u64,
-    ) -> Result<Self> {
+impl Planner<'_> {
+    /// What a run of batches of `batch` tiles in strips of so many shards holds.
+    fn plan(&self, batch: usize, strip_shards: u64, cache: Cache) -> Result<MemoryPlan> {
+        let &Self { slide, predictor, geometry, settings, threads } = self;
         let card = predictor.card();
         let size = geometry.target.size;
         let block = Size::new(settings.chunk, settings.chunk);
@@ -190,15 +226,19 @@ impl MemoryPlan {
         let info = slide.info();
         let tile = card.tile.area() * (info.channels * info.sample.bytes()) as u64;
         let logits = card.tile.area() * planes.logits() as u64 * 4;
-        let batch = settings.batch as u64;
-        let network = predictor.memory(settings.batch);
+        let network = predictor.memory(batch);
+        let batch = batch as u64;
         let shard = settings.shard * settings.shard * label;
         let reader = Reader::new(slide, &geometry.target);
-        Ok(Self {
+        let enough = self.decoded_row(strip_width);
+        Ok(MemoryPlan {
             weights: network.weights,
             activations: network.activations,
             slide: slide.resident_bytes(),
-            cache: settings.cache_bytes(),
+            cache: match cache {
+                Cache::Enough => enough,
+                Cache::Least => enough.min(LEAST_CACHE),
+            },
             first_pass: threads as u64 * reader.memory(ImageStatistics::PIECE).max(tissue::band_bytes(slide)),
             reading: (QUEUE as u64 + 2) * batch * tile + threads as u64 * reader.memory(card.tile),
             logits: (QUEUE as u64 + 2) * batch * logits,
@@ -210,14 +250,36 @@ impl MemoryPlan {
             strip_width,
         })
     }
-}
 
-/// The smallest budget that a plan fits, in steps of a mebibyte: the slide's cache grows with the budget.
-fn enough(plan: &MemoryPlan) -> u64 {
-    let others = plan.total() - plan.cache;
-    let mut budget = others;
-    while others + cache_bytes(budget) > budget {
-        budget += 1 << 20;
+    /// Bytes of the stored tiles that lie under a row of network tiles across a strip, and under the next row: between the two uses
+    /// of a stored tile the reader asks for no more than these.
+    fn decoded_row(&self, strip_width: u64) -> u64 {
+        if self.slide.resident_bytes() > 0 {
+            return 0;
+        }
+        let (target, info) = (&self.geometry.target, self.slide.info());
+        let level = &info.levels[target.level.0];
+        let tile = self.geometry.tiles.tile();
+        // So many target pixels lie over at most so many stored tiles; resampling reaches one pixel further to each side.
+        let cells = |pixels: u64, step: f64, stored: u64, all: u64| {
+            (((pixels as f64 * step).ceil() as u64 + 2).div_ceil(stored) + 1).min(all.div_ceil(stored))
+        };
+        let rows = tile.height + (tile.height as f64 * self.geometry.step).ceil() as u64;
+        let stored = cells(strip_width + 2 * tile.width, target.step.x, level.tile.width, level.size.width)
+            * cells(rows, target.step.y, level.tile.height, level.size.height);
+        let bytes = level.tile.area() * (info.channels * info.sample.bytes()) as u64;
+        // A quarter more, because the cache spreads tiles over parts that do not fill evenly.
+        (stored * bytes * 5 / 4).max(LEAST_CACHE)
     }
-    budget
+
+    /// Why the run does not fit, and the smallest change that would make it.
+    fn refusal(&self, needed: u64) -> Result<Error> {
+        let budget = self.settings.memory;
+        let need = |batch: usize| self.plan(batch, 1, Cache::Least).map(|plan| plan.total());
+        let mut hint = format!("allow it with --memory {}MiB", needed.div_ceil(1 << 20));
+        if let Some(batch) = (1..self.settings.batch).rev().find(|&batch| need(batch).is_ok_and(|n| n <= budget)) {
+            hint = format!("{hint}, or --batch {batch} needs {}", crate::units::Bytes(need(batch)?));
+        }
+        Ok(Error::Memory { needed, budget, hint })
+    }
 }

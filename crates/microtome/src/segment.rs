@@ -188,6 +188,7 @@ impl<'p> Segmenter<'p> {
         let &Run { slide, plan, sink, observer, record, folder } = run;
         let start = Instant::now();
         let geometry = &plan.geometry;
+        slide.keep_decoded(plan.memory.cache);
         let reader = Reader::new(slide, &geometry.target);
         let mut stages = StageTimes::default();
 

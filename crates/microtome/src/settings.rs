@@ -3,6 +3,8 @@
 use microtome_tile::TargetResolution;
 use serde::{Deserialize, Serialize};
 
+use crate::memory;
+
 /// Whether glass is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -30,7 +32,8 @@ pub struct Settings {
     pub step: Option<f64>,
     /// Whether glass is left out.
     pub tissue: TissueMode,
-    /// Bytes that the run may use: anonymous memory plus dirty file pages.
+    /// Bytes that the run may use: anonymous memory plus dirty file pages. The default is half of what the control group or the machine
+    /// allows ([`Allowance`](crate::Allowance)).
     pub memory: u64,
     /// Tiles per call of the network. Never changes the result.
     pub batch: usize,
@@ -53,7 +56,7 @@ impl Default for Settings {
             max_enlargement: 1.25,
             step: None,
             tissue: TissueMode::Auto,
-            memory: 4 << 30,
+            memory: memory::allowance().budget(),
             batch: 4,
             threads: None,
             chunk: 512,
@@ -61,17 +64,4 @@ impl Default for Settings {
             name: None,
         }
     }
-}
-
-impl Settings {
-    /// Bytes of the budget that the slide's cache of decoded tiles may take, to open the slide with: a sixteenth, which is a row of stored
-    /// tiles under a row of network tiles for all but the widest slides; at least 8 MiB, at most 256 MiB.
-    #[must_use]
-    pub fn cache_bytes(&self) -> u64 {
-        cache_bytes(self.memory)
-    }
-}
-
-pub(crate) fn cache_bytes(memory: u64) -> u64 {
-    (memory / 16).clamp(8 << 20, 256 << 20)
 }

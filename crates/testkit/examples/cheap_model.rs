@@ -44,9 +44,7 @@ fn main() -> Result<()> {
     let thresholds: Vec<f32> = (1..classes).map(|c| (c * 160 / classes) as f32 + 0.5).collect();
     let mut model = FunctionModel::new(Size::new(tile, tile), &thresholds);
     model.card_mut().normalization = vec![normalization; 3];
-    let mut options = OpenOptions::default();
-    options.cache_bytes = settings.cache_bytes() as usize;
-    let slide = slide::open(slide, &options)?;
+    let slide = slide::open(slide, &OpenOptions::default())?;
     match Segmenter::new(&model, settings)?.segment(slide.as_ref(), output, Existing::Keep, &Silent)? {
         Outcome::Done(summary) => println!("{}", serde_json::to_string(&summary)?),
         Outcome::AlreadyDone => bail!("{}: done already", output.display()),

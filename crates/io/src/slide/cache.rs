@@ -58,12 +58,8 @@ enum Entry {
 impl TileCache {
     /// A cache that holds at most `budget` bytes, for tiles of up to `tile_bytes`; 0 keeps nothing.
     pub(super) fn new(budget: usize, tile_bytes: usize) -> Self {
-        let cache = Self {
-            shards: Default::default(),
-            tile_bytes,
-            used: AtomicUsize::new(1),
-            budget: AtomicUsize::new(0),
-        };
+        let cache =
+            Self { shards: Default::default(), tile_bytes, used: AtomicUsize::new(1), budget: AtomicUsize::new(0) };
         cache.resize(budget);
         cache
     }
