@@ -35,6 +35,14 @@ pub enum Error {
         /// The cause.
         source: std::io::Error,
     },
+    /// Logits could not be kept for the next strip.
+    #[error("{} (scratch): {source}", folder.display())]
+    Scratch {
+        /// The folder.
+        folder: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// The caller's settings contradict each other.
     #[error("{0}")]
     Usage(String),

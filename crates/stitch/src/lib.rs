@@ -32,6 +32,7 @@ mod blender;
 mod error;
 mod journal;
 mod labels;
+mod scratch;
 mod window;
 mod writer;
 
@@ -40,5 +41,6 @@ pub use blender::{Blender, Layout};
 pub use error::{Error, Result};
 pub use journal::{Entry, Journal, Record};
 pub use labels::Decision;
+pub use scratch::{Kept, Scratch};
 pub use window::{Window, WindowShape};
 pub use writer::LabelPyramid;
