@@ -32,9 +32,9 @@ CROP = (400, 600, 512, 512)  # x, y, width, height: tissue, stroma and a little 
 SAME_PIXELS, FROM_SLIDE = (0.9999, 0.9995), (0.995, 0.99)
 
 
-def predict(folder, rgb, mirroring):
+def predict(folder, rgb, mirroring, step=0.5):
     """nnU-Net's mask of an RGB picture (rows x columns x 3)."""
-    predictor = nnUNetPredictor(use_mirroring=mirroring, device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
+    predictor = nnUNetPredictor(tile_step_size=step, use_mirroring=mirroring, device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(folder), ("all",), "checkpoint_final.pth")
     array = np.ascontiguousarray(rgb.transpose(2, 0, 1)[:, None]).astype(np.float32)
     return predictor.predict_single_npy_array(array, {"spacing": (999, 1, 1)}).squeeze()
