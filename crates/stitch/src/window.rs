@@ -22,7 +22,7 @@ pub enum WindowShape {
     Constant,
     /// A Hann window, sampled at the pixels' centres, where it is positive: `sin^2(pi (x + 1/2) / p)`. Tiles half a tile apart
     /// add up to the same everywhere.
-    /// Source: `scipy.signal.windows.hann(2 p + 1)[1::2]`; see Pielawski and Waehlby, Introducing Hann windows for reducing
+    /// Source: `scipy.signal.windows.hann(2 p + 1)[1::2]`; see Pielawski and Wählby, Introducing Hann windows for reducing
     /// edge-effects in patch-based image segmentation, PLOS ONE 2020.
     Hann,
     /// A triangle, sampled at the pixels' centres: `min(2 x + 1, 2 (p - x) - 1) / p`. Tiles half a tile apart add up to the same
