@@ -76,6 +76,12 @@ impl Map {
         Self { size: self.size, values: self.values.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect() }
     }
 
+    /// A fault that the measure must find: every other column of blocks is off by so much.
+    fn with_shifted_blocks(&self, by: f64) -> Self {
+        let shift = |i: usize| (i as u64 % self.size.width / BLOCK.width % 2) as f64 * by;
+        Self { size: self.size, values: self.values.iter().enumerate().map(|(i, v)| v + shift(i)).collect() }
+    }
+
     fn transposed(&self) -> Self {
         let (width, height) = (self.size.width as usize, self.size.height as usize);
         let values = (0..width).flat_map(|x| (0..height).map(move |y| self.values[y * width + x])).collect();
@@ -173,4 +179,14 @@ fn seams_of_constant_weights_are_visible() {
             assert!(!tiles || seam.visible() && seam.excess > seam.elsewhere, "{what}, step {step}: {seam:?}");
         }
     }
+}
+
+#[test]
+fn a_seam_of_a_tenth_of_a_logit_between_blocks_is_visible() {
+    let grid = TileGrid::new(IMAGE, TILE, 0.5).unwrap();
+    let map = Map::blend(WindowShape::Gaussian, &grid, &TileValues::new(&grid, logits));
+    let lines = multiples(BLOCK.width, IMAGE.width);
+    assert!(!map.seam(&lines).visible());
+    let seam = map.with_shifted_blocks(0.1).seam(&lines);
+    assert!(seam.visible(), "{seam:?}");
 }
