@@ -12,7 +12,9 @@ use microtome::io::slide::SlideReader;
 use microtome::io::{Rect, Size, TileCoord};
 use microtome::unet::{Card, Logits, MemoryEstimate, Normalizer, Output, Predictor, Result, Tile};
 use microtome::{Accumulation, WindowShape};
-use microtome_stitch::{Accumulator, CpuAccumulator, HalfAccumulator, TileLogits, Wanted, Window};
+use microtome_stitch::{
+    Accumulator, CpuAccumulator, HalfAccumulator, Planes, Sums, TileLogits, Wanted, WeightSum, Window,
+};
 use microtome_testkit::{ConstantModel, SyntheticSlide};
 use microtome_tile::{Schedule, TileGrid, TileIndex};
 use proptest::prelude::*;
@@ -153,9 +155,10 @@ pub(crate) fn accumulate(
     let schedule = Schedule::new(grid, None, block, strip_blocks).unwrap();
     for strip in schedule.strips() {
         let wanted = Wanted { rect: strip.rect, blocks: None };
+        let sums = Sums { planes: Planes::Each(planes), weights: WeightSum::Omitted };
         let mut sums: Box<dyn Accumulator> = match accumulation {
-            Accumulation::F32 => Box::new(CpuAccumulator::new(image, block, planes, window.clone(), wanted)),
-            Accumulation::F16Nnunet => Box::new(HalfAccumulator::new(image, block, planes, window.clone(), wanted)),
+            Accumulation::F32 => Box::new(CpuAccumulator::new(image, block, sums, window.clone(), wanted)),
+            Accumulation::F16Nnunet => Box::new(HalfAccumulator::new(image, block, sums, window.clone(), wanted)),
         };
         for row in schedule.rows(&strip) {
             for rect in row.tiles.into_iter().map(|tile| grid.rect(tile)) {

@@ -182,11 +182,11 @@ fn seams_of_constant_weights_are_visible() {
 }
 
 #[test]
-fn a_seam_of_a_tenth_of_a_logit_between_blocks_is_visible() {
+fn a_seam_of_a_fifth_of_a_logit_between_blocks_is_visible() {
     let grid = TileGrid::new(IMAGE, TILE, 0.5).unwrap();
     let map = Map::blend(WindowShape::Gaussian, &grid, &TileValues::new(&grid, logits));
     let lines = multiples(BLOCK.width, IMAGE.width);
     assert!(!map.seam(&lines).visible());
-    let seam = map.with_shifted_blocks(0.1).seam(&lines);
+    let seam = map.with_shifted_blocks(0.2).seam(&lines);
     assert!(seam.visible(), "{seam:?}");
 }

@@ -176,8 +176,10 @@ mod tests {
     fn pixels_that_no_tile_touches_are_zero() {
         let mut sums = accumulator(Size::new(12, 4), Size::new(4, 4), 1, WindowShape::Constant);
         sums.add(&[TileLogits { rect: Rect::new(4, 0, 4, 4), values: &[2.0; 16] }]).unwrap();
-        let values = sums.take(ALL).unwrap().unwrap().values;
-        assert_eq!(values[..12], [0.0, 0.0, 0.0, 0.0, 2.0, 2.0, 2.0, 2.0, 0.0, 0.0, 0.0, 0.0]);
+        sums.taken.weights = WeightSum::Kept;
+        let taken = sums.take(ALL).unwrap().unwrap();
+        assert_eq!(taken.values[..12], [0.0, 0.0, 0.0, 0.0, 2.0, 2.0, 2.0, 2.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(taken.weights().unwrap()[..9], [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0]);
         assert!(sums.take(ALL).unwrap().is_none());
     }
 }
