@@ -226,12 +226,16 @@ fn words_that_it_does_not_know() {
         &["--folds", "a,b"],
         &["--tissue", "some"],
         &["--precision", "f64"],
+        &["--window", "door"],
+        &["--accumulate", "f64"],
     ] {
         let ran = run(place.segment(&[&slide], &mask).args(flags)).ended(2);
         assert!(ran.stderr.starts_with("error: ") && ran.stderr.contains(flags[0]), "{ran:?}");
     }
     run(place.segment(&[&slide], &mask).args(["--step-size", "2", "--quiet"])).refused(2, &["step"]);
     run(place.segment(&[&slide], &mask).args(["--exact", "--precision", "bf16"])).refused(2, &["--exact"]);
+    let flags = ["--accumulate", "f16-nnunet", "--window", "gaussian-monai"];
+    run(place.segment(&[&slide], &mask).args(flags)).refused(2, &["--accumulate", "--window"]);
     run(&mut microtome()).ended(2);
     run(microtome().arg("segment")).ended(2);
     assert!(!mask.exists());

@@ -112,7 +112,7 @@ proptest! {
         (width, height) in (1u64..150, 1u64..130),
         (tile_width, tile_height) in (8u64..80, 8u64..80),
         step in 0.25f64..=1.0,
-        constant in any::<bool>(),
+        window in prop::sample::select(crate::blending::WINDOWS.to_vec()),
         threads in 1usize..=3,
         batch in prop::sample::select(vec![1usize, 3, 8]),
         chunk in prop::sample::select(vec![8u64, 16, 40]),
@@ -121,10 +121,10 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let slide = SyntheticSlide::new(Size::new(width, height), seed);
-        let mut model = FunctionModel::new(Size::new(tile_width, tile_height), &THRESHOLDS);
-        model.card_mut().window = if constant { Window::Constant } else { Window::Gaussian };
+        let model = FunctionModel::new(Size::new(tile_width, tile_height), &THRESHOLDS);
         let mut settings = settings();
         (settings.step, settings.threads, settings.batch) = (Some(step), Some(threads), batch);
+        settings.window = Some(window);
         (settings.chunk, settings.shard) = (chunk, 2 * chunk * shard_pairs);
         settings.memory = least_memory(&slide, &model, &settings) + spare;
         let (mask, summary) = segment(&slide, &model, &settings);

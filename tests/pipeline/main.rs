@@ -3,6 +3,7 @@
 //! Slides and models are formulas of the test kit wherever the answer can be known beforehand; `parity` and `bundled` run
 //! the real network.
 
+mod blending;
 mod bundled;
 mod constant;
 mod determinism;
@@ -14,6 +15,7 @@ mod recovery;
 mod refusals;
 mod resampling;
 mod resume;
+mod seams;
 mod tissue;
 
 use std::collections::BTreeMap;

@@ -106,13 +106,15 @@ fn the_result_of_another_run_is_kept_and_the_difference_named() {
         }
         assert!(state(&path) == before);
     };
-    let changed: [(fn(&mut Settings), &[&str]); 6] = [
+    let changed: [(fn(&mut Settings), &[&str]); 8] = [
         (|s| s.step = Some(0.7), &["step: 0.5 there, 0.7 here"]),
         (|s| s.tissue = microtome::TissueMode::Auto, &["tissue: null there"]),
         (|s| s.name = Some("cells".into()), &["name: function there, cells here"]),
         (|s| s.model_mpp = Some(microtome::TargetResolution::Mpp(1.0)), &["target: "]),
         (|s| (s.chunk, s.shard) = (8, 64), &["chunk: 16 there, 8 here", "shard: 32 there, 64 here"]),
         (|s| s.mpp = Some(0.3), &["resolution: "]),
+        (|s| s.window = Some(microtome::WindowShape::GaussianMonai), &["window: gaussian there, gaussian-monai here"]),
+        (|s| s.accumulate = microtome::Accumulation::F16Nnunet, &["accumulate: f32 there, f16-nnunet here"]),
     ];
     for (change, words) in changed {
         refused(run(&path, &with(&settings(), change), Existing::Keep), words);

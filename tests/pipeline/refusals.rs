@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use microtome::io::store::{Found, OmeZarr, inspect};
 use microtome::io::{Level, Size, TileCoord};
 use microtome::unet::Predictor;
-use microtome::{Error, Existing, Observer, Phase, Result, Segmenter, Settings, Silent, TissueMode};
+use microtome::{
+    Accumulation, Error, Existing, Observer, Phase, Result, Segmenter, Settings, Silent, TissueMode, WindowShape,
+};
 use microtome_testkit::{ConstantModel, FailingModel, FailingSlide, FunctionModel, SyntheticSlide};
 
 use crate::function::THRESHOLDS;
@@ -94,6 +96,18 @@ fn a_model_that_gives_nan_names_the_tiles() {
 }
 
 #[test]
+fn logits_that_f16_sums_cannot_hold_name_the_pixel() {
+    let slide = SyntheticSlide::new(Size::new(300, 200), 3);
+    // 7000 at a weight of 10, where f16 ends at 65504.
+    let model = ConstantModel::new(Size::new(64, 64), &[0.0, 7000.0]);
+    let settings = with(&settings(), |s| s.accumulate = Accumulation::F16Nnunet);
+    let error = fails(&slide, &model, &settings, &Silent);
+    assert_eq!(error.exit_code(), 4);
+    assert!(error.to_string().contains("the logits at 1 x 1 at ("), "{error}");
+    segment(&slide, &model, &with(&settings, |s| s.accumulate = Accumulation::F32));
+}
+
+#[test]
 fn other_channels_than_the_models_are_refused() {
     let slide = SyntheticSlide::new(Size::new(300, 200), 3);
     let mut model = ConstantModel::new(Size::new(64, 64), &[0.0, 1.0]);
@@ -132,7 +146,7 @@ fn too_little_memory_is_refused_with_both_figures() {
 fn settings_that_make_no_sense_are_refused() {
     let slide = SyntheticSlide::new(Size::new(100, 90), 3);
     let model = FunctionModel::new(Size::new(32, 32), &THRESHOLDS);
-    let wrong: [fn(&mut Settings); 12] = [
+    let wrong: [fn(&mut Settings); 13] = [
         |s| s.batch = 0,
         |s| s.batch = usize::MAX,
         |s| s.shard = 1 << 32,
@@ -145,6 +159,7 @@ fn settings_that_make_no_sense_are_refused() {
         |s| s.shard = 48,
         |s| s.chunk = 100,
         |s| (s.chunk, s.shard) = (u64::MAX, u64::MAX),
+        |s| (s.accumulate, s.window) = (Accumulation::F16Nnunet, Some(WindowShape::Hann)),
     ];
     for (n, change) in wrong.into_iter().enumerate() {
         let error = fails(&slide, &model, &with(&settings(), change), &Silent);

@@ -67,6 +67,14 @@ pub(crate) struct Segment {
     #[arg(long, value_name = "FRACTION", alias = "step_size")]
     pub(crate) step_size: Option<f64>,
 
+    /// How much each pixel of a tile counts where tiles overlap [default: the model's, gaussian for nnU-Net]
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub(crate) window: Option<Window>,
+
+    /// Numbers in which logits are summed; f16-nnunet rounds as nnU-Net does, for comparison
+    #[arg(long, value_enum, default_value_t = Accumulate::F32)]
+    pub(crate) accumulate: Accumulate,
+
     /// Average over mirrored tiles, along the axes the model was trained with (the default)
     #[arg(long, overrides_with = "no_tta")]
     pub(crate) tta: bool,
@@ -145,6 +153,26 @@ pub(crate) enum Precision {
     F32,
     Bf16,
     F16,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Window {
+    /// nnU-Net's Gaussian
+    Gaussian,
+    /// MONAI's Gaussian
+    GaussianMonai,
+    /// 1 everywhere
+    Constant,
+    /// A cosine bell
+    Hann,
+    /// A pyramid
+    Linear,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Accumulate {
+    F32,
+    F16Nnunet,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use microtome::io::slide::{self, OpenOptions};
 use microtome::unet::{Arithmetic, Execution, Mirroring, Model};
-use microtome::{Error, Existing, Outcome, Segmenter, Settings, TissueMode};
+use microtome::{Accumulation, Error, Existing, Outcome, Segmenter, Settings, TissueMode, WindowShape};
 use serde_json::json;
 
 use crate::args;
@@ -95,6 +95,17 @@ fn settings(args: &args::Segment) -> Settings {
     settings.mpp_tolerance = args.mpp_tolerance;
     settings.max_enlargement = args.max_enlargement;
     settings.step = args.step_size;
+    settings.window = args.window.map(|window| match window {
+        args::Window::Gaussian => WindowShape::Gaussian,
+        args::Window::GaussianMonai => WindowShape::GaussianMonai,
+        args::Window::Constant => WindowShape::Constant,
+        args::Window::Hann => WindowShape::Hann,
+        args::Window::Linear => WindowShape::Linear,
+    });
+    settings.accumulate = match args.accumulate {
+        args::Accumulate::F32 => Accumulation::F32,
+        args::Accumulate::F16Nnunet => Accumulation::F16Nnunet,
+    };
     settings.tissue = match args.tissue {
         args::Tissue::Auto => TissueMode::Auto,
         args::Tissue::None => TissueMode::None,

@@ -124,7 +124,12 @@ impl Error {
             | Self::OutputExists { .. }
             | Self::InUse { .. }
             | Self::Write(microtome_io::Error::Usage { .. }) => 2,
-            Self::Read(_) | Self::Write(_) | Self::Io { .. } | Self::Picture { .. } | Self::Inference { .. } => 4,
+            Self::Read(_)
+            | Self::Write(_)
+            | Self::Io { .. }
+            | Self::Picture { .. }
+            | Self::Inference { .. }
+            | Self::Stitch(microtome_stitch::Error::Overflow { .. }) => 4,
             Self::DifferentRun { .. } => 5,
             Self::Memory { .. } => 6,
             Self::Interrupted => 130,

@@ -47,6 +47,7 @@ mod verify;
 pub use error::{Error, Result};
 pub use memory::{Allowance, AllowanceSource, PeakMemory, allowance};
 pub use microtome_io as io;
+pub use microtome_stitch::{Accumulation, WindowShape};
 pub use microtome_tile::{Resampling, TargetGrid, TargetResolution, TileCount};
 pub use microtome_unet as unet;
 pub use output::Existing;

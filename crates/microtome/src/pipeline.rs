@@ -11,7 +11,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use microtome_io::{Pixels, Rect, TileCoord};
-use microtome_stitch::{Blender, CpuAccumulator, LabelPyramid, Layout, Sums, TileLogits, Wanted, WeightSum, Window};
+use microtome_stitch::{
+    Accumulation, Accumulator, Blender, CpuAccumulator, HalfAccumulator, LabelPyramid, Layout, Sums, TileLogits,
+    Wanted, WeightSum, Window,
+};
 use microtome_tile::pyramid::Shard;
 use microtome_tile::{Reader, Schedule, Strip};
 use microtome_unet::{Logits, Normalizer, Predictor, Tile};
@@ -66,6 +69,7 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) schedule: &'a Schedule<'a>,
     pub(crate) layout: Layout<'a>,
     pub(crate) window: Arc<Window>,
+    pub(crate) accumulate: Accumulation,
     pub(crate) batch: usize,
     pub(crate) pools: &'a Pools,
     /// Shards that an earlier process has finished.
@@ -207,7 +211,7 @@ impl Pipeline<'_> {
         let wanted = Arc::new(self.wanted_blocks());
         let total = self.layout.image.area();
         let mut done = 0;
-        let mut blender: Option<(Blender<'_, CpuAccumulator>, u64)> = None;
+        let mut blender: Option<(Blender<'_, Box<dyn Accumulator>>, u64)> = None;
         while let Some(events) = input.next() {
             let mut tiles: Vec<(Rect, Logits)> = Vec::new();
             for event in events {
@@ -215,15 +219,7 @@ impl Pipeline<'_> {
                     Event::Tile(rect, logits) => tiles.push((rect, logits)),
                     Event::Strip(strip) => {
                         self.add(&mut blender, &mut tiles, &mut out)?;
-                        let sums = Sums { planes: self.layout.decision.planes(), weights: WeightSum::Omitted };
-                        let wanted = Wanted { rect: strip.rect, blocks: Some(wanted.clone()) };
-                        let sums = CpuAccumulator::new(
-                            self.layout.image,
-                            self.layout.block,
-                            sums,
-                            self.window.clone(),
-                            wanted,
-                        );
+                        let sums = self.accumulator(Wanted { rect: strip.rect, blocks: Some(wanted.clone()) });
                         let width = strip.rect.width;
                         blender = Some((Blender::new(self.layout, strip, sums)?, width));
                     }
@@ -253,10 +249,21 @@ impl Pipeline<'_> {
         Ok(Some(out.time.after(input.starved)))
     }
 
+    /// No sums yet.
+    fn accumulator(&self, wanted: Wanted) -> Box<dyn Accumulator> {
+        let Layout { image, block, decision, .. } = self.layout;
+        let sums = Sums { planes: decision.planes(), weights: WeightSum::Omitted };
+        let window = self.window.clone();
+        match self.accumulate {
+            Accumulation::F32 => Box::new(CpuAccumulator::new(image, block, sums, window, wanted)),
+            Accumulation::F16Nnunet => Box::new(HalfAccumulator::new(image, block, sums, window, wanted)),
+        }
+    }
+
     /// Adds the tiles gathered so far, and forgets them.
     fn add<T>(
         &self,
-        blender: &mut Option<(Blender<'_, CpuAccumulator>, u64)>,
+        blender: &mut Option<(Blender<'_, Box<dyn Accumulator>>, u64)>,
         tiles: &mut Vec<(Rect, Logits)>,
         out: &mut Output<T>,
     ) -> Result<()> {

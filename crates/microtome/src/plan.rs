@@ -3,7 +3,7 @@
 use microtome_io::Size;
 use microtome_io::slide::{Resolution, ResolutionSource, SlideReader};
 use microtome_io::{Microns, SampleType};
-use microtome_stitch::{Decision, Sums, WeightSum, Window, WindowShape};
+use microtome_stitch::{Accumulation, Decision, Sums, WeightSum, Window, WindowShape};
 use microtome_tile::{
     ImageStatistics, Reader, Schedule, TargetGrid, TargetOptions, TargetResolution, TileGrid, check_channels, tissue,
 };
@@ -49,6 +49,8 @@ pub struct Geometry {
     pub step: f64,
     /// Weights of a tile.
     pub window: WindowShape,
+    /// With which numbers logits are summed.
+    pub accumulate: Accumulation,
     /// From logits to labels.
     pub decision: Decision,
     /// How a label is stored.
@@ -83,12 +85,17 @@ impl Geometry {
             Output::Labels => Decision::Argmax { classes: card.classes.len() },
             Output::Regions { class_order } => Decision::Regions { values: class_order.clone() },
         };
-        let window = match card.window {
+        let window = settings.window.unwrap_or(match card.window {
             microtome_unet::Window::Gaussian => WindowShape::Gaussian,
             microtome_unet::Window::Constant => WindowShape::Constant,
-        };
+        });
+        let accumulate = settings.accumulate;
+        if accumulate == Accumulation::F16Nnunet && !matches!(window, WindowShape::Gaussian | WindowShape::Constant) {
+            let message = "f16-nnunet sums as nnU-Net does (--accumulate), which has no such window: gaussian and constant are its (--window)";
+            return Err(Error::Usage(message.into()));
+        }
         let tiles = TileGrid::new(target.size, card.tile, step)?;
-        Ok(Self { resolution, target, step, window, sample: decision.sample(), decision, tiles })
+        Ok(Self { resolution, target, step, window, accumulate, sample: decision.sample(), decision, tiles })
     }
 }
 
@@ -221,7 +228,9 @@ impl Planner<'_> {
         let schedule = Schedule::new(&geometry.tiles, None, block, strip_width.div_ceil(settings.chunk))?;
         let rows = schedule.block_rows_in_flight() * settings.chunk;
         let planes = geometry.decision.planes();
-        let sums = Sums { planes, weights: WeightSum::Omitted }.values() as u64;
+        let sums = Sums { planes, weights: WeightSum::Omitted };
+        let held = geometry.accumulate.bytes_per_pixel(sums);
+        let taken = geometry.accumulate.taken(sums).values() as u64 * 4;
         let label = geometry.sample.bytes() as u64;
         let info = slide.info();
         let tile = card.tile.area() * (info.channels * info.sample.bytes()) as u64;
@@ -243,7 +252,7 @@ impl Planner<'_> {
             reading: (QUEUE as u64 + 2) * batch * tile + threads as u64 * reader.memory(card.tile),
             logits: (QUEUE as u64 + 2) * batch * logits,
             // Blocks in flight, and one row of them being turned into labels.
-            sums: strip_width * sums * 4 * (rows + settings.chunk),
+            sums: strip_width * (held * rows + taken * settings.chunk),
             labels: strip_width * settings.shard * label,
             writing: (QUEUE as u64 + 1) * shard + 3 * shard + PYRAMID_BYTES + DIRTY_BYTES,
             fixed: FIXED_BYTES + Window::new(geometry.window, card.tile).bytes(),

@@ -237,6 +237,7 @@ impl<'p> Segmenter<'p> {
             schedule: &schedule,
             layout: Layout { image: geometry.target.size, block, shard, roi, decision: &geometry.decision },
             window: Arc::new(Window::new(geometry.window, geometry.tiles.tile())),
+            accumulate: geometry.accumulate,
             batch: self.settings.batch,
             pools: &self.pools,
             finished: &finished,
@@ -366,6 +367,7 @@ impl<'p> Segmenter<'p> {
         set("execution", self.predictor.identity().into());
         set("step", json!(geometry.step));
         set("window", json!(geometry.window));
+        set("accumulate", json!(geometry.accumulate));
         set("tissue", tissue);
         set("chunk", json!(self.settings.chunk));
         set("shard", json!(self.settings.shard));

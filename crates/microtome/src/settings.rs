@@ -1,5 +1,6 @@
 //! What a user may decide about a segmentation.
 
+use microtome_stitch::{Accumulation, WindowShape};
 use microtome_tile::TargetResolution;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,10 @@ pub struct Settings {
     pub max_enlargement: f64,
     /// Distance between tiles as a fraction of the tile, in place of the model's.
     pub step: Option<f64>,
+    /// How much each pixel of a tile counts where tiles overlap, in place of the model's.
+    pub window: Option<WindowShape>,
+    /// With which numbers logits are summed: f32, or for comparison as nnU-Net does.
+    pub accumulate: Accumulation,
     /// Whether glass is left out.
     pub tissue: TissueMode,
     /// Bytes that the run may use: anonymous memory plus dirty file pages. The default is half of what the control group or the machine
@@ -55,6 +60,8 @@ impl Default for Settings {
             mpp_tolerance: 0.02,
             max_enlargement: 1.25,
             step: None,
+            window: None,
+            accumulate: Accumulation::F32,
             tissue: TissueMode::Auto,
             memory: memory::allowance().budget(),
             batch: 4,

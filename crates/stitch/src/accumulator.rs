@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use microtome_io::{Rect, Size, TileCoord};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::window::Window;
 use crate::{Error, Result};
@@ -80,7 +81,8 @@ pub struct BlockSums {
     pub size: Size,
     /// What the planes are.
     pub sums: Sums,
-    /// `sums.values()` × `size.height` × `size.width` values: sums of weight × logit, plane by plane, and behind them those of the weights.
+    /// `sums.values()` × `size.height` × `size.width` values: sums of weight × logit, plane by plane, and behind them those of the weights;
+    /// or both divided by the latter, which changes neither labels nor means.
     pub values: Vec<f32>,
 }
 
@@ -113,7 +115,10 @@ pub trait Accumulator: Send + std::fmt::Debug {
     fn add(&mut self, tiles: &[TileLogits<'_>]) -> Result<()>;
 
     /// Removes a block and gives its sums; `None` if no tile touched it.
-    fn take(&mut self, block: TileCoord) -> Option<BlockSums>;
+    ///
+    /// # Errors
+    /// [`Error::Overflow`] if the sums do not fit the accumulator's numbers.
+    fn take(&mut self, block: TileCoord) -> Result<Option<BlockSums>>;
 
     /// Takes sums back that are not needed any more, so that their memory serves the next block.
     fn recycle(&mut self, sums: BlockSums) {
@@ -124,16 +129,63 @@ pub trait Accumulator: Send + std::fmt::Debug {
     fn bytes(&self) -> u64;
 }
 
+impl<T: Accumulator + ?Sized> Accumulator for Box<T> {
+    fn add(&mut self, tiles: &[TileLogits<'_>]) -> Result<()> {
+        (**self).add(tiles)
+    }
+
+    fn take(&mut self, block: TileCoord) -> Result<Option<BlockSums>> {
+        (**self).take(block)
+    }
+
+    fn recycle(&mut self, sums: BlockSums) {
+        (**self).recycle(sums);
+    }
+
+    fn bytes(&self) -> u64 {
+        (**self).bytes()
+    }
+}
+
+/// With which numbers logits are summed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Accumulation {
+    /// f32: [`CpuAccumulator`].
+    #[default]
+    F32,
+    /// f16, rounded after each tile as nnU-Net does: [`HalfAccumulator`](crate::HalfAccumulator).
+    F16Nnunet,
+}
+
+impl Accumulation {
+    /// Bytes held for each pixel under the tiles in flight, where `sums` are asked for.
+    #[must_use]
+    pub fn bytes_per_pixel(self, sums: Sums) -> u64 {
+        match self {
+            Self::F32 => sums.values() as u64 * 4,
+            Self::F16Nnunet => (sums.planes.logits() as u64 + 1) * 2,
+        }
+    }
+
+    /// What the blocks hold that are taken, where `sums` are asked for.
+    #[must_use]
+    pub fn taken(self, sums: Sums) -> Sums {
+        match self {
+            Self::F32 => sums,
+            // nnU-Net rounds each class.
+            Self::F16Nnunet => Sums { planes: Planes::Each(sums.planes.logits()), ..sums },
+        }
+    }
+}
+
 /// Sums in main memory, f32.
 #[derive(Debug)]
 pub struct CpuAccumulator {
-    image: Rect,
-    block: Size,
+    blocks: Blocks,
     sums: Sums,
     window: Arc<Window>,
-    /// Blocks that are wanted: those of the strip at hand that touch the region of interest.
-    wanted: Wanted,
-    blocks: BTreeMap<TileCoord, Vec<f32>>,
+    values: BTreeMap<TileCoord, Vec<f32>>,
     /// Memory of blocks that are gone.
     spare: Vec<Vec<f32>>,
 }
@@ -151,7 +203,104 @@ impl CpuAccumulator {
     /// No sums yet, for tiles weighted by `window`, over an image of `image` pixels in blocks of `block`.
     #[must_use]
     pub fn new(image: Size, block: Size, sums: Sums, window: Arc<Window>, wanted: Wanted) -> Self {
-        Self { image: image.rect(), block, sums, window, wanted, blocks: BTreeMap::new(), spare: Vec::new() }
+        let blocks = Blocks::new(image, block, wanted);
+        Self { blocks, sums, window, values: BTreeMap::new(), spare: Vec::new() }
+    }
+}
+
+impl Accumulator for CpuAccumulator {
+    fn add(&mut self, tiles: &[TileLogits<'_>]) -> Result<()> {
+        check(tiles, &self.window, self.sums.planes)?;
+        let (blocks, window, sums) = (&self.blocks, &self.window, self.sums);
+        let touched = blocks.touched(tiles);
+        for &block in &touched {
+            if !self.values.contains_key(&block) {
+                let length = blocks.rect(block).size().area() as usize * sums.values();
+                let mut values = self.spare.pop().unwrap_or_default();
+                values.clear();
+                values.resize(length, 0.0);
+                self.values.insert(block, values);
+            }
+        }
+        // Blocks share nothing, and within each the tiles are added in order: any number of threads gives the same sums.
+        let values: Vec<_> = self.values.iter_mut().filter(|(at, _)| touched.contains(at)).collect();
+        values.into_par_iter().for_each(|(at, values)| {
+            for tile in tiles {
+                add_tile(tile, window, sums, blocks.rect(*at), values);
+            }
+        });
+        Ok(())
+    }
+
+    fn take(&mut self, block: TileCoord) -> Result<Option<BlockSums>> {
+        let (size, sums) = (self.blocks.rect(block).size(), self.sums);
+        Ok(self.values.remove(&block).map(|values| BlockSums { size, sums, values }))
+    }
+
+    fn recycle(&mut self, sums: BlockSums) {
+        self.spare.push(sums.values);
+    }
+
+    fn bytes(&self) -> u64 {
+        let spare: usize = self.spare.iter().map(Vec::capacity).sum();
+        let blocks: usize = self.values.values().map(Vec::capacity).sum();
+        (spare + blocks) as u64 * 4
+    }
+}
+
+/// Adds what a tile and a block share.
+fn add_tile(tile: &TileLogits<'_>, window: &Window, sums: Sums, block: Rect, values: &mut [f32]) {
+    let (tile_area, block_area) = (tile.rect.size().area() as usize, block.size().area() as usize);
+    for run in runs(tile.rect, block) {
+        let n = run.length;
+        let weights = run.weights(window);
+        let logits = |plane: usize| &tile.values[plane * tile_area + run.tile..][..n];
+        match sums.planes {
+            Planes::Each(planes) => {
+                for plane in 0..planes {
+                    let sums = &mut values[plane * block_area + run.block..][..n];
+                    for ((sum, &weight), &logit) in sums.iter_mut().zip(weights).zip(logits(plane)) {
+                        *sum += weight * logit;
+                    }
+                }
+            }
+            Planes::Difference => {
+                let sums = &mut values[run.block..][..n];
+                for (((sum, &weight), &first), &second) in sums.iter_mut().zip(weights).zip(logits(0)).zip(logits(1)) {
+                    *sum += weight * (second - first);
+                }
+            }
+        }
+        if sums.weights == WeightSum::Kept {
+            let sums = &mut values[sums.planes.sums() * block_area + run.block..][..n];
+            sums.iter_mut().zip(weights).for_each(|(sum, &weight)| *sum += weight);
+        }
+    }
+}
+
+/// The blocks of an image, and which of them to keep.
+#[derive(Debug)]
+pub(crate) struct Blocks {
+    image: Rect,
+    block: Size,
+    /// Blocks that are wanted: those of the strip at hand that touch the region of interest.
+    wanted: Wanted,
+}
+
+impl Blocks {
+    pub(crate) fn new(image: Size, block: Size, wanted: Wanted) -> Self {
+        Self { image: image.rect(), block, wanted }
+    }
+
+    /// The pixels of a block that lie inside the image.
+    pub(crate) fn rect(&self, block: TileCoord) -> Rect {
+        let cell = block.rect(self.block);
+        cell.intersect(self.image).unwrap_or(Rect::new(cell.x, cell.y, 0, 0))
+    }
+
+    /// The blocks to keep that tiles touch.
+    pub(crate) fn touched(&self, tiles: &[TileLogits<'_>]) -> BTreeSet<TileCoord> {
+        tiles.iter().flat_map(|tile| self.under(tile.rect)).filter(|&block| self.keeps(block)).collect()
     }
 
     fn keeps(&self, block: TileCoord) -> bool {
@@ -160,13 +309,8 @@ impl CpuAccumulator {
             && self.wanted.blocks.as_ref().is_none_or(|w| w[(block.row * columns + block.column) as usize])
     }
 
-    fn rect(&self, block: TileCoord) -> Rect {
-        let cell = block.rect(self.block);
-        cell.intersect(self.image).unwrap_or(Rect::new(cell.x, cell.y, 0, 0))
-    }
-
     /// The blocks that a rectangle touches.
-    fn touched(&self, rect: Rect) -> impl Iterator<Item = TileCoord> + use<> {
+    fn under(&self, rect: Rect) -> impl Iterator<Item = TileCoord> + use<> {
         let rect = rect.intersect(self.image);
         let block = self.block;
         rect.into_iter().flat_map(move |rect| {
@@ -177,85 +321,48 @@ impl CpuAccumulator {
     }
 }
 
-impl Accumulator for CpuAccumulator {
-    fn add(&mut self, tiles: &[TileLogits<'_>]) -> Result<()> {
-        let expected = self.window.size().area() as usize * self.sums.planes.logits();
-        let mut touched = BTreeSet::new();
-        for tile in tiles {
-            if tile.values.len() != expected || tile.rect.size() != self.window.size() {
-                return Err(Error::Shape { rect: tile.rect, found: tile.values.len(), expected });
-            }
-            touched.extend(self.touched(tile.rect).filter(|&block| self.keeps(block)));
-        }
-        for &block in &touched {
-            if !self.blocks.contains_key(&block) {
-                let length = self.rect(block).size().area() as usize * self.sums.values();
-                let mut values = self.spare.pop().unwrap_or_default();
-                values.clear();
-                values.resize(length, 0.0);
-                self.blocks.insert(block, values);
-            }
-        }
-        // Blocks share nothing, and within each the tiles are added in order: any number of threads gives the same sums.
-        let (image, block_size, window, sums) = (self.image, self.block, &self.window, self.sums);
-        let blocks: Vec<_> = self.blocks.iter_mut().filter(|(at, _)| touched.contains(at)).collect();
-        blocks.into_par_iter().for_each(|(at, values)| {
-            let cell = at.rect(block_size);
-            let rect = cell.intersect(image).unwrap_or(cell);
-            for tile in tiles {
-                add_tile(tile, window, sums, rect, values);
-            }
-        });
-        Ok(())
-    }
-
-    fn take(&mut self, block: TileCoord) -> Option<BlockSums> {
-        let values = self.blocks.remove(&block)?;
-        Some(BlockSums { size: self.rect(block).size(), sums: self.sums, values })
-    }
-
-    fn recycle(&mut self, sums: BlockSums) {
-        self.spare.push(sums.values);
-    }
-
-    fn bytes(&self) -> u64 {
-        let spare: usize = self.spare.iter().map(Vec::capacity).sum();
-        let blocks: usize = self.blocks.values().map(Vec::capacity).sum();
-        (spare + blocks) as u64 * 4
+/// Tiles must have the window's size and the logits that are asked for.
+pub(crate) fn check(tiles: &[TileLogits<'_>], window: &Window, planes: Planes) -> Result<()> {
+    let expected = window.size().area() as usize * planes.logits();
+    match tiles.iter().find(|tile| tile.values.len() != expected || tile.rect.size() != window.size()) {
+        Some(tile) => Err(Error::Shape { rect: tile.rect, found: tile.values.len(), expected }),
+        None => Ok(()),
     }
 }
 
-/// Adds what a tile and a block share.
-fn add_tile(tile: &TileLogits<'_>, window: &Window, sums: Sums, block: Rect, values: &mut [f32]) {
-    let Some(common) = tile.rect.intersect(block) else { return };
-    let n = common.width as usize;
-    let tile_area = tile.rect.size().area() as usize;
-    let block_area = block.size().area() as usize;
-    for y in common.y..common.bottom() {
-        let (ty, tx) = ((y - tile.rect.y) as usize, (common.x - tile.rect.x) as usize);
-        let from = ty * tile.rect.width as usize + tx;
-        let to = (y - block.y) as usize * block.width as usize + (common.x - block.x) as usize;
-        let weights = &window.row(ty)[tx..tx + n];
-        let logits = |plane: usize| &tile.values[plane * tile_area + from..][..n];
-        match sums.planes {
-            Planes::Each(planes) => {
-                for plane in 0..planes {
-                    let sums = &mut values[plane * block_area + to..][..n];
-                    for ((sum, &weight), &logit) in sums.iter_mut().zip(weights).zip(logits(plane)) {
-                        *sum += weight * logit;
-                    }
-                }
-            }
-            Planes::Difference => {
-                let sums = &mut values[to..][..n];
-                for (((sum, &weight), &first), &second) in sums.iter_mut().zip(weights).zip(logits(0)).zip(logits(1)) {
-                    *sum += weight * (second - first);
-                }
-            }
-        }
-        if sums.weights == WeightSum::Kept {
-            let sums = &mut values[sums.planes.sums() * block_area + to..][..n];
-            sums.iter_mut().zip(weights).for_each(|(sum, &weight)| *sum += weight);
-        }
+/// Pixels of one row that a tile and a block share.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run {
+    /// Row and first column within the tile.
+    row: usize,
+    column: usize,
+    /// Number of pixels.
+    pub(crate) length: usize,
+    /// Where they begin in a plane of the tile.
+    pub(crate) tile: usize,
+    /// Where they begin in a plane of the block.
+    pub(crate) block: usize,
+}
+
+impl Run {
+    /// Their weights.
+    pub(crate) fn weights<'w>(&self, window: &'w Window) -> &'w [f32] {
+        &window.row(self.row)[self.column..self.column + self.length]
     }
+}
+
+/// What a tile and a block share, row by row.
+pub(crate) fn runs(tile: Rect, block: Rect) -> impl Iterator<Item = Run> {
+    tile.intersect(block).into_iter().flat_map(move |common| {
+        (common.y..common.bottom()).map(move |y| {
+            let (row, column) = ((y - tile.y) as usize, (common.x - tile.x) as usize);
+            Run {
+                row,
+                column,
+                length: common.width as usize,
+                tile: row * tile.width as usize + column,
+                block: (y - block.y) as usize * block.width as usize + (common.x - block.x) as usize,
+            }
+        })
+    })
 }

@@ -86,7 +86,7 @@ impl<'a, A: Accumulator> Blender<'a, A> {
             );
         }
         for row in rows {
-            self.finish_row(row);
+            self.finish_row(row)?;
             self.next_block_row = row + 1;
             let bottom = (row + 1) * self.layout.block.height;
             if bottom.is_multiple_of(self.layout.shard.height) || bottom >= self.layout.image.height {
@@ -102,15 +102,18 @@ impl<'a, A: Accumulator> Blender<'a, A> {
         Ok(())
     }
 
-    fn finish_row(&mut self, row: u64) {
+    fn finish_row(&mut self, row: u64) -> Result<()> {
         let Layout { image, block, shard, roi, decision } = self.layout;
         let sums: Vec<_> = self
             .strip
             .block_columns
             .clone()
             .map(|column| TileCoord { row, column })
-            .filter_map(|at| Some((at.rect(block).intersect(image.rect())?, self.accumulator.take(at)?)))
-            .collect();
+            .filter_map(|at| {
+                let rect = at.rect(block).intersect(image.rect())?;
+                Some(self.accumulator.take(at).transpose()?.map(|sums| (rect, sums)))
+            })
+            .collect::<Result<_>>()?;
         let labels: Vec<Option<Pixels>> = sums
             .par_iter()
             .map(|(rect, sums)| {
@@ -132,6 +135,7 @@ impl<'a, A: Accumulator> Blender<'a, A> {
                 .blit(shard_rect, &labels, rect);
         }
         self.peak_bytes = self.peak_bytes.max(self.bytes());
+        Ok(())
     }
 
     fn bytes(&self) -> u64 {

@@ -27,6 +27,12 @@ pub enum Error {
         /// Values expected.
         expected: usize,
     },
+    /// Weighted logits that do not fit the numbers they are summed in.
+    #[error("the logits at {pixel} are too large for sums in f16, which end at 65504: use f32 sums")]
+    Overflow {
+        /// The pixel, in target pixels.
+        pixel: Rect,
+    },
     /// The journal could not be read or written.
     #[error("{}: {source}", path.display())]
     Journal {

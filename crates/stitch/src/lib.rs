@@ -21,7 +21,7 @@
 //! for x in [0, 4] {
 //!     sums.add(&[TileLogits { rect: Rect::new(x, 0, 8, 8), values: &[3.0; 64] }])?;
 //! }
-//! let block = sums.take(microtome_io::TileCoord { row: 0, column: 0 }).unwrap();
+//! let block = sums.take(microtome_io::TileCoord { row: 0, column: 0 })?.unwrap();
 //! let (sums, weights) = (block.planes().next().unwrap(), block.weights().unwrap());
 //! assert!(sums.iter().zip(weights).all(|(sum, weight)| (sum / weight - 3.0).abs() < 1e-6));
 //! # Ok::<(), microtome_stitch::Error>(())
@@ -30,15 +30,19 @@
 mod accumulator;
 mod blender;
 mod error;
+mod half_accumulator;
 mod journal;
 mod labels;
 mod scratch;
 mod window;
 mod writer;
 
-pub use accumulator::{Accumulator, BlockSums, CpuAccumulator, Planes, Sums, TileLogits, Wanted, WeightSum};
+pub use accumulator::{
+    Accumulation, Accumulator, BlockSums, CpuAccumulator, Planes, Sums, TileLogits, Wanted, WeightSum,
+};
 pub use blender::{Blender, Layout};
 pub use error::{Error, Result};
+pub use half_accumulator::HalfAccumulator;
 pub use journal::{Entry, Journal, Record};
 pub use labels::Decision;
 pub use scratch::{Kept, Scratch};
