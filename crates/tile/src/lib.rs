@@ -36,7 +36,7 @@ pub mod tissue;
 pub use error::{Error, Result};
 pub use grid::{TileGrid, TileIndex};
 pub use reader::{Reader, check_channels};
-pub use roi::Roi;
+pub use roi::{Roi, RoiBuilder};
 pub use schedule::{Finished, Schedule, Strip, TileCount, TileRow};
 pub use statistics::{ChannelSums, ImageStatistics};
 pub use target::{Resampling, TargetGrid, TargetOptions, TargetResolution};
