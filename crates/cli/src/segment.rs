@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use microtome::io::slide::{self, OpenOptions};
 use microtome::unet::{Arithmetic, Execution, Mirroring, Model};
-use microtome::{Error, Existing, Outcome, Segmenter, Settings, TissueMode};
+use microtome::{Error, Existing, Outcome, RoiSource, Segmenter, Settings, TissueMode};
 use serde_json::json;
 
 use crate::args;
@@ -70,6 +70,9 @@ fn jobs(args: &args::Segment) -> Result<Vec<(PathBuf, PathBuf)>> {
     if let [slide] = args.slides.as_slice() {
         return Ok(vec![(slide.clone(), args.output.clone())]);
     }
+    if args.roi.is_some() {
+        bail!("--roi is a region of one slide, and here are {}", args.slides.len());
+    }
     let mut outputs: BTreeMap<PathBuf, &Path> = BTreeMap::new();
     let mut jobs = Vec::new();
     for slide in &args.slides {
@@ -99,6 +102,7 @@ fn settings(args: &args::Segment) -> Settings {
         args::Tissue::Auto => TissueMode::Auto,
         args::Tissue::None => TissueMode::None,
     };
+    settings.roi = args.roi.clone().map(|path| RoiSource { path, values: args.roi_value.clone() });
     settings.memory = args.memory.0;
     settings.batch = args.batch;
     settings.threads = args.threads;

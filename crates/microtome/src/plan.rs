@@ -99,6 +99,8 @@ pub struct MemoryPlan {
     pub weights: u64,
     /// Activations of one batch.
     pub activations: u64,
+    /// The region of interest that the user gave.
+    pub region: u64,
     /// What the slide's reader holds for good: a plain picture is kept decoded.
     pub slide: u64,
     /// Decoded tiles of the slide.
@@ -126,7 +128,7 @@ impl MemoryPlan {
     #[must_use]
     pub fn total(&self) -> u64 {
         let segmentation = self.activations + self.reading + self.logits + self.sums + self.labels + self.writing;
-        self.weights + self.slide + self.cache + self.fixed + segmentation.max(self.first_pass)
+        self.weights + self.region + self.slide + self.cache + self.fixed + segmentation.max(self.first_pass)
     }
 
     /// The plan with the widest strip that fits the budget.
@@ -136,6 +138,7 @@ impl MemoryPlan {
         geometry: &Geometry,
         settings: &Settings,
         threads: usize,
+        region: u64,
     ) -> Result<Self> {
         let pair = settings.chunk.saturating_mul(2);
         if pair == 0 || settings.shard == 0 || !settings.shard.is_multiple_of(pair) || settings.shard > MAX_SHARD {
@@ -145,11 +148,13 @@ impl MemoryPlan {
             )));
         }
         let shards = geometry.target.size.width.div_ceil(settings.shard);
-        let with = |strip_shards: u64| Self::of(slide, predictor, geometry, settings, threads, strip_shards);
+        let with = |strip_shards: u64| {
+            Self::of(slide, predictor, geometry, settings, threads, strip_shards).map(|plan| Self { region, ..plan })
+        };
         let narrowest = with(1)?;
         if narrowest.total() > settings.memory {
             let alone = Settings { batch: 1, ..settings.clone() };
-            let least = Self::of(slide, predictor, geometry, &alone, threads, 1)?.total();
+            let least = Self::of(slide, predictor, geometry, &alone, threads, 1)?.total() + region;
             let hint = if least <= settings.memory {
                 format!("--batch 1 would need {}", crate::units::Bytes(least))
             } else {
@@ -197,6 +202,7 @@ impl MemoryPlan {
         Ok(Self {
             weights: network.weights,
             activations: network.activations,
+            region: 0,
             slide: slide.resident_bytes(),
             cache: settings.cache_bytes(),
             first_pass: threads as u64 * reader.memory(ImageStatistics::PIECE).max(tissue::band_bytes(slide)),

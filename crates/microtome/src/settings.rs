@@ -3,6 +3,8 @@
 use microtome_tile::TargetResolution;
 use serde::{Deserialize, Serialize};
 
+use crate::region::RoiSource;
+
 /// Whether glass is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -28,8 +30,10 @@ pub struct Settings {
     pub max_enlargement: f64,
     /// Distance between tiles as a fraction of the tile, in place of the model's.
     pub step: Option<f64>,
-    /// Whether glass is left out.
+    /// Whether glass is left out. Without effect where a region is given.
     pub tissue: TissueMode,
+    /// A region to run in, in place of the tissue: only tiles that touch it run, and outside it the mask is background.
+    pub roi: Option<RoiSource>,
     /// Bytes that the run may use: anonymous memory plus dirty file pages.
     pub memory: u64,
     /// Tiles per call of the network. Never changes the result.
@@ -53,6 +57,7 @@ impl Default for Settings {
             max_enlargement: 1.25,
             step: None,
             tissue: TissueMode::Auto,
+            roi: None,
             memory: 4 << 30,
             batch: 4,
             threads: None,
