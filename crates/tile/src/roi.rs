@@ -12,7 +12,7 @@ use crate::{Error, Result};
 ///
 /// Memory: 8 bytes per row and 8 per run, at most [`MAX_RUNS`](Self::MAX_RUNS) of them; a row that equals the one above takes no runs.
 /// Half a billion cells of tissue take a few megabytes, and so does a polygon at full resolution.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Roi {
     size: Size,
     step: Downsample,
@@ -74,7 +74,9 @@ impl Rows {
         self.rows.push(row);
     }
 
+    /// Forgets empty rows at the end, so that equal regions have equal rows, and gives back spare memory.
     fn shrink(&mut self) {
+        while self.rows.pop_if(|row| row.first == row.end).is_some() {}
         self.rows.shrink_to_fit();
         self.runs.shrink_to_fit();
     }
@@ -151,6 +153,18 @@ impl RoiBuilder {
         self.rows.shrink();
         self.bands.shrink();
         Roi { size: self.size, step: self.step, rows: self.rows, bands: self.bands }
+    }
+}
+
+impl std::fmt::Debug for Roi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (runs, cells) = (self.rows.runs.len(), self.cells());
+        f.debug_struct("Roi")
+            .field("size", &self.size)
+            .field("step", &self.step)
+            .field("runs", &runs)
+            .field("cells", &cells)
+            .finish_non_exhaustive()
     }
 }
 

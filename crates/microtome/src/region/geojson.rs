@@ -174,10 +174,12 @@ impl<'de> Visitor<'de> for Pruned<'_> {
         self.count(1)?;
         let mut list = Vec::new();
         while let Some(item) = seq.next_element_seed(self)? {
-            let Json::Number(x) = item else {
+            let (Json::Number(x), true) = (&item, list.is_empty()) else {
+                self.count(1)?;
                 list.push(item);
                 continue;
             };
+            let x = *x;
             // A list of numbers is a position, whose third number would be a height.
             let Some(Json::Number(y)) = seq.next_element_seed(self)? else {
                 return Err(A::Error::custom("a position has at least two numbers"));

@@ -139,3 +139,6 @@ fn is_json(start: &[u8]) -> bool {
 fn refuse(path: &Path, message: impl std::fmt::Display) -> Error {
     Error::Region { path: path.into(), message: message.to_string() }
 }
+
+#[cfg(test)]
+mod tests;
