@@ -46,8 +46,6 @@ pub(super) fn read(path: &Path, asked: &[String], place: Place<'_>) -> Result<Ro
     let fault = |error: png::DecodingError| refuse(path, format!("this PNG cannot be read: {error}"));
     let file = File::open(path).map_err(|error| refuse(path, error))?;
     let mut decoder = png::Decoder::new_with_limits(BufReader::new(file), png::Limits { bytes: CHUNK_BYTES });
-    // Greys of 1, 2 and 4 bits become 8, white being 255.
-    decoder.set_transformations(png::Transformations::EXPAND);
     decoder.set_ignore_iccp_chunk(true);
     let header = decoder.read_header_info().map_err(fault)?;
     let (width, height) = (header.width, header.height);
@@ -68,6 +66,11 @@ pub(super) fn read(path: &Path, asked: &[String], place: Place<'_>) -> Result<Ro
     if header.interlaced {
         return Err(refuse(path, "an interlaced PNG cannot be read row by row; save it without interlacing"));
     }
+    let depth = header.bit_depth;
+    if depth != BitDepth::One {
+        // Greys of 2 and 4 bits become 8, white being 255. Single bits stay packed: masks of whole slides are read eight pixels at once.
+        decoder.set_transformations(png::Transformations::EXPAND);
+    }
     let mut reader = decoder.read_info().map_err(fault)?;
     if reader.info().trns.is_some() {
         return Err(refuse(path, "a mask has one grey channel, and this picture has a transparent grey"));
@@ -78,18 +81,19 @@ pub(super) fn read(path: &Path, asked: &[String], place: Place<'_>) -> Result<Ro
     let mut values = Values::new(path, asked, &[])?;
     let mut placed = placement.builder(place.target.size);
     let line = reader.output_line_size(width).ok_or_else(|| refuse(path, "a row of it does not fit into memory"))?;
-    let wide = reader.output_color_type().1 == BitDepth::Sixteen;
     let (mut row, mut above, mut runs) = (vec![0; line], Vec::new(), Vec::new());
     for _ in 0..height {
         reader.read_row(&mut row).map_err(fault)?;
         // Most rows of a mask at high resolution are those above them.
         if row != above {
             runs.clear();
-            if wide {
-                let samples: Vec<u16> = row.chunks_exact(2).map(|b| u16::from_be_bytes([b[0], b[1]])).collect();
-                values.runs(&samples, 0, &mut runs);
-            } else {
-                values.runs(&row, 0, &mut runs);
+            match depth {
+                BitDepth::One => values.runs_of_bits(&row, size.width, &mut runs),
+                BitDepth::Sixteen => {
+                    let samples: Vec<u16> = row.chunks_exact(2).map(|b| u16::from_be_bytes([b[0], b[1]])).collect();
+                    values.runs(&samples, 0, &mut runs);
+                }
+                _ => values.runs(&row, 0, &mut runs),
             }
             above.clone_from(&row);
         }

@@ -57,18 +57,41 @@ impl<'a> Values<'a> {
         from: u64,
         runs: &mut Vec<Range<u64>>,
     ) {
-        let mut start = 0;
+        let mut start = from;
         for equal in samples.chunk_by(|a, b| a == b) {
-            let value = usize::from(equal[0].into());
-            self.seen[value] = true;
             let end = start + equal.len() as u64;
-            if self.wanted[value] {
-                match runs.last_mut() {
-                    Some(last) if last.end == from + start => last.end = from + end,
-                    _ => runs.push(from + start..from + end),
-                }
-            }
+            self.stretch(equal[0].into(), start..end, runs);
             start = end;
+        }
+    }
+
+    /// The wanted stretches of a row of `width` bits, eight to a byte, the leftmost in the highest; 1 is white, which is 255.
+    pub(super) fn runs_of_bits(&mut self, packed: &[u8], width: u64, runs: &mut Vec<Range<u64>>) {
+        let mut start = 0;
+        while start < width {
+            let byte = packed[(start / 8) as usize] << (start % 8);
+            let (value, uniform) = if byte & 0x80 == 0 { (0, 0x00) } else { (255, 0xff) };
+            // Bits that equal the first: in its byte, in bytes of nothing else, and in the byte behind those.
+            let same = |byte: u8| u64::from((byte ^ uniform).leading_zeros());
+            let mut end = start + same(byte).min(8 - start % 8);
+            if end.is_multiple_of(8) {
+                let rest = &packed[(end / 8) as usize..];
+                let whole = rest.iter().position(|&b| b != uniform).unwrap_or(rest.len());
+                end += 8 * whole as u64 + rest.get(whole).map_or(0, |&b| same(b));
+            }
+            self.stretch(value, start..end.min(width), runs);
+            start = end;
+        }
+    }
+
+    /// A stretch of one value, behind those before it.
+    fn stretch(&mut self, value: u16, stretch: Range<u64>, runs: &mut Vec<Range<u64>>) {
+        self.seen[usize::from(value)] = true;
+        if self.wanted[usize::from(value)] {
+            match runs.last_mut() {
+                Some(last) if last.end == stretch.start => last.end = stretch.end,
+                _ => runs.push(stretch),
+            }
         }
     }
 
@@ -97,5 +120,30 @@ pub(super) fn list(names: &[String]) -> String {
         0 if names.is_empty() => "none".into(),
         0 => shown,
         more => format!("{shown} and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn bits_are_what_their_samples_are(stretches in prop::collection::vec(1usize..40, 0..20), width in 0u64..300) {
+            let colors = [0_u8, 255].into_iter().cycle();
+            let mut samples: Vec<u8> = colors.zip(&stretches).flat_map(|(v, &n)| vec![v; n]).collect();
+            samples.resize(width as usize, 0);
+            let packed: Vec<u8> = (samples.chunks(8))
+                .map(|bits| bits.iter().enumerate().fold(0, |byte, (i, &v)| byte | (v & 0x80) >> i))
+                .collect();
+            let asked = ["255".to_owned()];
+            let mut values = Values::new(Path::new("mask"), &asked, &[]).unwrap();
+            let (mut of_samples, mut of_bits) = (Vec::new(), Vec::new());
+            values.runs(&samples, 0, &mut of_samples);
+            values.runs_of_bits(&packed, width, &mut of_bits);
+            prop_assert_eq!(of_samples, of_bits);
+        }
     }
 }
