@@ -6,6 +6,7 @@ mod models;
 mod outputs;
 mod pictures;
 mod refusals;
+mod regions;
 mod signals;
 
 use std::collections::BTreeMap;

@@ -13,6 +13,7 @@ mod outputs;
 mod parity;
 mod recovery;
 mod refusals;
+mod regions;
 mod resampling;
 mod resume;
 mod seams;

@@ -27,7 +27,7 @@ fn inside_the_region_the_mask_is_the_full_runs_and_outside_it_is_background() {
     let wide = with(&auto(), |s| (s.chunk, s.shard) = (64, 128));
     let narrow = with(&wide, |s| s.memory = least_memory(&slide, &model, &wide));
     for settings in [narrow, wide] {
-        let region = Segmenter::new(&model, settings.clone()).unwrap().region(&slide).unwrap().unwrap();
+        let region = Segmenter::new(&model, settings.clone()).unwrap().region(&slide).unwrap().unwrap().roi;
         let wanted = |x: u64, y: u64| region.touches(Rect::new(x as i64, y as i64, 1, 1));
         let (mask, summary) = segment(&slide, &model, &settings);
 
@@ -62,7 +62,7 @@ fn on_a_resampled_slide_the_region_is_the_same_part_of_it() {
     assert!(summary.tiles.skipped > 0 && summary.geometry.target.level == Level(1));
     let (size, found) = &levels_of(&mask)[0];
     assert_eq!(*size, Size::new(1500, 1200));
-    let region = Segmenter::new(&model, settings).unwrap().region(&slide).unwrap().unwrap();
+    let region = Segmenter::new(&model, settings).unwrap().region(&slide).unwrap().unwrap().roi;
     let expected = over(*size, |x, y| {
         if region.touches(Rect::new(x as i64, y as i64, 1, 1)) { model.class(&slide.pixel_at(1, x, y)) } else { 0 }
     });
@@ -122,7 +122,7 @@ fn skipping_glass_does_not_change_the_statistics() {
     let predictor = model.predictor(&execution).unwrap();
     let slide = SyntheticSlide::new(Size::new(600, 500), 12).with_islands(1);
     let settings = with(&auto(), |s| (s.chunk, s.shard) = (64, 128));
-    let region = Segmenter::new(predictor.as_ref(), settings.clone()).unwrap().region(&slide).unwrap().unwrap();
+    let region = Segmenter::new(predictor.as_ref(), settings.clone()).unwrap().region(&slide).unwrap().unwrap().roi;
     let (some, summary) = segment(&slide, predictor.as_ref(), &settings);
     let (all, _) = segment(&slide, predictor.as_ref(), &with(&settings, |s| s.tissue = TissueMode::None));
     assert!(summary.tiles.skipped > 0 && summary.tiles.run > 0, "{:?}", summary.tiles);
@@ -145,7 +145,7 @@ fn skipped_tiles_hold_no_tissue_by_an_independent_mask() {
     let tile = Size::new(128, 128);
     let model = ConstantModel::new(tile, &[0.0, 1.0]);
     let (_, summary) = segment(slide.as_ref(), &model, &auto());
-    let region = Segmenter::new(&model, auto()).unwrap().region(slide.as_ref()).unwrap().unwrap();
+    let region = Segmenter::new(&model, auto()).unwrap().region(slide.as_ref()).unwrap().unwrap().roi;
     let grid = TileGrid::new(summary.geometry.target.size, tile, summary.geometry.step).unwrap();
     let skipped: Vec<_> = (0..grid.len()).map(|i| grid.rect(TileIndex(i))).filter(|r| !region.touches(*r)).collect();
     // Most of this slide is glass: a detector that takes it for tissue fails here, as one does that misses tissue.

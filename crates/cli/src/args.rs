@@ -114,6 +114,14 @@ pub(crate) struct Segment {
     #[arg(long, value_enum, default_value_t = Tissue::Auto)]
     pub(crate) tissue: Tissue,
 
+    /// Run in this region only, in place of the tissue: a PNG mask, an OME-Zarr label image, or GeoJSON
+    #[arg(long, value_name = "FILE", conflicts_with = "tissue")]
+    pub(crate) roi: Option<PathBuf>,
+
+    /// Which of its values are wanted: numbers, names of classes, or `any`
+    #[arg(long, value_name = "VALUE,..", value_delimiter = ',', requires = "roi")]
+    pub(crate) roi_value: Vec<String>,
+
     /// Replace a mask of ours that is there already, finished or not
     #[arg(long)]
     pub(crate) overwrite: bool,
@@ -198,6 +206,14 @@ pub(crate) struct Preview {
     /// Outline the regions of this mask on the slide
     #[arg(long, value_name = "MASK")]
     pub(crate) overlay: Option<PathBuf>,
+
+    /// Outline this region of interest on the slide, as `segment` takes it, or `auto`: the tissue
+    #[arg(long, value_name = "FILE|auto")]
+    pub(crate) roi: Option<PathBuf>,
+
+    /// Which of its values are wanted: numbers, names of classes, or `any`
+    #[arg(long, value_name = "VALUE,..", value_delimiter = ',', requires = "roi")]
+    pub(crate) roi_value: Vec<String>,
 
     /// Quality of JPEG pictures, 1 to 100
     #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100))]

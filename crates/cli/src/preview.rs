@@ -1,10 +1,12 @@
 //! `microtome preview`
 
-use anyhow::Result;
-use microtome::Error;
+use std::path::Path;
+
+use anyhow::{Result, bail};
 use microtome::io::slide::{self, OpenOptions};
 use microtome::io::store::{OmeZarr, StoreKind};
 use microtome::preview::{self, PreviewOptions};
+use microtome::{Error, RegionOrigin, RoiSource};
 
 use crate::args;
 
@@ -14,8 +16,8 @@ pub(crate) fn run(args: &args::Preview) -> Result<()> {
     options.quality = args.quality;
     let picture = if args.source.is_dir() {
         let store = OmeZarr::open(&args.source).map_err(Error::Read)?;
-        if args.overlay.is_some() {
-            return Err(Error::Usage("--overlay draws on a slide, not on a store".into()).into());
+        if args.overlay.is_some() || args.roi.is_some() {
+            return Err(Error::Usage("--overlay and --roi draw on a slide, not on a store".into()).into());
         }
         match store.info().kind {
             StoreKind::Labels => preview::mask_overview(&store, options)?,
@@ -23,12 +25,25 @@ pub(crate) fn run(args: &args::Preview) -> Result<()> {
         }
     } else {
         let slide = slide::open(&args.source, &OpenOptions::default()).map_err(Error::Read)?;
-        let picture = preview::overview(slide.as_ref(), options)?;
-        match &args.overlay {
-            None => picture,
-            Some(mask) => preview::outline(&picture, slide.as_ref(), &OmeZarr::open(mask).map_err(Error::Read)?)?,
+        let mut picture = preview::overview(slide.as_ref(), options)?;
+        if let Some(mask) = &args.overlay {
+            picture = preview::outline(&picture, slide.as_ref(), &OmeZarr::open(mask).map_err(Error::Read)?)?;
         }
+        if let Some(path) = &args.roi {
+            picture = preview::outline_region(&picture, slide.as_ref(), &region(path, &args.roi_value)?, options)?;
+        }
+        picture
     };
     preview::save(&picture, &args.output, options)?;
     Ok(())
+}
+
+fn region(path: &Path, values: &[String]) -> Result<RegionOrigin> {
+    if path != Path::new("auto") {
+        return Ok(RegionOrigin::File(RoiSource { path: path.into(), values: values.to_vec() }));
+    }
+    if !values.is_empty() {
+        bail!("--roi-value chooses values of a file, and --roi auto has none");
+    }
+    Ok(RegionOrigin::Tissue)
 }

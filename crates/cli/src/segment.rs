@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use microtome::io::slide::{self, OpenOptions};
 use microtome::unet::{Arithmetic, Execution, Mirroring, Model};
-use microtome::{Accumulation, Error, Existing, Outcome, Segmenter, Settings, TissueMode, WindowShape};
+use microtome::{Accumulation, Error, Existing, Outcome, RoiSource, Segmenter, Settings, TissueMode, WindowShape};
 use serde_json::json;
 
 use crate::args;
@@ -70,6 +70,9 @@ fn jobs(args: &args::Segment) -> Result<Vec<(PathBuf, PathBuf)>> {
     if let [slide] = args.slides.as_slice() {
         return Ok(vec![(slide.clone(), args.output.clone())]);
     }
+    if args.roi.is_some() {
+        bail!("--roi is a region of one slide, and here are {}", args.slides.len());
+    }
     let mut outputs: BTreeMap<PathBuf, &Path> = BTreeMap::new();
     let mut jobs = Vec::new();
     for slide in &args.slides {
@@ -113,6 +116,7 @@ fn settings(args: &args::Segment) -> Settings {
     if let Some(memory) = args.memory {
         settings.memory = memory.0;
     }
+    settings.roi = args.roi.clone().map(|path| RoiSource { path, values: args.roi_value.clone() });
     settings.batch = args.batch;
     settings.threads = args.threads;
     settings

@@ -37,6 +37,14 @@ pub enum Error {
     /// The caller's settings contradict each other.
     #[error("{0}")]
     Usage(String),
+    /// A region of interest cannot be read, does not fit the slide, or does not say what is wanted.
+    #[error("{}: {message}", path.display())]
+    Region {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
     /// The output exists and is not one of ours.
     #[error("{}: {found} is there already{hint}", path.display())]
     OutputExists {
@@ -120,6 +128,7 @@ impl Error {
         match self {
             Self::Model(_)
             | Self::Usage(_)
+            | Self::Region { .. }
             | Self::Tile(_)
             | Self::OutputExists { .. }
             | Self::InUse { .. }

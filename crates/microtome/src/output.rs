@@ -1,5 +1,7 @@
 //! Claiming the place where a mask is to go.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use microtome_io::store::{self, Found};
@@ -88,8 +90,8 @@ impl RunFolder {
         self.0.join("report.json")
     }
 
-    pub(crate) fn tissue(&self) -> PathBuf {
-        self.0.join("tissue.png")
+    pub(crate) fn roi(&self) -> PathBuf {
+        self.0.join("roi.png")
     }
 
     pub(crate) fn create(&self) -> Result<()> {
@@ -117,7 +119,7 @@ impl RunFolder {
             }
             _ => Ok(()),
         };
-        for file in [self.journal(), self.statistics(), self.report(), self.tissue()] {
+        for file in [self.journal(), self.statistics(), self.report(), self.roi()] {
             absent_is_fine(std::fs::remove_file(&file), &file)?;
         }
         match std::fs::remove_dir(&self.0) {
@@ -130,14 +132,20 @@ impl RunFolder {
 
 /// Writes a small file that appears whole.
 pub(crate) fn put(path: &Path, bytes: &[u8]) -> Result<()> {
+    put_with(path, |mut file| file.write_all(bytes)).map_err(|source| Error::Io { path: path.into(), source })
+}
+
+/// Writes a file that appears whole.
+pub(crate) fn put_with(path: &Path, write: impl FnOnce(&File) -> std::io::Result<()>) -> std::io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}.part", std::process::id()));
     let partial = path.with_file_name(name);
-    std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, path)).map_err(|source| {
+    let written = File::create(&partial).and_then(|file| write(&file)).and_then(|()| std::fs::rename(&partial, path));
+    if written.is_err() {
         // Best effort: the error that counts is the one at hand.
         let _ = std::fs::remove_file(&partial);
-        Error::Io { path: path.into(), source }
-    })
+    }
+    written
 }
 
 /// What became of a claim.

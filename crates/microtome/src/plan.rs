@@ -106,6 +106,8 @@ pub struct MemoryPlan {
     pub weights: u64,
     /// Activations of one batch.
     pub activations: u64,
+    /// The region of interest that the user gave.
+    pub region: u64,
     /// What the slide's reader holds for good: a plain picture is kept decoded.
     pub slide: u64,
     /// Decoded tiles of the slide: those under a row of network tiles across a strip, so that each is decoded once per strip.
@@ -151,6 +153,8 @@ struct Planner<'a> {
     geometry: &'a Geometry,
     settings: &'a Settings,
     threads: usize,
+    /// Bytes of the region of interest that the user gave.
+    region: u64,
 }
 
 impl MemoryPlan {
@@ -158,15 +162,16 @@ impl MemoryPlan {
     #[must_use]
     pub fn total(&self) -> u64 {
         let segmentation = self.activations + self.reading + self.logits + self.sums + self.labels + self.writing;
-        self.weights + self.slide + self.cache + self.fixed + segmentation.max(self.first_pass)
+        self.weights + self.region + self.slide + self.cache + self.fixed + segmentation.max(self.first_pass)
     }
 
     /// The parts by name, in the order of the data.
     #[must_use]
-    pub fn named(&self) -> [(&'static str, u64); 11] {
+    pub fn named(&self) -> [(&'static str, u64); 12] {
         [
             ("weights", self.weights),
             ("activations", self.activations),
+            ("region", self.region),
             ("slide", self.slide),
             ("decoded tiles", self.cache),
             ("first pass", self.first_pass),
@@ -186,6 +191,7 @@ impl MemoryPlan {
         geometry: &Geometry,
         settings: &Settings,
         threads: usize,
+        region: u64,
     ) -> Result<Self> {
         let pair = settings.chunk.saturating_mul(2);
         if pair == 0 || settings.shard == 0 || !settings.shard.is_multiple_of(pair) || settings.shard > MAX_SHARD {
@@ -194,7 +200,7 @@ impl MemoryPlan {
                 settings.shard, settings.chunk
             )));
         }
-        let planner = Planner { slide, predictor, geometry, settings, threads };
+        let planner = Planner { slide, predictor, geometry, settings, threads, region };
         let narrowest = planner.plan(settings.batch, 1, Cache::Enough)?;
         let cache = if narrowest.total() <= settings.memory { Cache::Enough } else { Cache::Least };
         let narrowest = planner.plan(settings.batch, 1, cache)?;
@@ -220,7 +226,7 @@ impl MemoryPlan {
 impl Planner<'_> {
     /// What a run of batches of `batch` tiles in strips of so many shards holds.
     fn plan(&self, batch: usize, strip_shards: u64, cache: Cache) -> Result<MemoryPlan> {
-        let &Self { slide, predictor, geometry, settings, threads } = self;
+        let &Self { slide, predictor, geometry, settings, threads, region } = self;
         let card = predictor.card();
         let size = geometry.target.size;
         let block = Size::new(settings.chunk, settings.chunk);
@@ -243,6 +249,7 @@ impl Planner<'_> {
         Ok(MemoryPlan {
             weights: network.weights,
             activations: network.activations,
+            region,
             slide: slide.resident_bytes(),
             cache: match cache {
                 Cache::Enough => enough,

@@ -6,9 +6,11 @@ use image::{ExtendedColorType, ImageEncoder};
 use microtome_io::slide::SlideReader;
 use microtome_io::store::OmeZarr;
 use microtome_io::{Class, Downsample, Level, Pixels, Rect, SampleType, Samples, Size};
+use microtome_tile::tissue::{self, TissueOptions};
 use microtome_tile::{Reader, TargetGrid};
 
 use crate::output::put;
+use crate::region::{self, Place, RegionOrigin};
 use crate::{Error, Result};
 
 /// How a preview is made.
@@ -45,9 +47,7 @@ pub fn overview(slide: &dyn SlideReader, options: PreviewOptions) -> Result<Pixe
             info.channels
         )));
     }
-    let longest = info.size().width.max(info.size().height);
-    let factor = (longest as f64 / options.size as f64).max(1.0);
-    let grid = TargetGrid::coarse(info, None, factor);
+    let grid = grid(slide, options);
     let pixels = Reader::new(slide, &grid).read(grid.size.rect())?;
     Ok(match pixels.samples() {
         Samples::U8(_) => pixels,
@@ -55,6 +55,13 @@ pub fn overview(slide: &dyn SlideReader, options: PreviewOptions) -> Result<Pixe
             Pixels::from_u8(pixels.size(), pixels.channels(), v.iter().map(|&s| (s >> 8) as u8).collect())
         }
     })
+}
+
+/// The grid of an overview.
+fn grid(slide: &dyn SlideReader, options: PreviewOptions) -> TargetGrid {
+    let size = slide.info().size();
+    let factor = (size.width.max(size.height) as f64 / options.size as f64).max(1.0);
+    TargetGrid::coarse(slide.info(), None, factor)
 }
 
 /// A picture of a mask: each label in its class's colour, background black. Reads the level that is just fine enough;
@@ -93,9 +100,55 @@ pub fn outline(picture: &Pixels, slide: &dyn SlideReader, mask: &OmeZarr) -> Res
             mask.info().path.display()
         )));
     }
-    let size = picture.size();
-    let labels = MaskLabels::read(mask, size)?;
+    let labels = MaskLabels::read(mask, picture.size())?;
     let palette = Palette::new(&mask.info().classes);
+    draw(picture, &labels.values, |label| palette.color(label))
+}
+
+/// Outlines a region of interest on the [`overview`] of the same slide that was made with the same options, in a blue that no class
+/// has. Grey pictures become RGB.
+///
+/// The region is that of a run at the picture's resolution: what lies between the centres of its pixels is not seen.
+///
+/// # Errors
+/// [`Error::Region`] for a region that cannot be read or does not fit the slide, [`Error::Read`] if the slide cannot be read,
+/// [`Error::Usage`] for another picture, and where tissue is asked for on a slide that it cannot be told from glass on.
+pub fn outline_region(
+    picture: &Pixels,
+    slide: &dyn SlideReader,
+    region: &RegionOrigin,
+    options: PreviewOptions,
+) -> Result<Pixels> {
+    let target = grid(slide, options);
+    let mpp = slide.info().resolution.as_ref().map(|r| r.mpp);
+    if picture.size() != target.size {
+        return Err(Error::Usage(format!("a picture of {} is no overview of {}", picture.size(), target.size)));
+    }
+    let roi = match region {
+        RegionOrigin::File(source) => {
+            region::load(source, Place { slide: slide.info().size(), mpp, target: &target })?.roi
+        }
+        RegionOrigin::Tissue => {
+            let found = tissue::detect(slide, mpp, &target, &TissueOptions::default())?;
+            let unfit = || {
+                let path = slide.info().path.display();
+                Error::Usage(format!("{path}: tissue is looked for on 8-bit RGB with a bright background only"))
+            };
+            found.ok_or_else(unfit)?.roi
+        }
+    };
+    let width = target.size.width as usize;
+    let mut wanted = vec![1; target.size.area() as usize];
+    roi.for_each_outside(target.size.rect(), |y, run| wanted[y * width..][run].fill(0));
+    draw(picture, &wanted, |_| REGION)
+}
+
+/// Pure blue, which neither the palette of classes nor a common stain has.
+const REGION: [u8; 3] = [0, 0, 255];
+
+/// Colours every pixel that has a label other than 0 and a neighbour (left, right, above or below) that has another one.
+fn draw(picture: &Pixels, labels: &[u16], color: impl Fn(u16) -> [u8; 3]) -> Result<Pixels> {
+    let size = picture.size();
     let mut samples: Vec<u8> = match (picture.channels(), picture.as_u8()) {
         (3, Some(samples)) => samples.to_vec(),
         (1, Some(samples)) => samples.iter().flat_map(|&v| [v; 3]).collect(),
@@ -104,14 +157,14 @@ pub fn outline(picture: &Pixels, slide: &dyn SlideReader, mask: &OmeZarr) -> Res
     let (width, height) = (size.width as usize, size.height as usize);
     for y in 0..height {
         for x in 0..width {
-            let label = labels.values[y * width + x];
-            let differs = |x: usize, y: usize| labels.values[y * width + x] != label;
+            let label = labels[y * width + x];
+            let differs = |x: usize, y: usize| labels[y * width + x] != label;
             let edge = (x > 0 && differs(x - 1, y))
                 || (x + 1 < width && differs(x + 1, y))
                 || (y > 0 && differs(x, y - 1))
                 || (y + 1 < height && differs(x, y + 1));
             if label != 0 && edge {
-                samples[(y * width + x) * 3..][..3].copy_from_slice(&palette.color(label));
+                samples[(y * width + x) * 3..][..3].copy_from_slice(&color(label));
             }
         }
     }

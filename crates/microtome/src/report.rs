@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::memory::PeakMemory;
 use crate::plan::{Geometry, MemoryPlan};
+use crate::region::RoiSource;
 
 /// How long a stage worked, and how long it waited for its neighbours.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -71,6 +72,16 @@ pub struct ClassArea {
     pub mm2: Option<f64>,
 }
 
+/// A user's region.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GivenRoi {
+    /// The file, and which of its values were wanted.
+    #[serde(flatten)]
+    pub source: RoiSource,
+    /// Share of the slide that it covers, 0 to 1.
+    pub share: f64,
+}
+
 /// The summary of one slide.
 #[derive(Debug, Clone, Serialize)]
 pub struct Summary {
@@ -90,6 +101,8 @@ pub struct Summary {
     pub tissue_share: Option<f64>,
     /// Why tissue was not looked for though it was asked for.
     pub tissue_note: Option<&'static str>,
+    /// The region that the user gave in place of the tissue.
+    pub roi: Option<GivenRoi>,
     /// Area of each class but background.
     pub areas: Vec<ClassArea>,
     /// Who worked and who waited, in seconds.
@@ -152,7 +165,11 @@ impl std::fmt::Display for Summary {
         match (self.tissue_share, self.tissue_note) {
             (Some(share), _) => writeln!(f, "tissue       {:.1} % of the slide", share * 100.0)?,
             (None, Some(note)) => writeln!(f, "tissue       not looked for: {note}")?,
+            (None, None) if self.roi.is_some() => {}
             (None, None) => writeln!(f, "tissue       not looked for")?,
+        }
+        if let Some(GivenRoi { source, share }) = &self.roi {
+            writeln!(f, "region       {:.1} % of the slide, from {source}", share * 100.0)?;
         }
         for area in &self.areas {
             write!(f, "area         {}: {} pixels", area.class.name, area.pixels)?;

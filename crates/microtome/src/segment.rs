@@ -8,11 +8,11 @@ use std::time::Instant;
 
 use microtome_io::slide::SlideReader;
 use microtome_io::store::{self, Found, LabelImage, MaskSink, StoreLevel, Translation, ZarrMask};
-use microtome_io::{Level, Microns, Pixels, Size, TileCoord};
+use microtome_io::{Level, Microns, Size, TileCoord};
 use microtome_stitch::{Journal, LabelPyramid, Layout, Record, Window};
 use microtome_tile::pyramid::{Reduction, level_sizes};
-use microtome_tile::tissue::{self, Tissue, TissueOptions};
-use microtome_tile::{Finished, ImageStatistics, Reader, Roi, Schedule, TileCount};
+use microtome_tile::tissue::{self, TissueOptions};
+use microtome_tile::{Finished, ImageStatistics, Reader, Schedule, TileCount};
 use microtome_unet::{ChannelStatistics, Normalizer, Predictor, needs_statistics};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -21,9 +21,9 @@ use crate::memory;
 use crate::output::{Claim, Existing, Fingerprint, RunFolder, claim, put};
 use crate::pipeline::{Pipeline, Pools};
 use crate::plan::{Geometry, MemoryPlan, PYRAMID_BYTES};
-use crate::preview::{PreviewOptions, save};
 use crate::progress::{Observer, Phase};
-use crate::report::{ClassArea, StageTime, StageTimes, Summary};
+use crate::region::{self, Place, Region, RegionOrigin};
+use crate::report::{ClassArea, GivenRoi, StageTime, StageTimes, Summary};
 use crate::settings::{Settings, TissueMode};
 use crate::{Error, Result};
 
@@ -43,6 +43,8 @@ pub struct Segmenter<'p> {
 struct Run<'a> {
     slide: &'a dyn SlideReader,
     plan: &'a Plan,
+    /// The region that the user gave.
+    given: Option<&'a Region>,
     sink: &'a dyn MaskSink,
     observer: &'a dyn Observer,
     /// What an earlier process has finished.
@@ -94,12 +96,17 @@ impl<'p> Segmenter<'p> {
     /// # Errors
     /// What [`segment`](Self::segment) would refuse: channels or resolutions that do not fit, too little memory.
     pub fn plan(&self, slide: &dyn SlideReader) -> Result<Plan> {
-        let geometry = Geometry::new(slide, self.predictor, &self.settings)?;
+        self.plan_beside(slide, Geometry::new(slide, self.predictor, &self.settings)?, None)
+    }
+
+    /// The plan of a run that holds a user's region besides.
+    fn plan_beside(&self, slide: &dyn SlideReader, geometry: Geometry, given: Option<&Region>) -> Result<Plan> {
+        let region = given.map_or(0, |given| given.roi.bytes());
         // On the pool that will run the network: what a batch needs depends on its threads.
         let memory = self
             .pools
             .network
-            .install(|| MemoryPlan::fit(slide, self.predictor, &geometry, &self.settings, self.threads))?;
+            .install(|| MemoryPlan::fit(slide, self.predictor, &geometry, &self.settings, self.threads, region))?;
         Ok(Plan { tiles: geometry.tiles.len(), geometry, memory })
     }
 
@@ -118,8 +125,10 @@ impl<'p> Segmenter<'p> {
         existing: Existing,
         observer: &dyn Observer,
     ) -> Result<Outcome> {
-        let plan = self.plan(slide)?;
-        let fingerprint = self.fingerprint(slide, &plan.geometry)?;
+        let geometry = Geometry::new(slide, self.predictor, &self.settings)?;
+        let given = self.given(slide, &geometry)?;
+        let plan = self.plan_beside(slide, geometry, given.as_ref())?;
+        let fingerprint = self.fingerprint(slide, &plan.geometry, given.as_ref())?;
         let record = match claim(output, &fingerprint, existing)? {
             Claim::Done => return Ok(Outcome::AlreadyDone),
             Claim::Resume(record) => Some(record),
@@ -141,7 +150,8 @@ impl<'p> Segmenter<'p> {
                     (sink, Journal::resume(&folder.journal(), record)?)
                 }
             };
-            let run = Run { slide, plan: &plan, sink: &sink, observer, record: record.as_ref(), folder: Some(&folder) };
+            let (given, record) = (given.as_ref(), record.as_ref());
+            let run = Run { slide, plan: &plan, given, sink: &sink, observer, record, folder: Some(&folder) };
             self.run(&run, Some(journal))
         });
         match result {
@@ -176,45 +186,42 @@ impl<'p> Segmenter<'p> {
         sink: impl FnOnce(LabelImage) -> microtome_io::Result<S>,
         observer: &dyn Observer,
     ) -> Result<(S, Summary)> {
-        let plan = self.plan(slide)?;
-        let fingerprint = self.fingerprint(slide, &plan.geometry)?;
+        let geometry = Geometry::new(slide, self.predictor, &self.settings)?;
+        let given = self.given(slide, &geometry)?;
+        let plan = self.plan_beside(slide, geometry, given.as_ref())?;
+        let fingerprint = self.fingerprint(slide, &plan.geometry, given.as_ref())?;
         let sink = sink(self.image(&plan.geometry, fingerprint.attributes())).map_err(Error::Write)?;
-        let run = Run { slide, plan: &plan, sink: &sink, observer, record: None, folder: None };
+        let given = given.as_ref();
+        let run = Run { slide, plan: &plan, given, sink: &sink, observer, record: None, folder: None };
         let summary = self.run(&run, None)?;
         Ok((sink, summary))
     }
 
     fn run(&self, run: &Run<'_>, journal: Option<Journal>) -> Result<Summary> {
-        let &Run { slide, plan, sink, observer, record, folder } = run;
+        let &Run { slide, plan, given, sink, observer, record, folder } = run;
         let start = Instant::now();
         let geometry = &plan.geometry;
         slide.keep_decoded(plan.memory.cache);
         let reader = Reader::new(slide, &geometry.target);
         let mut stages = StageTimes::default();
 
-        let mpp = geometry.resolution.as_ref().map(|r| r.mpp);
-        let (tissue, tissue_note) = match self.settings.tissue {
-            TissueMode::None => (None, None),
-            TissueMode::Auto => {
-                observer.phase(Phase::Tissue);
-                let found = timed(&mut stages.tissue, || {
-                    self.pools
-                        .pixels
-                        .install(|| tissue::detect(slide, mpp, &geometry.target, &TissueOptions::default()))
-                })?;
-                let note = found.is_none().then_some("it takes 8-bit RGB on a bright background; every tile runs");
-                (found, note)
-            }
+        let (tissue, tissue_note) = if given.is_none() && self.settings.tissue == TissueMode::Auto {
+            observer.phase(Phase::Tissue);
+            let found = timed(&mut stages.tissue, || self.tissue(slide, geometry))?;
+            let note = found.is_none().then_some("it takes 8-bit RGB on a bright background; every tile runs");
+            (found, note)
+        } else {
+            (None, None)
         };
+        let region = given.or(tissue.as_ref());
         if observer.cancelled() {
             return Err(Error::Interrupted);
         }
         let normalizer = self.normalizer(reader, &mut stages.statistics, observer, folder)?;
 
-        let roi = tissue.as_ref().map(|t: &Tissue| &t.roi);
+        let roi = region.map(|region| &region.roi);
         if let (Some(roi), Some(folder)) = (roi, folder) {
-            let cells = roi_picture(roi);
-            save(&cells, &folder.tissue(), PreviewOptions::default())?;
+            region::picture::write(roi, &geometry.target, &folder.roi())?;
         }
         let block = Size::new(self.settings.chunk, self.settings.chunk);
         let strip_blocks = plan.memory.strip_width.div_ceil(self.settings.chunk);
@@ -248,17 +255,7 @@ impl<'p> Segmenter<'p> {
 
         (stages.reading, stages.inference, stages.blending, stages.writing) =
             (outcome.reading, outcome.inference, outcome.blending, outcome.writing);
-        Ok(self.summary(
-            slide,
-            plan,
-            tiles,
-            tissue.as_ref(),
-            tissue_note,
-            &outcome.counts,
-            finished.len() as u64,
-            stages,
-            start,
-        ))
+        Ok(self.summary(slide, plan, tiles, region, tissue_note, &outcome.counts, finished.len() as u64, stages, start))
     }
 
     #[allow(clippy::too_many_arguments)] // Gathers what `run` has found out.
@@ -267,7 +264,7 @@ impl<'p> Segmenter<'p> {
         slide: &dyn SlideReader,
         plan: &Plan,
         tiles: TileCount,
-        tissue: Option<&Tissue>,
+        region: Option<&Region>,
         tissue_note: Option<&'static str>,
         counts: &[u64],
         resumed_shards: u64,
@@ -292,8 +289,12 @@ impl<'p> Segmenter<'p> {
             geometry: plan.geometry.clone(),
             tiles,
             resumed_shards,
-            tissue_share: tissue.map(|t| t.share),
+            tissue_share: region.filter(|r| r.origin == RegionOrigin::Tissue).map(|r| r.share),
             tissue_note,
+            roi: region.and_then(|region| match &region.origin {
+                RegionOrigin::Tissue => None,
+                RegionOrigin::File(source) => Some(GivenRoi { source: source.clone(), share: region.share }),
+            }),
             areas,
             stages,
             seconds: start.elapsed().as_secs_f64(),
@@ -350,10 +351,10 @@ impl<'p> Segmenter<'p> {
     }
 
     /// Everything that can change a byte of the result.
-    fn fingerprint(&self, slide: &dyn SlideReader, geometry: &Geometry) -> Result<Fingerprint> {
+    fn fingerprint(&self, slide: &dyn SlideReader, geometry: &Geometry, given: Option<&Region>) -> Result<Fingerprint> {
         let tissue = match self.settings.tissue {
-            TissueMode::None => Value::Null,
-            TissueMode::Auto => json!(TissueOptions::default()),
+            TissueMode::Auto if given.is_none() => json!(TissueOptions::default()),
+            _ => Value::Null,
         };
         let mut run = Map::new();
         let mut set = |name: &str, value: Value| run.insert(name.into(), value);
@@ -369,6 +370,7 @@ impl<'p> Segmenter<'p> {
         set("window", json!(geometry.window));
         set("accumulate", json!(geometry.accumulate));
         set("tissue", tissue);
+        set("roi", json!(given.map(Region::digest)));
         set("chunk", json!(self.settings.chunk));
         set("shard", json!(self.settings.shard));
         set("name", self.name().into());
@@ -406,27 +408,41 @@ impl<'p> Segmenter<'p> {
         }
     }
 
-    /// Where the wanted pixels are, as [`segment`](Self::segment) decides it; `None` if every tile runs.
+    /// Where the wanted pixels are, as [`segment`](Self::segment) decides it, and who says so; `None` if every tile runs.
     ///
     /// # Errors
-    /// If the slide cannot be read.
-    pub fn region(&self, slide: &dyn SlideReader) -> Result<Option<Roi>> {
+    /// [`Error::Region`] if the user's region cannot be read, does not fit the slide or holds no pixel of it; [`Error::Read`] if the slide
+    /// cannot be read.
+    pub fn region(&self, slide: &dyn SlideReader) -> Result<Option<Region>> {
         let geometry = Geometry::new(slide, self.predictor, &self.settings)?;
-        let mpp = geometry.resolution.as_ref().map(|r| r.mpp);
-        if self.settings.tissue == TissueMode::None {
-            return Ok(None);
+        match self.given(slide, &geometry)? {
+            None if self.settings.tissue == TissueMode::Auto => self.tissue(slide, &geometry),
+            given => Ok(given),
         }
+    }
+
+    fn tissue(&self, slide: &dyn SlideReader, geometry: &Geometry) -> Result<Option<Region>> {
+        let mpp = geometry.resolution.as_ref().map(|r| r.mpp);
         let found =
             self.pools.pixels.install(|| tissue::detect(slide, mpp, &geometry.target, &TissueOptions::default()))?;
-        Ok(found.map(|t| t.roi))
+        Ok(found.map(|tissue| Region::new(tissue.roi, RegionOrigin::Tissue)))
     }
-}
 
-/// One pixel per cell of the region, 255 where it is wanted.
-fn roi_picture(roi: &Roi) -> Pixels {
-    let size = roi.size();
-    let cells = (0..size.height).flat_map(|y| (0..size.width).map(move |x| if roi.cell(x, y) { 255 } else { 0 }));
-    Pixels::from_u8(size, 1, cells.collect())
+    /// The user's region.
+    fn given(&self, slide: &dyn SlideReader, geometry: &Geometry) -> Result<Option<Region>> {
+        let Some(source) = &self.settings.roi else { return Ok(None) };
+        let mpp = geometry.resolution.as_ref().map(|r| r.mpp);
+        let place = Place { slide: slide.info().size(), mpp, target: &geometry.target };
+        let region = self.pools.pixels.install(|| region::load(source, place))?;
+        if !region.roi.touches(geometry.target.size.rect()) {
+            let message = format!(
+                "the region holds no pixel of the slide, which has {} at level 0 and {} where the model works",
+                place.slide, place.target.size
+            );
+            return Err(Error::Region { path: source.path.clone(), message });
+        }
+        Ok(Some(region))
+    }
 }
 
 fn timed<R>(time: &mut StageTime, work: impl FnOnce() -> R) -> R {

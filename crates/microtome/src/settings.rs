@@ -5,6 +5,7 @@ use microtome_tile::TargetResolution;
 use serde::{Deserialize, Serialize};
 
 use crate::memory;
+use crate::region::RoiSource;
 
 /// Whether glass is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -35,8 +36,10 @@ pub struct Settings {
     pub window: Option<WindowShape>,
     /// With which numbers logits are summed: f32, or for comparison as nnU-Net does.
     pub accumulate: Accumulation,
-    /// Whether glass is left out.
+    /// Whether glass is left out. Without effect where a region is given.
     pub tissue: TissueMode,
+    /// A region to run in, in place of the tissue: only tiles that touch it run, and outside it the mask is background.
+    pub roi: Option<RoiSource>,
     /// Bytes that the run may use: anonymous memory plus dirty file pages. The default is half of what the control group or the machine
     /// allows ([`Allowance`](crate::Allowance)).
     pub memory: u64,
@@ -63,6 +66,7 @@ impl Default for Settings {
             window: None,
             accumulate: Accumulation::F32,
             tissue: TissueMode::Auto,
+            roi: None,
             memory: memory::allowance().budget(),
             batch: 4,
             threads: None,

@@ -2,6 +2,7 @@
 //!
 //! - [`TargetGrid`] decides which virtual image a model works on, and [`Reader`] computes any rectangle of it;
 //! - [`TileGrid`] places tiles as nnU-Net does, [`Roi`] and [`tissue`] say which are wanted, [`Schedule`] in which order they run;
+//! - a [`Roi`] is built row by row, from [`Polygon`]s, or from the rows of a mask by its [`Placement`];
 //! - [`ImageStatistics`] streams over the whole image for the normalizations that need it;
 //! - [`pyramid`] turns level n into level n + 1, for masks and for pictures.
 //!
@@ -25,6 +26,8 @@
 
 mod error;
 mod grid;
+mod placement;
+mod polygon;
 pub mod pyramid;
 mod reader;
 mod roi;
@@ -35,8 +38,10 @@ pub mod tissue;
 
 pub use error::{Error, Result};
 pub use grid::{TileGrid, TileIndex};
+pub use placement::{PlacedRoi, Placement};
+pub use polygon::{Polygon, Vertex};
 pub use reader::{Reader, check_channels};
-pub use roi::Roi;
+pub use roi::{Roi, RoiBuilder};
 pub use schedule::{Finished, Schedule, Strip, TileCount, TileRow};
 pub use statistics::{ChannelSums, ImageStatistics};
 pub use target::{Resampling, TargetGrid, TargetOptions, TargetResolution};

@@ -224,8 +224,11 @@ mod tests {
     #[test]
     fn only_tiles_that_touch_the_region_run() {
         let grid = TileGrid::new(Size::new(100, 100), Size::new(20, 20), 0.5).unwrap();
-        let mut roi = Roi::empty(Size::new(10, 10), Downsample { x: 10.0, y: 10.0 });
-        roi.insert(9, 9);
+        let mut roi = Roi::builder(Size::new(10, 10), Downsample { x: 10.0, y: 10.0 });
+        for y in 0..10 {
+            roi.push_row((y == 9).then_some(9..10)).unwrap();
+        }
+        let roi = roi.finish();
         let schedule = Schedule::new(&grid, Some(&roi), Size::new(32, 32), 100).unwrap();
         // Tiles start every 10 pixels: only the last one reaches into the last ten.
         assert_eq!(schedule.count(), TileCount { grid: 81, run: 1, skipped: 80, repeated: 0 });

@@ -87,27 +87,25 @@ pub fn detect(
     let step = Downsample { x: grid.downsample.x / target.downsample.x, y: grid.downsample.y / target.downsample.y };
 
     let height = grid.size.height as usize;
-    let bands: Vec<(usize, Vec<bool>, u64)> = (0..height.div_ceil(BAND))
+    let bands: Vec<(Vec<bool>, u64)> = (0..height.div_ceil(BAND))
         .into_par_iter()
         .map(|band| {
             let rows = band * BAND..((band + 1) * BAND).min(height);
-            let (mask, bright) = detect_rows(&reader, rows.clone(), options)?;
-            Ok((rows.start, mask, bright))
+            let (mask, bright) = detect_rows(&reader, rows, options)?;
+            Ok((mask, bright))
         })
         .collect::<Result<_>>()?;
 
     // Dark-field and fluorescence pictures have a black background, whose saturation is noise.
-    let bright: u64 = bands.iter().map(|b| b.2).sum();
+    let bright: u64 = bands.iter().map(|b| b.1).sum();
     if bright * 4 < grid.size.area() {
         return Ok(None);
     }
-    let mut roi = Roi::empty(grid.size, step);
-    for (first_row, mask, _) in &bands {
-        for (i, _) in mask.iter().enumerate().filter(|(_, wanted)| **wanted) {
-            let (x, y) = (i as u64 % grid.size.width, i as u64 / grid.size.width);
-            roi.insert(x, *first_row as u64 + y);
-        }
+    let mut roi = Roi::builder(grid.size, step);
+    for row in bands.iter().flat_map(|(mask, _)| mask.chunks_exact(grid.size.width as usize)) {
+        roi.push_row((0..).zip(row).filter(|(_, wanted)| **wanted).map(|(x, _)| x..x + 1))?;
     }
+    let roi = roi.finish();
     let share = roi.cells() as f64 / grid.size.area() as f64;
     Ok(Some(Tissue { roi, mpp: grid.mpp, share }))
 }

@@ -1,0 +1,131 @@
+//! Regions as OME-Zarr label images, such as the mask of another model.
+
+use std::ops::Range;
+use std::path::Path;
+
+use microtome_io::store::{OmeZarr, StoreLevel};
+use microtome_io::{Downsample, Level, Microns, Rect, Samples, Size};
+use microtome_tile::{Placement, Roi};
+
+use super::picture::check_proportions;
+use super::values::Values;
+use super::{Place, refuse};
+use crate::Result;
+
+/// Micrometres per pixel of the level that is read: the coarsest that is no coarser.
+const MPP: f64 = 4.0;
+/// Rows that are read at once, at most.
+const BAND: u64 = 1024;
+/// Samples that are read at once, at most; and as many again of a chunk per thread.
+const PIECE: u64 = 8 << 20;
+
+/// Reads a region from a label image, a band of rows at a time.
+pub(super) fn read(path: &Path, asked: &[String], place: Place<'_>) -> Result<Roi> {
+    let store = OmeZarr::open(path).map_err(|error| refuse(path, strip(path, &error)))?;
+    let info = store.info();
+    if info.channels != 1 {
+        let message = format!("a label image has one channel, and this image has {}", info.channels);
+        return Err(refuse(path, message));
+    }
+    let (level, placement) = place_of(path, &info.levels, place)?;
+    let size = placement.size;
+    if size.is_empty() {
+        return Err(refuse(path, "this image has no pixels"));
+    }
+    let mut values = Values::new(path, asked, &info.classes)?;
+    let mut placed = placement.builder(place.target.size);
+    let band = info.chunk.height.clamp(1, BAND);
+    let piece = (PIECE / band).max(1);
+    let mut rows: Vec<Vec<Range<u64>>> = Vec::new();
+    for top in (0..size.height).step_by(band as usize) {
+        let height = band.min(size.height - top);
+        rows.iter_mut().for_each(Vec::clear);
+        rows.resize_with(height as usize, Vec::new);
+        for left in (0..size.width).step_by(piece as usize) {
+            let width = piece.min(size.width - left);
+            let pixels = store
+                .read_region(level, Rect::new(left as i64, top as i64, width, height))
+                .map_err(|error| refuse(path, strip(path, &error)))?;
+            for (y, runs) in rows.iter_mut().enumerate() {
+                let row = y * width as usize..(y + 1) * width as usize;
+                match pixels.samples() {
+                    Samples::U8(samples) => values.runs(&samples[row], left, runs),
+                    Samples::U16(samples) => values.runs(&samples[row], left, runs),
+                }
+            }
+            if rows.iter().map(Vec::len).sum::<usize>() > Roi::MAX_RUNS {
+                return Err(refuse(path, "too ragged for a region: a coarser level would do"));
+            }
+        }
+        for runs in &rows {
+            placed.push_row(runs.iter().cloned()).map_err(|error| refuse(path, error))?;
+        }
+    }
+    let roi = placed.finish();
+    values.check(&roi)?;
+    Ok(roi)
+}
+
+/// The message without the path in front, which is put there anyway.
+fn strip(path: &Path, error: &microtome_io::Error) -> String {
+    let text = error.to_string();
+    text.strip_prefix(&format!("{}: ", path.display())).map_or(text.clone(), Into::into)
+}
+
+/// The level to read and where it lies on the target grid.
+///
+/// Where slide and store both know their resolution, scale and translation decide; else the mask covers the whole slide.
+fn place_of(path: &Path, levels: &[StoreLevel], place: Place<'_>) -> Result<(Level, Placement)> {
+    let Place { slide, mpp, target } = place;
+    let (Some(mpp), true) = (mpp, levels.iter().all(|level| level.mpp.is_some())) else {
+        check_proportions(path, levels[0].size, slide)?;
+        return Ok((Level::FINEST, Placement::stretched(levels[0].size, target.size)));
+    };
+    // A level whose resolution was rounded on its way is still one of 4 um.
+    let fine = |m: Microns| m.x.max(m.y) <= MPP * 1.01;
+    let n = levels.iter().rposition(|level| level.mpp.is_some_and(fine)).unwrap_or(0);
+    let level = levels[n];
+    let level_mpp = level.mpp.unwrap_or(mpp);
+    let x = Along::new(level_mpp.x, level.translation.x, mpp.x, level.size.width);
+    let y = Along::new(level_mpp.y, level.translation.y, mpp.y, level.size.height);
+    if !(x.fits(slide.width) && y.fits(slide.height)) {
+        let message = format!(
+            "by its resolution this mask reaches from ({:.0}, {:.0}) to ({:.0}, {:.0}) in pixels of the slide, which has {slide}: is it of another slide?",
+            x.start, y.start, x.end, y.end
+        );
+        return Err(refuse(path, message));
+    }
+    let placement = Placement {
+        size: Size::new(level.size.width, level.size.height),
+        step: Downsample { x: x.step / target.downsample.x, y: y.step / target.downsample.y },
+        left: x.start / target.downsample.x,
+        top: y.start / target.downsample.y,
+    };
+    Ok((Level(n), placement))
+}
+
+/// A mask along one axis, in level-0 pixels of the slide.
+struct Along {
+    step: f64,
+    start: f64,
+    end: f64,
+}
+
+impl Along {
+    /// `mpp` and `translation` of the mask and `slide_mpp` are in micrometres, `n` in pixels.
+    ///
+    /// A translation is that of a pixel's centre, the slide's first pixel having its own at 0. Many programs write none for their coarser
+    /// levels, although those share the corner of the first: a translation of exactly 0 is taken for that.
+    fn new(mpp: f64, translation: f64, slide_mpp: f64, n: u64) -> Self {
+        let step = mpp / slide_mpp;
+        let start = if translation == 0.0 { 0.0 } else { translation / slide_mpp + (1.0 - step) / 2.0 };
+        Self { step, start, end: start + n as f64 * step }
+    }
+
+    /// True unless the mask reaches out of the slide by more than a pixel of its own, or two of the slide's; or ever so little where
+    /// resolutions were rounded.
+    fn fits(&self, slide: u64) -> bool {
+        let slack = self.step.max(2.0) + slide as f64 * 1e-3;
+        self.start >= -slack && self.end <= slide as f64 + slack
+    }
+}
