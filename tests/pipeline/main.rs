@@ -17,6 +17,7 @@ mod regions;
 mod resampling;
 mod resume;
 mod seams;
+mod specimens;
 mod tissue;
 
 use std::collections::BTreeMap;

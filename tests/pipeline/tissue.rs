@@ -90,25 +90,39 @@ fn on_a_slide_of_tissue_every_tile_runs() {
     assert_same(slide.info().size(), &levels_of(&mask)[0].1, &expected(&slide, &model), "tissue everywhere");
 }
 
-/// Where the method does not apply, that is said, and everything runs.
+/// Where nothing looks empty, that is said, and everything runs; a bright slide needs not be, nor one of three channels.
 #[test]
-fn dark_and_grey_slides_run_as_a_whole() {
-    let dark = SyntheticSlide::new(Size::new(500, 400), 1).with_glass([2, 1, 2]).with_islands(1);
-    let (mask, summary) = segment(&dark, &ConstantModel::new(Size::new(64, 64), &[0.0, 1.0]), &auto());
-    assert_eq!((summary.tiles.run, summary.tissue_share), (summary.tiles.grid, None));
-    assert!(summary.tissue_note.is_some() && summary.to_string().contains("every tile runs"), "{summary}");
-    assert!(levels_of(&mask)[0].1.iter().all(|&label| label == 1));
-
-    for (channels, bits) in [(1, 8), (1, 16), (3, 16)] {
-        let mut file = TiffSlide::rgb(&[(300, 200)], |_, x, y, _| (x + y) as u16);
+fn where_nothing_looks_empty_everything_runs() {
+    let tile = Size::new(64, 64);
+    for (channels, bits) in [(1, 8), (3, 8), (1, 16), (3, 16)] {
+        // A ramp that climbs by more from cell to cell than a background may.
+        let mut file = TiffSlide::rgb(&[(700, 600)], |_, x, y, _| ((x + y) / 8 * 13 % 251) as u16);
         (file.channels, file.bits, file.photometric) = (channels, bits, if channels == 1 { 1 } else { 2 });
         let slide = open_bytes(std::sync::Arc::new(Memory::new("grey.tif", file.bytes())), &OpenOptions::default());
-        let mut model = ConstantModel::new(Size::new(64, 64), &[0.0, 1.0]);
+        let mut model = ConstantModel::new(tile, &[0.0, 1.0]);
         model.card_mut().channels = vec!["light".into(); channels];
         model.card_mut().normalization = vec![microtome::unet::Normalization::None; channels];
         let (_, summary) = segment(slide.unwrap().as_ref(), &model, &auto());
-        assert_eq!((summary.tiles.run, summary.tissue_share), (summary.tiles.grid, None), "{channels} x {bits} bits");
-        assert!(summary.tissue_note.is_some(), "{channels} x {bits} bits");
+        assert_eq!(
+            (summary.tiles.run, summary.tissue_share),
+            (summary.tiles.grid, Some(1.0)),
+            "{channels} x {bits} bits"
+        );
+        assert!(summary.tissue_note.is_some() && summary.to_string().contains("every tile runs"), "{summary}");
+    }
+}
+
+/// A dark background is skipped as glass is.
+#[test]
+fn on_a_dark_slide_the_background_is_skipped() {
+    let slide = SyntheticSlide::new(Size::new(1200, 900), 1).with_glass([2, 1, 2]).with_islands(2);
+    let model = ConstantModel::new(Size::new(64, 64), &[0.0, 1.0]);
+    let (mask, summary) = segment(&slide, &model, &auto());
+    assert!(summary.tiles.skipped > summary.tiles.grid / 10 && summary.tiles.run > 0, "{:?}", summary.tiles);
+    let (size, labels) = &levels_of(&mask)[0];
+    for (i, &label) in (0..).zip(labels) {
+        let (x, y) = (i % size.width, i / size.width);
+        assert!(label == 1 || !slide.is_tissue(x, y), "tissue at ({x}, {y}) was skipped");
     }
 }
 

@@ -99,7 +99,7 @@ pub struct Summary {
     pub resumed_shards: u64,
     /// Share of the slide that is tissue, 0 to 1, where that was looked for.
     pub tissue_share: Option<f64>,
-    /// Why tissue was not looked for though it was asked for.
+    /// Why all of the slide counts as tissue, where it does for want of anything else.
     pub tissue_note: Option<&'static str>,
     /// The region that the user gave in place of the tissue.
     pub roi: Option<GivenRoi>,
@@ -163,10 +163,10 @@ impl std::fmt::Display for Summary {
             writeln!(f, "resumed      {} shards were finished before", self.resumed_shards)?;
         }
         match (self.tissue_share, self.tissue_note) {
-            (Some(share), _) => writeln!(f, "tissue       {:.1} % of the slide", share * 100.0)?,
-            (None, Some(note)) => writeln!(f, "tissue       not looked for: {note}")?,
-            (None, None) if self.roi.is_some() => {}
-            (None, None) => writeln!(f, "tissue       not looked for")?,
+            (Some(_), Some(note)) => writeln!(f, "tissue       {note}")?,
+            (Some(share), None) => writeln!(f, "tissue       {:.1} % of the slide", share * 100.0)?,
+            (None, _) if self.roi.is_some() => {}
+            (None, _) => writeln!(f, "tissue       not looked for")?,
         }
         if let Some(GivenRoi { source, share }) = &self.roi {
             writeln!(f, "region       {:.1} % of the slide, from {source}", share * 100.0)?;

@@ -11,7 +11,7 @@ use microtome_io::store::{self, Found, LabelImage, MaskSink, StoreLevel, Transla
 use microtome_io::{Level, Microns, Size, TileCoord};
 use microtome_stitch::{Journal, LabelPyramid, Layout, Record, Window};
 use microtome_tile::pyramid::{Reduction, level_sizes};
-use microtome_tile::tissue::{self, TissueOptions};
+use microtome_tile::tissue::{self, Tissue, TissueOptions};
 use microtome_tile::{Finished, ImageStatistics, Reader, Schedule, TileCount};
 use microtome_unet::{ChannelStatistics, Normalizer, Predictor, needs_statistics};
 use serde::Serialize;
@@ -208,8 +208,8 @@ impl<'p> Segmenter<'p> {
         let (tissue, tissue_note) = if given.is_none() && self.settings.tissue == TissueMode::Auto {
             observer.phase(Phase::Tissue);
             let found = timed(&mut stages.tissue, || self.tissue(slide, geometry))?;
-            let note = found.is_none().then_some("it takes 8-bit RGB on a bright background; every tile runs");
-            (found, note)
+            let note = found.background.is_none().then_some("no part of the slide looks empty; every tile runs");
+            (Some(Region::new(found.roi, RegionOrigin::Tissue)), note)
         } else {
             (None, None)
         };
@@ -416,16 +416,17 @@ impl<'p> Segmenter<'p> {
     pub fn region(&self, slide: &dyn SlideReader) -> Result<Option<Region>> {
         let geometry = Geometry::new(slide, self.predictor, &self.settings)?;
         match self.given(slide, &geometry)? {
-            None if self.settings.tissue == TissueMode::Auto => self.tissue(slide, &geometry),
+            None if self.settings.tissue == TissueMode::Auto => {
+                Ok(Some(Region::new(self.tissue(slide, &geometry)?.roi, RegionOrigin::Tissue)))
+            }
             given => Ok(given),
         }
     }
 
-    fn tissue(&self, slide: &dyn SlideReader, geometry: &Geometry) -> Result<Option<Region>> {
+    fn tissue(&self, slide: &dyn SlideReader, geometry: &Geometry) -> Result<Tissue> {
         let mpp = geometry.resolution.as_ref().map(|r| r.mpp);
-        let found =
-            self.pools.pixels.install(|| tissue::detect(slide, mpp, &geometry.target, &TissueOptions::default()))?;
-        Ok(found.map(|tissue| Region::new(tissue.roi, RegionOrigin::Tissue)))
+        let options = TissueOptions::default();
+        Ok(self.pools.pixels.install(|| tissue::detect(slide, mpp, &geometry.target, &options))?)
     }
 
     /// The user's region.

@@ -19,10 +19,14 @@ mod adapters;
 pub mod assets;
 mod data;
 mod models;
+mod picture;
+mod specimen;
 mod synthetic;
 pub mod tiff;
 
 pub use adapters::{CountingSlide, FailingModel, FailingSlide};
 pub use data::{data, skip};
 pub use models::{ConstantModel, FunctionModel};
+pub use picture::PictureSlide;
+pub use specimen::{SPECIMEN_MPP, Specimen, View};
 pub use synthetic::{GLASS, Rgb, SyntheticSlide, TEXTURE, TISSUE};

@@ -267,7 +267,7 @@ impl SlideReader for SyntheticSlide {
 }
 
 /// Mixes numbers into one that looks random: each word goes through the finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
-fn hash(words: [u64; 4]) -> u64 {
+pub(crate) fn hash(words: [u64; 4]) -> u64 {
     words.into_iter().fold(0, |state: u64, word| {
         let mut z = (state ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
