@@ -77,7 +77,7 @@ impl Default for TissueOptions {
             mpp: 4.0,
             // The 16th part of an objective of 20x has 8 um, or a little more.
             coarsest_mpp: 8.5,
-            half_widths: 2,
+            half_widths: 3,
             // CLAM's 8 of 255.
             fraction: 32,
             least: 2,
