@@ -52,6 +52,23 @@ fn what_is_no_slide() {
 }
 
 #[test]
+fn statistics_that_are_none() {
+    let place = Place::new();
+    let (slide, mask) = (place.slide("slide.png"), place.path("mask.ome.zarr"));
+    let refused = |stats: &Path, words: &[&str]| {
+        let before = place.content();
+        run(place.segment(&[&slide], &mask).arg("--quiet").arg("--norm-stats").arg(stats)).refused(2, words);
+        assert!(place.content() == before, "{}: something was left behind", stats.display());
+    };
+    refused(Path::new("tissue"), &["--tissue none"]);
+    refused(&place.path("none.json"), &["none.json", "No such file"]);
+    refused(&place.file("text.json", "mean 214"), &["text.json", "no JSON"]);
+    let one = r#"{"channels": [{"mean": 214, "std": 30, "min": 3, "max": 243}]}"#;
+    refused(&place.file("one.json", one), &["1 channel", "3"]);
+    refused(&place.file("wrong.json", one.replace("30", "-30")), &["wrong.json", "channel 0"]);
+}
+
+#[test]
 fn a_slide_that_is_cut_off() {
     let place = Place::new();
     let svs = svs();

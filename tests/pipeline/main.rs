@@ -9,6 +9,7 @@ mod constant;
 mod determinism;
 mod function;
 mod levels;
+mod norm_stats;
 mod outputs;
 mod parity;
 mod recovery;

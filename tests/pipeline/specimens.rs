@@ -37,7 +37,8 @@ fn draw(name: &str, slide: &PictureSlide, tissue: &Tissue) {
     save(&picture, &path, PreviewOptions::default()).unwrap();
 }
 
-/// What must be found of the tissue of every view but one of glass. Measured: all of it, but at 8 um 99.93 % of what keeps a tenth of its stain and 99.95 % of what is dim.
+/// What must be found of the tissue of every view but one of glass. Measured: all of it, but at 8 um 99.93 %
+/// of what keeps a tenth of its stain and 99.95 % of what is dim.
 const RECALL: f64 = 0.999;
 
 /// The share of glass, more than 64 um from tissue, that may be taken for tissue: what was measured, at 4 and at 8 um per cell, rounded up.

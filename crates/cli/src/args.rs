@@ -114,6 +114,11 @@ pub(crate) struct Segment {
     #[arg(long, value_enum, default_value_t = Tissue::Auto)]
     pub(crate) tissue: Tissue,
 
+    /// Whose mean, deviation and extremes the image is normalised with: slide, glass included; tissue: of the region that runs; plans:
+    /// of the model's training set; or a JSON file of them
+    #[arg(long, value_name = "slide|tissue|plans|FILE", default_value = "slide")]
+    pub(crate) norm_stats: PathBuf,
+
     /// Run in this region only, in place of the tissue: a PNG mask, an OME-Zarr label image, or GeoJSON
     #[arg(long, value_name = "FILE", conflicts_with = "tissue")]
     pub(crate) roi: Option<PathBuf>,

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use microtome::io::slide::{self, OpenOptions};
 use microtome::unet::{Arithmetic, Execution, Mirroring, Model};
-use microtome::{Accumulation, Error, Existing, Outcome, RoiSource, Segmenter, Settings, TissueMode, WindowShape};
+use microtome::{
+    Accumulation, Error, Existing, NormStats, Outcome, RoiSource, Segmenter, Settings, TissueMode, WindowShape,
+};
 use serde_json::json;
 
 use crate::args;
@@ -31,7 +33,9 @@ pub(crate) fn run(args: &args::Segment) -> Result<u8> {
         arithmetic: if args.exact { Arithmetic::Exact } else { Arithmetic::Fast },
     };
     let predictor = model.predictor(&execution).map_err(Error::Model)?;
-    let segmenter = Segmenter::new(predictor.as_ref(), settings(args))?;
+    let mut settings = settings(args);
+    settings.norm_stats = norm_stats(&args.norm_stats)?;
+    let segmenter = Segmenter::new(predictor.as_ref(), settings)?;
     signals::watch().context("signals cannot be watched")?;
 
     let fresh = jobs.len() > 1 && !args.output.exists();
@@ -120,6 +124,16 @@ fn settings(args: &args::Segment) -> Settings {
     settings.batch = args.batch;
     settings.threads = args.threads;
     settings
+}
+
+/// A word, or a file; `./slide` is a file of that name.
+fn norm_stats(word: &Path) -> Result<NormStats> {
+    Ok(match word.to_str() {
+        Some("slide") => NormStats::Slide,
+        Some("tissue") => NormStats::Tissue,
+        Some("plans") => NormStats::Plans,
+        _ => NormStats::read(word)?,
+    })
 }
 
 fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, output: &Path) -> Result<()> {

@@ -33,6 +33,7 @@
 
 mod error;
 mod memory;
+mod norm_stats;
 mod output;
 mod pipeline;
 mod plan;
@@ -51,6 +52,7 @@ pub use microtome_io as io;
 pub use microtome_stitch::{Accumulation, WindowShape};
 pub use microtome_tile::{Resampling, TargetGrid, TargetResolution, TileCount};
 pub use microtome_unet as unet;
+pub use norm_stats::NormStats;
 pub use output::Existing;
 pub use plan::{Geometry, MemoryPlan, STRIP_TILES};
 pub use progress::{Observer, Phase, Silent};

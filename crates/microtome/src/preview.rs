@@ -112,7 +112,7 @@ pub fn outline(picture: &Pixels, slide: &dyn SlideReader, mask: &OmeZarr) -> Res
 ///
 /// # Errors
 /// [`Error::Region`] for a region that cannot be read or does not fit the slide, [`Error::Read`] if the slide cannot be read,
-/// [`Error::Usage`] for another picture, and where tissue is asked for on a slide that it cannot be told from glass on.
+/// [`Error::Usage`] for another picture.
 pub fn outline_region(
     picture: &Pixels,
     slide: &dyn SlideReader,
@@ -128,14 +128,7 @@ pub fn outline_region(
         RegionOrigin::File(source) => {
             region::load(source, Place { slide: slide.info().size(), mpp, target: &target })?.roi
         }
-        RegionOrigin::Tissue => {
-            let found = tissue::detect(slide, mpp, &target, &TissueOptions::default())?;
-            let unfit = || {
-                let path = slide.info().path.display();
-                Error::Usage(format!("{path}: tissue is looked for on 8-bit RGB with a bright background only"))
-            };
-            found.ok_or_else(unfit)?.roi
-        }
+        RegionOrigin::Tissue => tissue::detect(slide, mpp, &target, &TissueOptions::default())?.roi,
     };
     let width = target.size.width as usize;
     let mut wanted = vec![1; target.size.area() as usize];

@@ -12,12 +12,13 @@ use microtome_io::{Level, Microns, Size, TileCoord};
 use microtome_stitch::{Journal, LabelPyramid, Layout, Record, Window};
 use microtome_tile::pyramid::{Reduction, level_sizes};
 use microtome_tile::tissue::{self, Tissue, TissueOptions};
-use microtome_tile::{Finished, ImageStatistics, Reader, Schedule, TileCount};
-use microtome_unet::{ChannelStatistics, Normalizer, Predictor, needs_statistics};
+use microtome_tile::{ChannelSums, Finished, ImageStatistics, Reader, Roi, Schedule, TileCount};
+use microtome_unet::{Normalizer, Predictor, needs_statistics};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::memory;
+use crate::norm_stats::{self, NormStats};
 use crate::output::{Claim, Existing, Fingerprint, RunFolder, claim, put};
 use crate::pipeline::{Pipeline, Pools};
 use crate::plan::{Geometry, MemoryPlan, PYRAMID_BYTES};
@@ -217,9 +218,8 @@ impl<'p> Segmenter<'p> {
         if observer.cancelled() {
             return Err(Error::Interrupted);
         }
-        let normalizer = self.normalizer(reader, &mut stages.statistics, observer, folder)?;
-
         let roi = region.map(|region| &region.roi);
+        let normalizer = self.normalizer(reader, roi, &mut stages.statistics, observer, folder)?;
         if let (Some(roi), Some(folder)) = (roi, folder) {
             region::picture::write(roi, &geometry.target, &folder.roi())?;
         }
@@ -304,10 +304,11 @@ impl<'p> Segmenter<'p> {
         }
     }
 
-    /// The normalisation, with the statistics of the whole slide where it needs them. They are kept with the run.
+    /// The normalisation, with statistics where it needs them. Those that are taken from the slide are kept with the run.
     fn normalizer(
         &self,
         reader: Reader<'_>,
+        region: Option<&Roi>,
         time: &mut StageTime,
         observer: &dyn Observer,
         folder: Option<&RunFolder>,
@@ -316,11 +317,22 @@ impl<'p> Segmenter<'p> {
         if !needs_statistics(schemes) {
             return Ok(Normalizer::new(schemes, &[])?);
         }
+        if let Some(known) = self.settings.norm_stats.known(self.predictor.card())? {
+            return Ok(Normalizer::new(schemes, &known)?);
+        }
+        let region = self.settings.norm_stats.region(region)?;
+        if region.is_some_and(|region| !region.touches(reader.grid().size.rect())) {
+            return Ok(Normalizer::new(schemes, &norm_stats::nothing(schemes.len()))?);
+        }
         let kept = folder.and_then(|f| std::fs::read(f.statistics()).ok());
         let sums = match kept.and_then(|bytes| serde_json::from_slice::<ImageStatistics>(&bytes).ok()) {
-            Some(sums) if sums.channels.len() == schemes.len() => sums,
+            Some(sums)
+                if sums.channels.len() == schemes.len() && sums.channels.iter().all(ChannelSums::is_possible) =>
+            {
+                sums
+            }
             _ => {
-                let sums = self.statistics(reader, time, observer)?;
+                let sums = self.statistics(reader, region, time, observer)?;
                 if let Some(folder) = folder {
                     let path = folder.statistics();
                     let text =
@@ -330,15 +342,16 @@ impl<'p> Segmenter<'p> {
                 sums
             }
         };
-        let statistics: Vec<_> = sums
-            .channels
-            .iter()
-            .map(|c| ChannelStatistics { mean: c.mean(), std: c.std(), min: c.min.into(), max: c.max.into() })
-            .collect();
-        Ok(Normalizer::new(schemes, &statistics)?)
+        Ok(Normalizer::new(schemes, &norm_stats::numbers(&sums))?)
     }
 
-    fn statistics(&self, reader: Reader<'_>, time: &mut StageTime, observer: &dyn Observer) -> Result<ImageStatistics> {
+    fn statistics(
+        &self,
+        reader: Reader<'_>,
+        region: Option<&Roi>,
+        time: &mut StageTime,
+        observer: &dyn Observer,
+    ) -> Result<ImageStatistics> {
         observer.phase(Phase::Statistics);
         let total = reader.grid().size.area();
         let done = AtomicU64::new(0);
@@ -346,7 +359,7 @@ impl<'p> Segmenter<'p> {
             observer.progress(done.fetch_add(pixels, Ordering::Relaxed) + pixels, total);
             !observer.cancelled()
         };
-        let sums = timed(time, || self.pools.pixels.install(|| ImageStatistics::stream(reader, &progress)))?;
+        let sums = timed(time, || self.pools.pixels.install(|| ImageStatistics::stream(reader, region, &progress)))?;
         sums.ok_or(Error::Interrupted)
     }
 
@@ -371,10 +384,24 @@ impl<'p> Segmenter<'p> {
         set("accumulate", json!(geometry.accumulate));
         set("tissue", tissue);
         set("roi", json!(given.map(Region::digest)));
+        set("norm_stats", self.norm_stats(given)?);
         set("chunk", json!(self.settings.chunk));
         set("shard", json!(self.settings.shard));
         set("name", self.name().into());
         Ok(Fingerprint::new(run))
+    }
+
+    /// Whose statistics are used, and the numbers that are known; nothing where the normalisation needs none.
+    fn norm_stats(&self, given: Option<&Region>) -> Result<Value> {
+        let card = self.predictor.card();
+        if !needs_statistics(&card.normalization) {
+            return Ok(Value::Null);
+        }
+        let norm_stats = &self.settings.norm_stats;
+        if *norm_stats == NormStats::Tissue && given.is_none() && self.settings.tissue == TissueMode::None {
+            return Err(norm_stats::no_region());
+        }
+        Ok(norm_stats.known(card)?.map_or_else(|| json!(norm_stats), |known| json!(known)))
     }
 
     fn name(&self) -> String {

@@ -5,6 +5,7 @@ use microtome_tile::TargetResolution;
 use serde::{Deserialize, Serialize};
 
 use crate::memory;
+use crate::norm_stats::NormStats;
 use crate::region::RoiSource;
 
 /// Whether glass is left out.
@@ -40,6 +41,8 @@ pub struct Settings {
     pub tissue: TissueMode,
     /// A region to run in, in place of the tissue: only tiles that touch it run, and outside it the mask is background.
     pub roi: Option<RoiSource>,
+    /// Whose statistics the image is normalised with.
+    pub norm_stats: NormStats,
     /// Bytes that the run may use: anonymous memory plus dirty file pages. The default is half of what the control group or the machine
     /// allows ([`Allowance`](crate::Allowance)).
     pub memory: u64,
@@ -67,6 +70,7 @@ impl Default for Settings {
             accumulate: Accumulation::F32,
             tissue: TissueMode::Auto,
             roi: None,
+            norm_stats: NormStats::Slide,
             memory: memory::allowance().budget(),
             batch: 4,
             threads: None,

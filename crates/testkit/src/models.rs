@@ -183,6 +183,7 @@ fn card(name: &str, tile: Size, classes: usize) -> Card {
         output: Output::Labels,
         mirror_axes: MirrorAxes::NONE,
         normalization: vec![Normalization::None; 3],
+        training: None,
         mpp: None,
         step: 0.5,
         window: Window::Gaussian,

@@ -45,7 +45,7 @@ impl PictureSlide {
         let side = 1u64 << shift;
         let level0 = &self.levels[0];
         let Size { width, height } = level0.size();
-        assert!(width % side == 0 && height % side == 0, "whole pixels of level 0");
+        assert!(width.is_multiple_of(side) && height.is_multiple_of(side), "whole pixels of level 0");
         let size = Size::new(width / side, height / side);
         let channels = level0.channels();
         let sample = |x: u64, y: u64, c: usize| -> u64 {

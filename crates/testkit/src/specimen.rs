@@ -205,7 +205,7 @@ impl Specimen {
             View::Tissue => {
                 // The epidermis of CMU-1, mirrored at its edges again and again.
                 let part = Rect::new(632, 610, 70, 100);
-                let fold = |v: u64, n: u64| if v / n % 2 == 0 { v % n } else { n - 1 - v % n };
+                let fold = |v: u64, n: u64| if (v / n).is_multiple_of(2) { v % n } else { n - 1 - v % n };
                 rgb(white, 1.0, &|x, y| {
                     light(part.x as u64 + fold(x, part.width), part.y as u64 + fold(y, part.height))
                 })

@@ -1,5 +1,6 @@
 //! Image-wide statistics: the streamed first pass over a slide.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use microtome_io::{Pixels, Rect, Samples, Size};
@@ -7,6 +8,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::reader::Reader;
+use crate::roi::Roi;
 use crate::{Error, Result};
 
 /// Sums over all pixels of one channel. Integers, so that neither order nor number of threads can matter.
@@ -35,6 +37,17 @@ impl ChannelSums {
             min: self.min.min(other.min),
             max: self.max.max(other.max),
         }
+    }
+
+    /// True for sums that samples can have: a file may hold any numbers.
+    #[must_use]
+    pub fn is_possible(&self) -> bool {
+        let (n, low, high) = (u128::from(self.count), u128::from(self.min), u128::from(self.max));
+        let least = |v: u128| n.checked_mul(v);
+        // The mean lies between the extremes, and no variance is negative.
+        let mean = least(low).zip(least(high)).is_some_and(|(low, high)| (low..=high).contains(&self.sum));
+        let variance = self.sum.checked_mul(self.sum).zip(n.checked_mul(self.sum_of_squares));
+        n > 0 && mean && variance.is_some_and(|(square, squares)| square <= squares)
     }
 
     /// The mean, in sample units.
@@ -67,12 +80,34 @@ impl ImageStatistics {
     /// Statistics of one picture.
     #[must_use]
     pub fn of(pixels: &Pixels) -> Self {
+        let all = 0..pixels.size().area() as usize;
+        Self::of_runs(pixels, std::slice::from_ref(&all))
+    }
+
+    /// Statistics of some runs of pixels of a picture, counted row by row.
+    fn of_runs(pixels: &Pixels, runs: &[Range<usize>]) -> Self {
         let channels = pixels.channels();
         let sums = match pixels.samples() {
-            Samples::U8(samples) => sums_u8(samples, channels),
-            Samples::U16(samples) => sums_u16(samples, channels),
+            Samples::U8(samples) => sums_u8(samples, channels, runs),
+            Samples::U16(samples) => sums_u16(samples, channels, runs),
         };
         Self { channels: sums }
+    }
+
+    /// Statistics of the pixels of a picture, lying at `rect`, that are in the region.
+    fn of_region(pixels: &Pixels, rect: Rect, region: &Roi) -> Self {
+        let width = rect.width as usize;
+        let (mut runs, mut at) = (Vec::new(), 0);
+        // What lies between the runs outside, across the ends of rows.
+        region.for_each_outside(rect, |row, outside| {
+            let (start, end) = (row * width + outside.start, row * width + outside.end);
+            if at < start {
+                runs.push(at..start);
+            }
+            at = end;
+        });
+        runs.push(at..width * rect.height as usize);
+        Self::of_runs(pixels, &runs)
     }
 
     fn merge(self, other: Self) -> Self {
@@ -86,14 +121,19 @@ impl ImageStatistics {
         Self { channels }
     }
 
-    /// Streams over the whole target grid, on the current rayon pool, and sums every pixel.
+    /// Streams over the whole target grid, on the current rayon pool, and sums every pixel, or every one of a region. Pieces that do not
+    /// touch the region are not read; where it holds no pixel, there are no channels.
     ///
-    /// Memory: two megapixels per thread. `progress` is told the pixels of each finished piece; once it says `false`, the
+    /// Memory: two megapixels per thread. `progress` is told the pixels of each finished piece, read or not; once it says `false`, the
     /// pass is given up and there is no result.
     ///
     /// # Errors
     /// [`Error::Slide`](crate::Error::Slide) if a part of the slide cannot be read.
-    pub fn stream(reader: Reader<'_>, progress: &(dyn Fn(u64) -> bool + Sync)) -> Result<Option<Self>> {
+    pub fn stream(
+        reader: Reader<'_>,
+        region: Option<&Roi>,
+        progress: &(dyn Fn(u64) -> bool + Sync),
+    ) -> Result<Option<Self>> {
         let going = AtomicBool::new(true);
         let size = reader.grid().size;
         let cells = size.cells(Self::PIECE);
@@ -111,7 +151,11 @@ impl ImageStatistics {
                     Self::PIECE.height,
                 );
                 let Some(rect) = rect.intersect(size.rect()) else { unreachable!("cells cover the grid") };
-                let statistics = Self::of(&reader.read(rect)?);
+                let statistics = match region {
+                    None => Self::of(&reader.read(rect)?),
+                    Some(region) if region.touches(rect) => Self::of_region(&reader.read(rect)?, rect, region),
+                    Some(_) => Self { channels: Vec::new() },
+                };
                 if !progress(rect.size().area()) {
                     going.store(false, Ordering::Relaxed);
                 }
@@ -122,10 +166,11 @@ impl ImageStatistics {
     }
 }
 
-fn sums_u8(samples: &[u8], channels: usize) -> Vec<ChannelSums> {
+fn sums_u8(samples: &[u8], channels: usize, runs: &[Range<usize>]) -> Vec<ChannelSums> {
     // A histogram per channel makes every later sum exact and the loop a single increment.
     let mut histograms = vec![[0u64; 256]; channels];
-    for pixel in samples.chunks_exact(channels) {
+    let wanted = runs.iter().map(|run| &samples[run.start * channels..run.end * channels]);
+    for pixel in wanted.flat_map(|samples| samples.chunks_exact(channels)) {
         for (histogram, &sample) in histograms.iter_mut().zip(pixel) {
             histogram[usize::from(sample)] += 1;
         }
@@ -145,9 +190,10 @@ fn sums_u8(samples: &[u8], channels: usize) -> Vec<ChannelSums> {
     histograms.iter().map(of).collect()
 }
 
-fn sums_u16(samples: &[u16], channels: usize) -> Vec<ChannelSums> {
+fn sums_u16(samples: &[u16], channels: usize, runs: &[Range<usize>]) -> Vec<ChannelSums> {
     let mut sums = vec![ChannelSums::EMPTY; channels];
-    for pixel in samples.chunks_exact(channels) {
+    let wanted = runs.iter().map(|run| &samples[run.start * channels..run.end * channels]);
+    for pixel in wanted.flat_map(|samples| samples.chunks_exact(channels)) {
         for (s, &value) in sums.iter_mut().zip(pixel) {
             let v = u128::from(value);
             s.count += 1;
@@ -162,6 +208,8 @@ fn sums_u16(samples: &[u16], channels: usize) -> Vec<ChannelSums> {
 
 #[cfg(test)]
 mod tests {
+    use microtome_io::Downsample;
+
     use super::*;
 
     // numpy: a = np.array([0, 10, 20, 250]); a.mean(), a.std() -> (70.0, 104.16333328...)
@@ -170,6 +218,33 @@ mod tests {
         let s = ImageStatistics::of(&Pixels::from_u8(Size::new(2, 2), 1, vec![0, 10, 20, 250])).channels[0];
         assert_eq!((s.count, s.min, s.max, s.mean()), (4, 0, 250, 70.0));
         assert!((s.std() - 104.163_333_280_005_5).abs() < 1e-9, "{}", s.std());
+    }
+
+    #[test]
+    fn of_a_region_only_its_pixels_count() {
+        let size = Size::new(5, 3);
+        let mut roi = Roi::builder(size, Downsample { x: 1.0, y: 1.0 });
+        for row in [1..3, 0..5, 0..0] {
+            roi.push_row(std::iter::once(row)).unwrap();
+        }
+        let pixels = Pixels::from_u8(size, 1, (0..15).collect());
+        let found = ImageStatistics::of_region(&pixels, size.rect(), &roi.finish()).channels[0];
+        assert_eq!((found.count, found.sum, found.min, found.max), (7, 1 + 2 + 5 + 6 + 7 + 8 + 9, 1, 9));
+    }
+
+    #[test]
+    fn impossible_sums_are_told() {
+        let sums = ImageStatistics::of(&Pixels::from_u8(Size::new(2, 2), 1, vec![0, 10, 20, 250])).channels[0];
+        assert!(sums.is_possible());
+        for wrong in [
+            ChannelSums { count: 0, ..sums },
+            ChannelSums { sum: 2000, ..sums },
+            ChannelSums { sum_of_squares: 3, ..sums },
+            ChannelSums { sum_of_squares: u128::MAX, ..sums },
+            ChannelSums { min: 200, ..sums },
+        ] {
+            assert!(!wrong.is_possible(), "{wrong:?}");
+        }
     }
 
     #[test]

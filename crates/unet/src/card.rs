@@ -3,7 +3,7 @@
 use microtome_io::{Class, Size};
 use serde::{Deserialize, Serialize};
 
-use crate::Normalization;
+use crate::{ChannelStatistics, Normalization};
 
 /// What a caller needs to know about a model to run it over a slide, and a reader to judge it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -24,6 +24,9 @@ pub struct Card {
     pub mirror_axes: MirrorAxes,
     /// How each input channel is normalised.
     pub normalization: Vec<Normalization>,
+    /// The training set's foreground, per input channel, where the model says: nnU-Net's plans do. Nothing depends on it but what a caller
+    /// chooses to normalise with.
+    pub training: Option<Vec<ChannelStatistics>>,
     /// Micrometres per pixel that the network was trained at, or `None` where the model does not say (nnU-Net never does).
     pub mpp: Option<f64>,
     /// Distance between tile origins as a fraction of the tile.
@@ -37,7 +40,8 @@ pub struct Card {
     /// Of the used weights and of every setting that changes the logits of a tile or their meaning
     /// (architecture, normalisation, tile, mirroring axes, mask values), in lower-case hexadecimal.
     ///
-    /// It is the same for an nnU-Net folder and for the package made from it; names, colours, resolution, step and window are not part of it.
+    /// It is the same for an nnU-Net folder and for the package made from it; names, colours, resolution, step, window and the training set's
+    /// statistics are not part of it.
     pub sha256: String,
     /// The licence of the weights.
     pub licence: Option<String>,

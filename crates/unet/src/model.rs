@@ -8,8 +8,8 @@ use sha2::{Digest, Sha256};
 use crate::package::{self, PackageOptions, TestVector};
 use crate::weights::Fold;
 use crate::{
-    Architecture, Card, Error, Execution, MirrorAxes, Network, Normalization, Output, Predictor, Result, ensemble,
-    nnunet,
+    Architecture, Card, ChannelStatistics, Error, Execution, MirrorAxes, Network, Normalization, Output, Predictor,
+    Result, ensemble, nnunet,
 };
 
 /// Which of a model's folds are loaded.
@@ -186,6 +186,11 @@ pub(crate) fn check(path: &Path, card: &Card, architecture: &Architecture) -> Re
         );
         return wrong(message);
     }
+    if let Some(training) = &card.training
+        && (training.len() != channels || !training.iter().all(ChannelStatistics::is_possible))
+    {
+        return wrong(format!("the training statistics are not those of {channels} channels"));
+    }
     if card.heads() != architecture.heads() {
         return wrong(format!("{} logits, but {} classes or regions", architecture.heads(), card.heads()));
     }
@@ -308,6 +313,7 @@ pub(crate) mod tests {
             output: Output::Labels,
             mirror_axes: MirrorAxes::BOTH,
             normalization: vec![Normalization::RgbTo01; architecture.channels()],
+            training: None,
             mpp: None,
             step: 0.5,
             window: Window::Gaussian,

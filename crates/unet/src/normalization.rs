@@ -48,6 +48,7 @@ pub fn needs_statistics(normalization: &[Normalization]) -> bool {
 
 /// What there is to know about one channel of a whole image, taken in f64.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ChannelStatistics {
     /// Arithmetic mean.
     pub mean: f64,
@@ -57,6 +58,15 @@ pub struct ChannelStatistics {
     pub min: f64,
     /// Largest sample.
     pub max: f64,
+}
+
+impl ChannelStatistics {
+    /// True for numbers that samples can have: finite, in order, and with a deviation that is not negative. A file may hold any numbers.
+    #[must_use]
+    pub fn is_possible(&self) -> bool {
+        let finite = [self.mean, self.std, self.min, self.max].iter().all(|v| v.is_finite());
+        finite && self.std >= 0.0 && self.min <= self.mean && self.mean <= self.max
+    }
 }
 
 /// The normalisation of every channel with its numbers filled in.

@@ -373,6 +373,13 @@ mod tests {
     }
 
     #[test]
+    fn memory_does_not_grow_with_the_slide() {
+        let bytes = |width, height| band_bytes(&Speckled::new(Size::new(width, height)));
+        assert_eq!(bytes(20_000, 10_000), bytes(2_000_000, 1_000_000));
+        assert!(bytes(20_000, 10_000) < 12 << 20, "{}", bytes(20_000, 10_000));
+    }
+
+    #[test]
     fn the_coarsest_level_that_is_fine_enough_is_read_as_it_is() {
         let read = |mpp: f64, downsamples: &[f64]| {
             let mut info = Speckled::new(Size::new(64_000, 32_000)).0;

@@ -96,6 +96,7 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
         output: dataset.output,
         mirror_axes,
         normalization: configuration.normalization,
+        training: configuration.training,
         mpp: None,
         step: 0.5,
         window: Window::Gaussian,

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::json::{Object, as_count, read_object};
 use crate::architecture::{Activation, Norm, PlainConvUnet};
 use crate::network::Extent;
-use crate::{Error, Normalization, Result};
+use crate::{ChannelStatistics, Error, Normalization, Result};
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Plans {
@@ -21,6 +21,8 @@ pub(super) struct Plans {
 pub(super) struct Configuration {
     pub(super) tile: Size,
     pub(super) normalization: Vec<Normalization>,
+    /// The training set's foreground, if the plans tell of all channels.
+    pub(super) training: Option<Vec<ChannelStatistics>>,
     /// Its `channels` and `heads` are the data set's, filled in by the caller; 0 here.
     pub(super) network: PlainConvUnet,
 }
@@ -51,7 +53,8 @@ impl Plans {
             Some(_) => new_form(configuration)?,
             None => old_form(configuration)?,
         };
-        Ok(Configuration { tile, normalization, network })
+        let training = (0..channels).map(|channel| training(&self.file(), channel)).collect();
+        Ok(Configuration { tile, normalization, training, network })
     }
 
     /// Settings for all configurations that would change the result.
@@ -161,12 +164,26 @@ fn normalization(file: &Object<'_>, configuration: &Object<'_>, channels: usize)
     schemes.iter().enumerate().map(scheme).collect()
 }
 
-/// The training set's foreground intensities of a channel, which CT normalisation uses.
-fn intensities(file: &Object<'_>, channel: usize) -> Result<Normalization> {
+/// The training set's foreground intensities of a channel, under today's name or that of nnU-Net 2.0.
+fn properties<'a>(file: &Object<'a>, channel: usize) -> Result<Object<'a>> {
     const NAMES: [&str; 2] =
         ["foreground_intensity_properties_per_channel", "foreground_intensity_properties_by_modality"];
     let key = NAMES.into_iter().find(|key| file.get(key).is_some()).unwrap_or(NAMES[0]);
-    let properties = file.child(key)?.child(&channel.to_string())?;
+    file.child(key)?.child(&channel.to_string())
+}
+
+/// What the plans tell of a channel's foreground. Only a caller's choice needs it, so that what is missing or wrong is no error here.
+fn training(file: &Object<'_>, channel: usize) -> Option<ChannelStatistics> {
+    let properties = properties(file, channel).ok()?;
+    let number = |key: &str| properties.number(key).ok().flatten();
+    let statistics =
+        ChannelStatistics { mean: number("mean")?, std: number("std")?, min: number("min")?, max: number("max")? };
+    statistics.is_possible().then_some(statistics)
+}
+
+/// The training set's foreground intensities of a channel, which CT normalisation uses.
+fn intensities(file: &Object<'_>, channel: usize) -> Result<Normalization> {
+    let properties = properties(file, channel)?;
     let number = |key: &str| properties.number(key)?.ok_or_else(|| properties.wrong(key, "is no finite number"));
     Ok(Normalization::Ct {
         lower: number("percentile_00_5")?,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{PackageOptions, TestVector};
 use crate::model::Model;
-use crate::{Architecture, Card, Error, MirrorAxes, Normalization, Output, Result, Window};
+use crate::{Architecture, Card, ChannelStatistics, Error, MirrorAxes, Normalization, Output, Result, Window};
 
 /// The version that this build writes, and the only one that it reads.
 const FORMAT_VERSION: u32 = 1;
@@ -36,6 +36,8 @@ pub(super) struct Manifest {
     pub(super) weights: Weights,
     architecture: Architecture,
     normalization: Vec<Normalization>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    training: Option<Vec<ChannelStatistics>>,
     classes: Vec<Class>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) test: Option<Test>,
@@ -97,6 +99,7 @@ impl Manifest {
             weights: Weights { sha256 },
             architecture: model.architecture().clone(),
             normalization: card.normalization,
+            training: card.training,
             classes: card.classes,
             test: test.map(|t| Test { computed_by: t.computed_by.clone(), method: t.method.clone() }),
         }
@@ -118,6 +121,7 @@ impl Manifest {
             output: manifest.output,
             mirror_axes: manifest.mirror_axes,
             normalization: manifest.normalization,
+            training: manifest.training,
             mpp: manifest.mpp,
             step: manifest.step,
             window: manifest.window,
