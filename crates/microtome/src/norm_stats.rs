@@ -139,9 +139,15 @@ mod tests {
         let sums = ImageStatistics::of(&Pixels::from_u8(Size::new(2, 2), 1, vec![0, 10, 20, 250]));
         let given = read(&serde_json::to_string(&sums).unwrap()).unwrap();
         assert_eq!(given, NormStats::Given(numbers(&sums)));
-        // More than 64 bits.
-        let large = r#"{"channels":[{"count":4294967296,"sum":281470681743360,"sum_of_squares":18446462598732840960000,"min":0,"max":65535}]}"#;
-        assert!(read(large).unwrap_err().to_string().contains("no image has the sums of channel 0"));
+        // 2^34 samples of 65535: sums of more than 64 bits.
+        let squares = "73784724512204390400";
+        let large = format!(
+            r#"{{"channels":[{{"count":17179869184,"sum":1125882726973440,"sum_of_squares":{squares},"min":65535,"max":65535}}]}}"#
+        );
+        let white = ChannelStatistics { mean: 65535.0, std: 0.0, min: 65535.0, max: 65535.0 };
+        assert_eq!(read(&large).unwrap(), NormStats::Given(vec![white]));
+        let error = read(&large.replace(squares, &format!("{squares}0"))).unwrap_err().to_string();
+        assert!(error.contains("no image has the sums of channel 0"), "{error}");
         let numbers = r#"{"channels": [{"mean": 1.5, "std": 2, "min": 0, "max": 9}]}"#;
         let expected = ChannelStatistics { mean: 1.5, std: 2.0, min: 0.0, max: 9.0 };
         assert_eq!(read(numbers).unwrap(), NormStats::Given(vec![expected]));

@@ -43,11 +43,13 @@ impl ChannelSums {
     #[must_use]
     pub fn is_possible(&self) -> bool {
         let (n, low, high) = (u128::from(self.count), u128::from(self.min), u128::from(self.max));
-        let least = |v: u128| n.checked_mul(v);
-        // The mean lies between the extremes, and no variance is negative.
-        let mean = least(low).zip(least(high)).is_some_and(|(low, high)| (low..=high).contains(&self.sum));
+        // Means lie between the extremes, and no variance is negative.
+        let between = |low: u128, sum: u128, high: u128| {
+            n.checked_mul(low).zip(n.checked_mul(high)).is_some_and(|(low, high)| (low..=high).contains(&sum))
+        };
+        let means = between(low, self.sum, high) && between(low * low, self.sum_of_squares, high * high);
         let variance = self.sum.checked_mul(self.sum).zip(n.checked_mul(self.sum_of_squares));
-        n > 0 && mean && variance.is_some_and(|(square, squares)| square <= squares)
+        n > 0 && means && variance.is_some_and(|(square, squares)| square <= squares)
     }
 
     /// The mean, in sample units.
