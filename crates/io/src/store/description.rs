@@ -1,4 +1,4 @@
-//! What a label image is, before it is stored.
+//! What an image is, before it is stored.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -64,9 +64,19 @@ impl StoreLevel {
     }
 }
 
-/// A label image: everything about it but its pixels.
+/// What the samples of an image stand for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// A label image, axes y and x: each pixel holds the value of its class.
+    Labels {
+        /// What the labels mean; label 0 is background and may be left out.
+        classes: Vec<Class>,
+    },
+}
+
+/// A multiscale image: everything about it but its pixels.
 #[derive(Debug, Clone, PartialEq)]
-pub struct LabelImage {
+pub struct StoredImage {
     /// The name of the multiscale image.
     pub name: String,
     /// From the finest to the coarsest; each is half of the one before, rounded up.
@@ -75,10 +85,10 @@ pub struct LabelImage {
     pub chunk: Size,
     /// The piece that is written at once, as one file: a whole multiple of `chunk` along each axis.
     pub shard: Size,
-    /// How a label is stored.
+    /// How a sample is stored.
     pub sample: SampleType,
-    /// What the labels mean; label 0 is background and may be left out.
-    pub classes: Vec<Class>,
+    /// What the samples stand for.
+    pub content: Content,
     /// How a level is made from the one below: `"mode"` for a majority vote.
     pub method: String,
     /// What goes into `multiscales[0].metadata`: by custom `method`, `version` and `args`.
@@ -87,7 +97,7 @@ pub struct LabelImage {
     pub attributes: Map<String, Value>,
 }
 
-impl LabelImage {
+impl StoredImage {
     /// Shards of one level that a store keeps account of, one bit each (32 MiB).
     const MAX_SHARDS: u64 = 1 << 28;
     /// Samples of one padded shard.
@@ -100,7 +110,7 @@ impl LabelImage {
     pub fn validate(&self, path: &Path) -> Result<()> {
         match self.fault() {
             None => Ok(()),
-            Some(fault) => Err(Error::usage(path, format!("the label image cannot be stored: {fault}"))),
+            Some(fault) => Err(Error::usage(path, format!("the image cannot be stored: {fault}"))),
         }
     }
 
@@ -146,16 +156,9 @@ impl LabelImage {
                 return Some(format!("the translation of level {n} is not a number"));
             }
         }
-        let mut seen = BTreeSet::new();
-        for class in &self.classes {
-            if self.sample == SampleType::U8 && class.value > u16::from(u8::MAX) {
-                return Some(format!("class {:?} has the value {}, which 8 bits do not hold", class.name, class.value));
-            }
-            if !seen.insert(class.value) {
-                return Some(format!("two classes have the value {}", class.value));
-            }
+        match &self.content {
+            Content::Labels { classes } => classes_fault(classes, self.sample),
         }
-        None
     }
 
     /// How many shards cover `level` along each axis, or `None` if there is no such level.
@@ -175,6 +178,20 @@ impl LabelImage {
         shard.rect(self.shard).intersect(self.levels[level.0].size.rect())
     }
 
+    /// The attributes with the notes that came when the image was finished.
+    ///
+    /// # Errors
+    /// [`Error::Usage`], naming `path`, if a note has the name of an attribute.
+    pub(super) fn attributes_with(&self, path: &Path, notes: &Map<String, Value>) -> Result<Map<String, Value>> {
+        let mut all = self.attributes.clone();
+        for (name, note) in notes {
+            if all.insert(name.clone(), note.clone()).is_some() {
+                return Err(Error::usage(path, format!("the note {name:?} has the name of an attribute")));
+            }
+        }
+        Ok(all)
+    }
+
     /// A shard of nothing but background.
     ///
     /// # Errors
@@ -187,22 +204,40 @@ impl LabelImage {
     }
 }
 
+fn classes_fault(classes: &[Class], sample: SampleType) -> Option<String> {
+    let mut seen = BTreeSet::new();
+    for class in classes {
+        if sample == SampleType::U8 && class.value > u16::from(u8::MAX) {
+            return Some(format!("class {:?} has the value {}, which 8 bits do not hold", class.name, class.value));
+        }
+        if !seen.insert(class.value) {
+            return Some(format!("two classes have the value {}", class.value));
+        }
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn image() -> LabelImage {
-        LabelImage {
+    fn image() -> StoredImage {
+        StoredImage {
             name: "mask".into(),
             levels: StoreLevel::finest(Size::new(101, 50), Some(Microns { x: 0.5, y: 0.25 })).pyramid(3),
             chunk: Size::new(16, 8),
             shard: Size::new(32, 16),
             sample: SampleType::U8,
-            classes: vec![Class::with_default_color(1, "tumour")],
+            content: Content::Labels { classes: vec![Class::with_default_color(1, "tumour")] },
             method: "mode".into(),
             metadata: Map::new(),
             attributes: Map::new(),
         }
+    }
+
+    fn labels(values: &[u16]) -> Content {
+        let classes = values.iter().map(|&v| Class::with_default_color(v, "tumour")).collect();
+        Content::Labels { classes }
     }
 
     #[test]
@@ -230,7 +265,7 @@ mod tests {
 
     #[test]
     fn a_description_that_no_store_could_honour_is_refused() {
-        let refuses = |change: fn(&mut LabelImage), word: &str| {
+        let refuses = |change: fn(&mut StoredImage), word: &str| {
             let mut image = image();
             change(&mut image);
             let error = image.validate(Path::new("m.zarr")).unwrap_err().to_string();
@@ -243,8 +278,8 @@ mod tests {
         refuses(|i| i.levels[1].size.width = 50, "not half");
         refuses(|i| i.levels[1].mpp = None, "resolution of level 1");
         refuses(|i| i.levels[0].mpp = Some(Microns::square(f64::NAN)), "resolution of level 0");
-        refuses(|i| i.classes[0].value = 300, "8 bits");
-        refuses(|i| i.classes.push(i.classes[0].clone()), "two classes");
+        refuses(|i| i.content = labels(&[300]), "8 bits");
+        refuses(|i| i.content = labels(&[1, 1]), "two classes");
         refuses(|i| i.levels = StoreLevel::finest(Size::new(1 << 40, 1 << 40), None).pyramid(1), "2^28 shards");
     }
 }

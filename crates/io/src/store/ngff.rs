@@ -6,31 +6,24 @@
 
 use serde_json::{Map, Value, json};
 
-use super::LabelImage;
-use crate::Microns;
+use super::{Content, StoredImage};
+use crate::{Class, Microns};
 
 /// The version of the specification: <https://ngff.openmicroscopy.org/0.5/>.
 pub(super) const VERSION: &str = "0.5";
 /// The root attribute that is ours.
 pub(super) const OURS: &str = "microtome";
 
-/// The root `zarr.json` of a stand-alone label image whose levels are the arrays `0`, `1`, ...
-pub(super) fn root(image: &LabelImage) -> Value {
-    json!({
-        "zarr_format": 3,
-        "node_type": "group",
-        "attributes": {
-            "ome": {
-                "version": VERSION,
-                "multiscales": [multiscale(image)],
-                "image-label": image_label(image),
-            },
-            OURS: image.attributes,
-        },
-    })
+/// The root `zarr.json` of a stand-alone image whose levels are the arrays `0`, `1`, ... What is `ours` goes under [`OURS`].
+pub(super) fn root(image: &StoredImage, ours: &Map<String, Value>) -> Value {
+    let mut ome = json!({ "version": VERSION, "multiscales": [multiscale(image)] });
+    match &image.content {
+        Content::Labels { classes } => ome["image-label"] = image_label(classes),
+    }
+    json!({ "zarr_format": 3, "node_type": "group", "attributes": { "ome": ome, OURS: ours } })
 }
 
-fn multiscale(image: &LabelImage) -> Value {
+fn multiscale(image: &StoredImage) -> Value {
     let axis = |name: &str| {
         if image.levels[0].mpp.is_some() {
             json!({ "name": name, "type": "space", "unit": "micrometer" })
@@ -65,7 +58,7 @@ fn multiscale(image: &LabelImage) -> Value {
 
 /// Colours and names of the labels. Background is always listed and transparent: the strict schema wants at least one colour, and a
 /// viewer then shows the slide where there is nothing.
-fn image_label(image: &LabelImage) -> Value {
+fn image_label(classes: &[Class]) -> Value {
     let mut colors = Vec::new();
     let mut properties = Vec::new();
     let mut list = |value: u16, [r, g, b]: [u8; 3], name: &str, code: Option<&String>| {
@@ -76,10 +69,10 @@ fn image_label(image: &LabelImage) -> Value {
         property.extend(code.map(|code| ("code".to_owned(), Value::from(code.as_str()))));
         properties.push(Value::Object(property));
     };
-    if image.classes.iter().all(|class| class.value != 0) {
+    if classes.iter().all(|class| class.value != 0) {
         list(0, [0, 0, 0], "background", None);
     }
-    for class in &image.classes {
+    for class in classes {
         list(class.value, class.color, &class.name, class.code.as_ref());
     }
     json!({ "version": VERSION, "colors": colors, "properties": properties })

@@ -1,4 +1,4 @@
-//! A mask on disk.
+//! An image on disk.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -8,6 +8,7 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use zarrs::array::codec::api::{ArrayToBytesCodecTraits, CodecOptions};
 use zarrs::array::codec::{ShardingCodecBuilder, SubchunkWriteOrder, ZstdCodec};
@@ -16,7 +17,7 @@ use zarrs::array::{ArrayBuilder, ArrayBytes, ArrayMetadataOptions, DataType, Fil
 use super::found::{self, Found, MARKER, METADATA, inspect};
 use super::ledger::Ledger;
 use super::sink::{Stored, is_background};
-use super::{LabelImage, MaskSink, folder, ngff};
+use super::{ImageSink, StoredImage, folder, ngff};
 use crate::{Error, Level, Pixels, Result, SampleType, Samples, TileCoord};
 
 /// Compression level of the chunks: beyond 3, masks get hardly smaller and much slower to write.
@@ -25,18 +26,18 @@ const ZSTD_LEVEL: i32 = 3;
 const SYNC_BYTES: usize = 32 << 20;
 const SYNC_FILES: usize = 1024;
 
-/// A [`MaskSink`] that writes an OME-Zarr 0.5 label image into a folder.
+/// A [`ImageSink`] that writes an OME-Zarr 0.5 image into a folder.
 ///
 /// Levels are the arrays `0`, `1`, ...; one file holds one shard (`sharding_indexed`: chunks compressed with zstd, an
-/// index with a checksum at the end), chunks and shards of nothing but background are not stored, and the same labels give the
+/// index with a checksum at the end), chunks and shards of nothing but background are not stored, and the same pixels give the
 /// same bytes. A shard file appears whole, by rename. The root metadata comes last, so that nobody takes an unfinished store for
 /// a finished one; [`inspect`] tells ours from a stranger's.
 ///
 /// Memory: per write under way, one padded shard and twice its encoded form; a bit per shard; at most 32 MiB of files that are not yet on the disk.
 #[derive(Debug)]
-pub struct ZarrMask {
+pub struct ZarrImage {
     path: PathBuf,
-    image: LabelImage,
+    image: StoredImage,
     ledger: Ledger,
     encoder: Encoder,
     unsynced: Mutex<Unsynced>,
@@ -55,13 +56,13 @@ struct Unsynced {
     failed: bool,
 }
 
-impl ZarrMask {
+impl ZarrImage {
     /// Starts a store at `path`, where nothing or an empty folder may be. The folder around it exists.
     ///
     /// # Errors
-    /// [`Error::Usage`] if something is there, or the description cannot be honoured ([`LabelImage::validate`]);
+    /// [`Error::Usage`] if something is there, or the description cannot be honoured ([`StoredImage::validate`]);
     /// [`Error::Io`] if it cannot be written, and then nothing of it is left.
-    pub fn create(path: impl AsRef<Path>, image: LabelImage) -> Result<Self> {
+    pub fn create(path: impl AsRef<Path>, image: StoredImage) -> Result<Self> {
         let path = path.as_ref();
         let ledger = Ledger::new(path, &image)?;
         let encoder = Encoder::new(path, &image)?;
@@ -94,14 +95,14 @@ impl ZarrMask {
         };
         // Where the file system knows no locks, two processes still cannot both make the marker.
         let _ = marker.try_lock();
-        let mask = Self::new(path, image, ledger, encoder, marker);
-        if let Err(error) = mask.describe_levels() {
+        let store = Self::new(path, image, ledger, encoder, marker);
+        if let Err(error) = store.describe_levels() {
             // The lock goes before the store; the first error is the one to report.
-            drop(mask);
+            drop(store);
             let _ = found::remove(path);
             return Err(error);
         }
-        Ok(mask)
+        Ok(store)
     }
 
     /// Goes on with an unfinished store at `path`, of which the shards `done` are known to be on the disk.
@@ -112,7 +113,7 @@ impl ZarrMask {
     /// honoured or has no such shard; [`Error::Io`] if it cannot be written.
     pub fn resume(
         path: impl AsRef<Path>,
-        image: LabelImage,
+        image: StoredImage,
         done: impl IntoIterator<Item = (Level, TileCoord)>,
     ) -> Result<Self> {
         let path = path.as_ref();
@@ -129,12 +130,12 @@ impl ZarrMask {
         for (level, shard) in done {
             ledger.mark(&image, level, shard)?;
         }
-        let mask = Self::new(path, image, ledger, encoder, marker);
-        mask.describe_levels()?;
-        Ok(mask)
+        let store = Self::new(path, image, ledger, encoder, marker);
+        store.describe_levels()?;
+        Ok(store)
     }
 
-    fn new(path: &Path, image: LabelImage, ledger: Ledger, encoder: Encoder, marker: fs::File) -> Self {
+    fn new(path: &Path, image: StoredImage, ledger: Ledger, encoder: Encoder, marker: fs::File) -> Self {
         Self {
             path: path.into(),
             image,
@@ -203,17 +204,17 @@ impl ZarrMask {
     }
 }
 
-impl MaskSink for ZarrMask {
-    fn image(&self) -> &LabelImage {
+impl ImageSink for ZarrImage {
+    fn image(&self) -> &StoredImage {
         &self.image
     }
 
-    fn write_shard(&self, level: Level, shard: TileCoord, labels: &Pixels) -> Result<Stored> {
-        let permit = self.ledger.admit(&self.image, level, shard, labels)?;
+    fn write_shard(&self, level: Level, shard: TileCoord, pixels: &Pixels) -> Result<Stored> {
+        let permit = self.ledger.admit(&self.image, level, shard, pixels)?;
         let mut stored = Stored::Background;
-        if !is_background(labels) {
+        if !is_background(pixels) {
             let file = self.shard_file(level, shard);
-            let encoded = self.encoder.encode(&file, labels)?;
+            let encoded = self.encoder.encode(&file, pixels)?;
             if let Some(folder) = file.parent() {
                 fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
             }
@@ -249,11 +250,12 @@ impl MaskSink for ZarrMask {
         Ok(labels)
     }
 
-    fn finish(&self) -> Result<()> {
+    fn finish(&self, notes: &Map<String, Value>) -> Result<()> {
+        let attributes = self.image.attributes_with(&self.path, notes)?;
         self.ledger.close()?;
         self.bring_to_disk()?;
         let root = self.path.join(METADATA);
-        folder::put(&root, &ngff::to_bytes(&ngff::root(&self.image)))?;
+        folder::put(&root, &ngff::to_bytes(&ngff::root(&self.image, &attributes)))?;
         folder::sync_file(&root)?;
         folder::sync_folder(&self.path)?;
         let marker = self.path.join(MARKER);
@@ -266,7 +268,7 @@ fn shard_file(store: &Path, level: Level, shard: TileCoord) -> PathBuf {
     store.join(format!("{level}/c/{}/{}", shard.row, shard.column))
 }
 
-/// What is stored of a shard in a store of ours, finished or not, as [`MaskSink::write_shard`] told when it was written.
+/// What is stored of a shard in a store of ours, finished or not, as [`ImageSink::write_shard`] told when it was written.
 ///
 /// # Errors
 /// [`Error::Io`] if the file is there and cannot be read.
@@ -290,7 +292,7 @@ struct Encoder {
 }
 
 impl Encoder {
-    fn new(path: &Path, image: &LabelImage) -> Result<Self> {
+    fn new(path: &Path, image: &StoredImage) -> Result<Self> {
         let shape = |size: crate::Size| -> Result<[NonZeroU64; 2]> {
             let side = |n| NonZeroU64::new(n).ok_or_else(|| Error::usage(path, "a chunk or shard is empty"));
             Ok([side(size.height)?, side(size.width)?])

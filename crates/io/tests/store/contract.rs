@@ -1,16 +1,19 @@
-//! What every [`MaskSink`] promises, tested on each.
+//! What every [`ImageSink`] promises, tested on each.
 
 use std::sync::Arc;
 
-use microtome_io::store::{LabelImage, MaskSink, MemoryMask, OmeZarr, ZarrMask};
+use microtome_io::store::{ImageSink, MemoryImage, OmeZarr, StoredImage, ZarrImage};
 use microtome_io::{Error, Level, Pixels, SampleType, Size, TileCoord};
+
+use serde_json::{Map, Value};
 
 use super::{cut, image, labels, shards, write_all};
 
 /// A sink under test, and how its labels are read back.
 struct Subject {
-    sink: Arc<dyn MaskSink>,
+    sink: Arc<dyn ImageSink>,
     read: Box<dyn Fn(Level) -> Pixels>,
+    attributes: Box<dyn Fn() -> Map<String, Value>>,
 }
 
 impl Subject {
@@ -20,31 +23,37 @@ impl Subject {
 }
 
 impl std::ops::Deref for Subject {
-    type Target = dyn MaskSink;
+    type Target = dyn ImageSink;
 
     fn deref(&self) -> &Self::Target {
         &*self.sink
     }
 }
 
-fn memory(image: LabelImage) -> Subject {
-    let mask = Arc::new(MemoryMask::new(image).unwrap());
-    Subject { sink: mask.clone(), read: Box::new(move |level| mask.level(level).unwrap()) }
+fn memory(image: StoredImage) -> Subject {
+    let sink = Arc::new(MemoryImage::new(image).unwrap());
+    let (levels, attributes) = (sink.clone(), sink.clone());
+    Subject {
+        sink,
+        read: Box::new(move |level| levels.level(level).unwrap()),
+        attributes: Box::new(move || attributes.attributes().unwrap()),
+    }
 }
 
-fn on_disk(image: LabelImage) -> Subject {
+fn on_disk(image: StoredImage) -> Subject {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mask.ome.zarr");
-    let sink = Arc::new(ZarrMask::create(&path, image).unwrap());
+    let sink = Arc::new(ZarrImage::create(&path, image).unwrap());
     let read = move |level: Level| {
         // The folder lives as long as this.
         let store = OmeZarr::open(folder.path().join("mask.ome.zarr")).unwrap();
         store.read_region(level, store.info().levels[level.0].size.rect()).unwrap()
     };
-    Subject { sink, read: Box::new(read) }
+    let attributes = move || OmeZarr::open(&path).unwrap().info().attributes.clone();
+    Subject { sink, read: Box::new(read), attributes: Box::new(attributes) }
 }
 
-const SUBJECTS: [fn(LabelImage) -> Subject; 2] = [memory, on_disk];
+const SUBJECTS: [fn(StoredImage) -> Subject; 2] = [memory, on_disk];
 
 #[test]
 fn what_is_written_is_read_back() {
@@ -57,7 +66,7 @@ fn what_is_written_is_read_back() {
         let levels: Vec<_> = image.levels.iter().zip(1..).map(|(l, n)| labels(l.size, sample, width + n)).collect();
         let sink = make(image);
         write_all(&*sink, &levels);
-        sink.finish().unwrap();
+        sink.finish(&Map::new()).unwrap();
         for (n, whole) in levels.iter().enumerate() {
             assert!(sink.labels(Level(n)) == *whole, "level {n} of {width} x {height} differs: {:?}", &*sink);
         }
@@ -71,7 +80,7 @@ fn a_shard_that_was_never_written_is_background() {
         let shard = TileCoord { row: 1, column: 2 };
         let rect = sink.image().shard_rect(Level(0), shard).unwrap();
         sink.write_shard(Level(0), shard, &Pixels::filled(rect.size(), SampleType::U8, &[2])).unwrap();
-        sink.finish().unwrap();
+        sink.finish(&Map::new()).unwrap();
         let mut expected = Pixels::filled(Size::new(70, 30), SampleType::U8, &[0]);
         expected.blit(Size::new(70, 30).rect(), &Pixels::filled(rect.size(), SampleType::U8, &[2]), rect);
         assert_eq!(sink.labels(Level(0)), expected);
@@ -95,7 +104,7 @@ fn a_shard_is_given_back() {
                 );
             }
             if !finished {
-                sink.finish().unwrap();
+                sink.finish(&Map::new()).unwrap();
             }
         }
         let error = sink.read_shard(Level(1), TileCoord { row: 0, column: 0 }).unwrap_err();
@@ -103,6 +112,22 @@ fn a_shard_is_given_back() {
         let empty = make(image(Size::new(70, 30), 1, sample));
         let background = empty.read_shard(Level(0), TileCoord { row: 1, column: 2 }).unwrap();
         assert_eq!(background, Pixels::filled(Size::new(6, 6), sample, &[0]));
+    }
+}
+
+#[test]
+fn notes_stand_beside_the_attributes() {
+    for make in SUBJECTS {
+        let image = image(Size::new(40, 30), 1, SampleType::U8);
+        let mut expected = image.attributes.clone();
+        let sink = make(image);
+        let error = sink.finish(&expected).unwrap_err();
+        assert!(matches!(error, Error::Usage { .. }) && error.to_string().contains("fingerprint"), "{error}");
+        // That it was refused uses nothing up.
+        let notes = Map::from_iter([("unreadable-tiles".to_owned(), Value::from(3))]);
+        sink.finish(&notes).unwrap();
+        expected.extend(notes);
+        assert_eq!((sink.attributes)(), expected);
     }
 }
 
@@ -121,9 +146,9 @@ fn a_shard_is_written_once() {
             let error = write(0, column, 2).unwrap_err();
             assert!(matches!(error, Error::Usage { .. }) && error.to_string().contains("written before"), "{error}");
         }
-        sink.finish().unwrap();
+        sink.finish(&Map::new()).unwrap();
         assert!(write(1, 0, 1).unwrap_err().to_string().contains("finished"));
-        assert!(sink.finish().unwrap_err().to_string().contains("finished already"));
+        assert!(sink.finish(&Map::new()).unwrap_err().to_string().contains("finished already"));
         assert_eq!(sink.labels(Level(0)).as_u8().unwrap()[0], 1);
     }
 }
@@ -173,7 +198,7 @@ fn many_threads_write_different_shards_and_one_wins_the_same() {
             }
         });
         assert_eq!(wins.into_inner(), shards(sink.image(), Level(0)).len());
-        sink.finish().unwrap();
+        sink.finish(&Map::new()).unwrap();
         assert!(sink.labels(Level(0)) == whole);
     }
 }

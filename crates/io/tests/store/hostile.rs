@@ -3,19 +3,19 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use microtome_io::store::{MaskSink, OmeZarr, ZarrMask};
+use microtome_io::store::{ImageSink, OmeZarr, ZarrImage};
 use microtome_io::{Error, Level, SampleType, Size};
 use proptest::prelude::*;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{image, pyramid, write_all};
 
 /// A sound store of 101 × 50 pixels, two levels, in shards of 32 × 24.
 fn store(folder: &Path) -> PathBuf {
     let path = folder.join("m.zarr");
-    let mask = ZarrMask::create(&path, image(Size::new(101, 50), 2, SampleType::U8)).unwrap();
+    let mask = ZarrImage::create(&path, image(Size::new(101, 50), 2, SampleType::U8)).unwrap();
     write_all(&mask, &pyramid(Size::new(101, 50), 2, 5));
-    mask.finish().unwrap();
+    mask.finish(&Map::new()).unwrap();
     path
 }
 

@@ -8,22 +8,24 @@ mod lifecycle;
 mod python;
 mod written;
 
-use microtome_io::store::{LabelImage, MaskSink, StoreLevel};
+use microtome_io::store::{Content, ImageSink, StoreLevel, StoredImage};
 use microtome_io::{Class, Level, Microns, Pixels, Rect, SampleType, Samples, Size, TileCoord};
 
 /// A description with three classes, chunks of 16 × 8 and shards of 32 × 24.
-fn image(size: Size, levels: usize, sample: SampleType) -> LabelImage {
-    LabelImage {
+fn image(size: Size, levels: usize, sample: SampleType) -> StoredImage {
+    StoredImage {
         name: "mask".into(),
         levels: StoreLevel::finest(size, Some(Microns { x: 0.5, y: 0.25 })).pyramid(levels),
         chunk: Size::new(16, 8),
         shard: Size::new(32, 24),
         sample,
-        classes: ["tumour", "stroma", "necrosis"]
-            .iter()
-            .zip(1..)
-            .map(|(n, v)| Class::with_default_color(v, *n))
-            .collect(),
+        content: Content::Labels {
+            classes: ["tumour", "stroma", "necrosis"]
+                .iter()
+                .zip(1..)
+                .map(|(n, v)| Class::with_default_color(v, *n))
+                .collect(),
+        },
         method: "mode".into(),
         metadata: serde_json::from_str(r#"{"method": "majority", "version": "0.0.0", "args": {}}"#).unwrap(),
         attributes: serde_json::from_str(r#"{"fingerprint": {"model": "abc"}}"#).unwrap(),
@@ -87,13 +89,13 @@ fn cut(whole: &Pixels, rect: Rect) -> Pixels {
 }
 
 /// All shards of a level, row by row.
-fn shards(image: &LabelImage, level: Level) -> Vec<TileCoord> {
+fn shards(image: &StoredImage, level: Level) -> Vec<TileCoord> {
     let grid = image.shards(level).unwrap();
     (0..grid.area()).map(|n| TileCoord { row: n / grid.width, column: n % grid.width }).collect()
 }
 
 /// Writes every shard of every level.
-fn write_all(sink: &dyn MaskSink, levels: &[Pixels]) {
+fn write_all(sink: &dyn ImageSink, levels: &[Pixels]) {
     for (n, whole) in levels.iter().enumerate() {
         for shard in shards(sink.image(), Level(n)) {
             let rect = sink.image().shard_rect(Level(n), shard).unwrap();

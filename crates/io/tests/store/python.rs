@@ -3,8 +3,10 @@
 use std::path::Path;
 use std::process::Command;
 
-use microtome_io::store::{MaskSink, StoreLevel, ZarrMask};
+use microtome_io::store::{ImageSink, StoreLevel, ZarrImage};
 use microtome_io::{Microns, SampleType, Size};
+
+use serde_json::Map;
 
 use super::{image, pyramid, write_all};
 
@@ -25,9 +27,9 @@ fn other_programs_read_what_we_write() {
         let path = folder.path().join(format!("{width}x{height}.zarr"));
         let mut image = image(Size::new(width, height), levels, SampleType::U8);
         image.levels = StoreLevel::finest(Size::new(width, height), Some(Microns::square(0.499))).pyramid(levels);
-        let mask = ZarrMask::create(&path, image).unwrap();
+        let mask = ZarrImage::create(&path, image).unwrap();
         write_all(&mask, &pyramid(Size::new(width, height), levels, 11));
-        mask.finish().unwrap();
+        mask.finish(&Map::new()).unwrap();
         let (accepted, words) = check(&path, &["--expect-mpp", "0.499", "--size", &format!("{width}x{height}")]);
         assert!(accepted, "{words}");
         println!("{words}");
@@ -36,11 +38,11 @@ fn other_programs_read_what_we_write() {
     }
     // A level that is no majority must be found, too.
     let path = folder.path().join("wrong.zarr");
-    let mask = ZarrMask::create(&path, image(Size::new(300, 171), 2, SampleType::U8)).unwrap();
+    let mask = ZarrImage::create(&path, image(Size::new(300, 171), 2, SampleType::U8)).unwrap();
     let mut levels = pyramid(Size::new(300, 171), 2, 11);
     levels[1] = pyramid(Size::new(150, 86), 1, 12).remove(0);
     write_all(&mask, &levels);
-    mask.finish().unwrap();
+    mask.finish(&Map::new()).unwrap();
     let (accepted, words) = check(&path, &[]);
     assert!(!accepted && words.contains("majority"), "{words}");
 }

@@ -5,9 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use microtome_io::slide::SlideReader;
-use microtome_io::store::{MaskSink, OmeZarr, StoreLevel, ZarrMask};
+use microtome_io::store::{Content, ImageSink, OmeZarr, StoreLevel, ZarrImage};
 use microtome_io::{Level, Microns, Pixels, Rect, SampleType, Size};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{cut, image, pyramid, shards, write_all};
 
@@ -33,8 +33,8 @@ pub(crate) fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 fn the_metadata_is_ome_zarr_0_5() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.zarr");
-    let mask = ZarrMask::create(&path, image(Size::new(101, 50), 2, SampleType::U16)).unwrap();
-    mask.finish().unwrap();
+    let mask = ZarrImage::create(&path, image(Size::new(101, 50), 2, SampleType::U16)).unwrap();
+    mask.finish(&Map::new()).unwrap();
     let read = |name: &str| -> Value { serde_json::from_slice(&fs::read(path.join(name)).unwrap()).unwrap() };
     let rgba = |value: u16, rgba: [u8; 4]| json!({ "label-value": value, "rgba": rgba });
     let class = |value: u16, name: &str| json!({ "label-value": value, "class": name });
@@ -105,13 +105,13 @@ fn the_same_labels_give_the_same_files_and_no_others() {
     let levels = pyramid(Size::new(300, 170), 4, 3);
     let write = |name: &str, backwards: bool| {
         let path = folder.path().join(name);
-        let mask = ZarrMask::create(&path, image(Size::new(300, 170), 4, SampleType::U8)).unwrap();
+        let mask = ZarrImage::create(&path, image(Size::new(300, 170), 4, SampleType::U8)).unwrap();
         if backwards {
             rayon_backwards(&mask, &levels);
         } else {
             write_all(&mask, &levels);
         }
-        mask.finish().unwrap();
+        mask.finish(&Map::new()).unwrap();
         files(&path)
     };
     let (one, other) = (write("one", false), write("other", true));
@@ -122,7 +122,7 @@ fn the_same_labels_give_the_same_files_and_no_others() {
 }
 
 /// Writes everything from several threads, the last shard first.
-fn rayon_backwards(mask: &ZarrMask, levels: &[Pixels]) {
+fn rayon_backwards(mask: &ZarrImage, levels: &[Pixels]) {
     std::thread::scope(|scope| {
         for (n, whole) in levels.iter().enumerate().rev() {
             scope.spawn(move || {
@@ -141,20 +141,20 @@ fn background_takes_no_space() {
     let path = folder.path().join("m.zarr");
     let mut image = image(Size::new(64, 48), 1, SampleType::U8);
     image.shard = Size::new(64, 48);
-    let mask = ZarrMask::create(&path, image.clone()).unwrap();
+    let mask = ZarrImage::create(&path, image.clone()).unwrap();
     let at = shards(&image, Level(0))[0];
     mask.write_shard(Level(0), at, &Pixels::filled(image.shard, SampleType::U8, &[0])).unwrap();
-    mask.finish().unwrap();
+    mask.finish(&Map::new()).unwrap();
     assert_eq!(files(&path).keys().collect::<Vec<_>>(), ["0/zarr.json", "zarr.json"]);
     assert!(!path.join("0/c").exists(), "not even a folder");
 
     // One label in one of the 24 chunks: 23 entries of the index say "nothing".
     let path = folder.path().join("n.zarr");
-    let mask = ZarrMask::create(&path, image.clone()).unwrap();
+    let mask = ZarrImage::create(&path, image.clone()).unwrap();
     let mut one = Pixels::filled(image.shard, SampleType::U8, &[0]);
     one.blit(image.shard.rect(), &Pixels::filled(Size::new(1, 1), SampleType::U8, &[3]), Rect::new(20, 9, 1, 1));
     mask.write_shard(Level(0), at, &one).unwrap();
-    mask.finish().unwrap();
+    mask.finish(&Map::new()).unwrap();
     let shard = &files(&path)["0/c/0/0"];
     let index = &shard[shard.len() - 24 * 16 - 4..shard.len() - 4];
     let absent = index.chunks(16).filter(|entry| entry.iter().all(|&b| b == 0xFF)).count();
@@ -168,9 +168,9 @@ fn a_reader_learns_what_the_writer_knew() {
     let path = folder.path().join("m.zarr");
     let image = image(Size::new(101, 50), 3, SampleType::U8);
     let levels = pyramid(Size::new(101, 50), 3, 5);
-    let mask = ZarrMask::create(&path, image.clone()).unwrap();
+    let mask = ZarrImage::create(&path, image.clone()).unwrap();
     write_all(&mask, &levels);
-    mask.finish().unwrap();
+    mask.finish(&Map::new()).unwrap();
 
     let store = OmeZarr::open(&path).unwrap();
     let info = store.info();
@@ -180,7 +180,8 @@ fn a_reader_learns_what_the_writer_knew() {
     );
     assert_eq!(info.levels, image.levels);
     assert_eq!((info.channels, info.sample, info.chunk), (1, SampleType::U8, image.chunk));
-    assert_eq!(info.classes[1..], image.classes[..]);
+    let Content::Labels { classes } = &image.content;
+    assert_eq!(info.classes[1..], classes[..]);
     assert_eq!((&info.metadata, &info.attributes), (&image.metadata, &image.attributes));
 
     let slide: &dyn SlideReader = &store;
@@ -216,7 +217,7 @@ fn without_a_resolution_the_unit_is_the_pixel() {
     let path = folder.path().join("m.zarr");
     let mut image = image(Size::new(9, 9), 3, SampleType::U8);
     image.levels = StoreLevel::finest(Size::new(9, 9), None).pyramid(3);
-    ZarrMask::create(&path, image.clone()).unwrap().finish().unwrap();
+    ZarrImage::create(&path, image.clone()).unwrap().finish(&Map::new()).unwrap();
     let root: Value = serde_json::from_slice(&fs::read(path.join("zarr.json")).unwrap()).unwrap();
     let multiscale = &root["attributes"]["ome"]["multiscales"][0];
     assert_eq!(multiscale["axes"][0], json!({ "name": "y", "type": "space" }));
