@@ -3,7 +3,7 @@
 use anyhow::Result;
 use microtome::Error;
 use microtome::io::slide::{self, OpenOptions};
-use microtome::io::store::{OmeZarr, StoreKind};
+use microtome::io::store::{Content, OmeZarr};
 use microtome::preview::{self, PreviewOptions};
 
 use crate::args;
@@ -17,9 +17,9 @@ pub(crate) fn run(args: &args::Preview) -> Result<()> {
         if args.overlay.is_some() {
             return Err(Error::Usage("--overlay draws on a slide, not on a store".into()).into());
         }
-        match store.info().kind {
-            StoreKind::Labels => preview::mask_overview(&store, options)?,
-            StoreKind::Image => preview::overview(&store, options)?,
+        match store.info().content {
+            Content::Labels { .. } => preview::mask_overview(&store, options)?,
+            Content::Image { .. } => preview::overview(&store, options)?,
         }
     } else {
         let slide = slide::open(&args.source, &OpenOptions::default()).map_err(Error::Read)?;

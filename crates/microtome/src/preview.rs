@@ -67,7 +67,7 @@ pub fn mask_overview(mask: &OmeZarr, options: PreviewOptions) -> Result<Pixels> 
     let factor = (size.width.max(size.height) as f64 / options.size.max(1) as f64).max(1.0);
     let shown = Size::new(scaled(size.width, factor), scaled(size.height, factor));
     let labels = MaskLabels::read(mask, shown)?;
-    let palette = Palette::new(&mask.info().classes);
+    let palette = Palette::new(mask.info().content.classes());
     let samples = labels.values.iter().flat_map(|&l| if l == 0 { [0; 3] } else { palette.color(l) }).collect();
     Ok(Pixels::from_u8(shown, 3, samples))
 }
@@ -95,7 +95,7 @@ pub fn outline(picture: &Pixels, slide: &dyn SlideReader, mask: &OmeZarr) -> Res
     }
     let size = picture.size();
     let labels = MaskLabels::read(mask, size)?;
-    let palette = Palette::new(&mask.info().classes);
+    let palette = Palette::new(mask.info().content.classes());
     let mut samples: Vec<u8> = match (picture.channels(), picture.as_u8()) {
         (3, Some(samples)) => samples.to_vec(),
         (1, Some(samples)) => samples.iter().flat_map(|&v| [v; 3]).collect(),

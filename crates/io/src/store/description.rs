@@ -1,12 +1,13 @@
 //! What an image is, before it is stored.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{Class, Error, Level, Microns, Pixels, Rect, Result, SampleType, Size, TileCoord};
+use super::Content;
+use super::array::MAX_CHUNKS_PER_SHARD;
+use crate::{Error, Level, Microns, Pixels, Rect, Result, SampleType, Size, TileCoord};
 
 /// Where the centre of a level's first pixel lies, seen from the centre of the slide's first pixel: in micrometres,
 /// or in level-0 pixels where the resolution is not known.
@@ -64,16 +65,6 @@ impl StoreLevel {
     }
 }
 
-/// What the samples of an image stand for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Content {
-    /// A label image, axes y and x: each pixel holds the value of its class.
-    Labels {
-        /// What the labels mean; label 0 is background and may be left out.
-        classes: Vec<Class>,
-    },
-}
-
 /// A multiscale image: everything about it but its pixels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredImage {
@@ -81,15 +72,15 @@ pub struct StoredImage {
     pub name: String,
     /// From the finest to the coarsest; each is half of the one before, rounded up.
     pub levels: Vec<StoreLevel>,
-    /// The smallest piece that a reader decodes.
+    /// The smallest piece that a reader decodes: so many pixels of one channel.
     pub chunk: Size,
-    /// The piece that is written at once, as one file: a whole multiple of `chunk` along each axis.
+    /// The piece that is written at once, as one file with all channels: a whole multiple of `chunk` along each axis.
     pub shard: Size,
     /// How a sample is stored.
     pub sample: SampleType,
     /// What the samples stand for.
     pub content: Content,
-    /// How a level is made from the one below: `"mode"` for a majority vote.
+    /// How a level is made from the one below: `"mode"` for a majority vote, `"mean"` for an average.
     pub method: String,
     /// What goes into `multiscales[0].metadata`: by custom `method`, `version` and `args`.
     pub metadata: Map<String, Value>,
@@ -100,8 +91,8 @@ pub struct StoredImage {
 impl StoredImage {
     /// Shards of one level that a store keeps account of, one bit each (32 MiB).
     const MAX_SHARDS: u64 = 1 << 28;
-    /// Samples of one padded shard.
-    const MAX_SHARD_AREA: u64 = 1 << 30;
+    /// Samples of one padded shard, all channels together.
+    const MAX_SHARD_SAMPLES: u64 = 1 << 30;
 
     /// Refuses a description that no store could honour.
     ///
@@ -124,8 +115,12 @@ impl StoredImage {
         {
             return Some(format!("a shard of {shard} pixels is not made of whole chunks of {chunk}"));
         }
-        if shard.area() > Self::MAX_SHARD_AREA {
-            return Some(format!("a shard of {shard} pixels is larger than 2^30 pixels"));
+        let channels = self.content.samples_per_pixel() as u64;
+        if shard.area().saturating_mul(channels) > Self::MAX_SHARD_SAMPLES {
+            return Some(format!("a shard of {shard} pixels is larger than 2^30 samples"));
+        }
+        if shard.cells(chunk).area().saturating_mul(channels) > MAX_CHUNKS_PER_SHARD {
+            return Some(format!("a shard of {shard} pixels has more than 2^20 chunks of {chunk}"));
         }
         for (n, level) in self.levels.iter().enumerate() {
             if level.size.is_empty() {
@@ -156,9 +151,7 @@ impl StoredImage {
                 return Some(format!("the translation of level {n} is not a number"));
             }
         }
-        match &self.content {
-            Content::Labels { classes } => classes_fault(classes, self.sample),
-        }
+        self.content.fault(self.sample)
     }
 
     /// How many shards cover `level` along each axis, or `None` if there is no such level.
@@ -200,26 +193,15 @@ impl StoredImage {
         let rect = self
             .shard_rect(level, shard)
             .ok_or_else(|| Error::usage(path, format!("level {level}, shard {shard}: there is no such shard")))?;
-        Ok(Pixels::filled(rect.size(), self.sample, &[0]))
+        Ok(Pixels::filled(rect.size(), self.sample, &vec![0; self.content.samples_per_pixel()]))
     }
-}
-
-fn classes_fault(classes: &[Class], sample: SampleType) -> Option<String> {
-    let mut seen = BTreeSet::new();
-    for class in classes {
-        if sample == SampleType::U8 && class.value > u16::from(u8::MAX) {
-            return Some(format!("class {:?} has the value {}, which 8 bits do not hold", class.name, class.value));
-        }
-        if !seen.insert(class.value) {
-            return Some(format!("two classes have the value {}", class.value));
-        }
-    }
-    None
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Class;
+    use crate::store::Channel;
 
     fn image() -> StoredImage {
         StoredImage {
@@ -238,6 +220,10 @@ mod tests {
     fn labels(values: &[u16]) -> Content {
         let classes = values.iter().map(|&v| Class::with_default_color(v, "tumour")).collect();
         Content::Labels { classes }
+    }
+
+    fn channels(n: usize) -> Content {
+        Content::Image { channels: vec![Channel { name: "p".into(), color: [255; 3] }; n] }
     }
 
     #[test]
@@ -280,6 +266,10 @@ mod tests {
         refuses(|i| i.levels[0].mpp = Some(Microns::square(f64::NAN)), "resolution of level 0");
         refuses(|i| i.content = labels(&[300]), "8 bits");
         refuses(|i| i.content = labels(&[1, 1]), "two classes");
+        refuses(|i| i.content = Content::Image { channels: Vec::new() }, "no channel");
+        refuses(|i| i.content = channels(1 << 16), "65535");
+        refuses(|i| (i.shard, i.content) = (Size::new(16 * 64, 8), channels(1 << 15)), "2^20 chunks");
+        refuses(|i| (i.chunk, i.shard) = (Size::new(1 << 15, 1 << 15), Size::new(1 << 16, 1 << 15)), "2^30 samples");
         refuses(|i| i.levels = StoreLevel::finest(Size::new(1 << 40, 1 << 40), None).pyramid(1), "2^28 shards");
     }
 }

@@ -53,14 +53,15 @@ impl Ledger {
     ) -> Result<Permit<'_>> {
         let refuse = |why: String| Err(Error::usage(&self.path, format!("level {level}, shard {shard}: {why}")));
         let Some(rect) = image.shard_rect(level, shard) else { return refuse("there is no such shard".into()) };
-        if pixels.size() != rect.size() || pixels.channels() != 1 || pixels.sample_type() != image.sample {
+        let channels = image.content.samples_per_pixel();
+        if pixels.size() != rect.size() || pixels.channels() != channels || pixels.sample_type() != image.sample {
             return refuse(format!(
-                "it holds {} pixels of {:?}, and was given {} of {:?} in {} channels",
+                "it holds {} pixels of {channels} times {:?}, and was given {} of {} times {:?}",
                 rect.size(),
                 image.sample,
                 pixels.size(),
-                pixels.sample_type(),
                 pixels.channels(),
+                pixels.sample_type(),
             ));
         }
         let mut progress = self.progress();

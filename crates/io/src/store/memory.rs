@@ -50,7 +50,7 @@ impl MemoryImage {
         if kept.attributes.is_none() {
             return Err(Error::usage(name, "the image is not finished"));
         }
-        let mut whole = Pixels::filled(size, self.image.sample, &[0]);
+        let mut whole = Pixels::filled(size, self.image.sample, &vec![0; self.image.content.samples_per_pixel()]);
         for (&(of, shard), pixels) in &kept.shards {
             if of == level
                 && let Some(rect) = self.image.shard_rect(level, shard)

@@ -4,25 +4,31 @@
 //! and from any thread, and [`ImageSink::finish`] makes the whole visible at once.
 //! [`ZarrImage`] is the sink on disk, [`MemoryImage`] the one in memory; [`OmeZarr`] reads.
 //!
-//! Memory: a write holds one padded shard and twice its encoded form; a read holds its result and, per working thread,
+//! Memory: a write holds one chunk and the encoded shard; a read holds its result and, per working thread,
 //! one encoded and one decoded chunk and the index of one shard.
 
 mod array;
 mod codec;
+mod content;
 mod description;
 mod folder;
 mod found;
 mod ledger;
+#[cfg(test)]
+mod measurements;
 mod memory;
 mod multiscale;
 mod ngff;
 mod reader;
+mod region;
+mod shard;
 mod sink;
 mod zarr;
 
-pub use description::{Content, StoreLevel, StoredImage, Translation};
+pub use content::{Channel, Content};
+pub use description::{StoreLevel, StoredImage, Translation};
 pub use found::{Found, inspect, remove};
 pub use memory::MemoryImage;
-pub use reader::{OmeZarr, StoreInfo, StoreKind};
+pub use reader::{OmeZarr, StoreInfo};
 pub use sink::{ImageSink, Stored};
 pub use zarr::{ZarrImage, stored_shard};

@@ -18,7 +18,7 @@ pub trait ImageSink: Send + Sync + std::fmt::Debug {
 
     /// Writes a shard.
     ///
-    /// `pixels` has the channels of the image, the image's sample type, and exactly the pixels of the shard's rectangle clipped to
+    /// `pixels` has as many channels as the image (labels have one), the image's sample type, and exactly the pixels of the shard's rectangle clipped to
     /// the level ([`StoredImage::shard_rect`]).
     ///
     /// # Errors
