@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use microtome::io::Pixels;
 use microtome::io::slide::{OpenOptions, open};
-use microtome::io::store::{OmeZarr, StoreKind};
+use microtome::io::store::{Content, OmeZarr};
 use microtome::preview::{self, PreviewOptions};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -29,10 +29,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             return Err("a mask is drawn on a slide, not on a store".into());
         }
         let store = OmeZarr::open(source)?;
-        Box::new(move |options| match store.info().kind {
+        Box::new(move |options| match store.info().content {
             // Labels are picked, never averaged, and shown in the colours of their classes.
-            StoreKind::Labels => preview::mask_overview(&store, options),
-            StoreKind::Image => preview::overview(&store, options),
+            Content::Labels { .. } => preview::mask_overview(&store, options),
+            Content::Image { .. } => preview::overview(&store, options),
         })
     } else {
         let slide = open(source, &OpenOptions::default())?;

@@ -15,7 +15,7 @@ fn a_slide_becomes_a_mask() {
     let ran = run(&mut place.segment(&[&slide], &mask)).ended(0);
     let info = OmeZarr::open(&mask).unwrap().info().clone();
     assert_eq!((info.levels[0].size.width, info.levels[0].size.height), (300, 200));
-    assert_eq!(info.classes[1].name, "nucleus");
+    assert_eq!(info.content.classes()[1].name, "nucleus");
     for word in [
         "slide.png",
         "300 x 200",

@@ -85,8 +85,8 @@ fn info_of_slides_and_stores() {
     let text = info(&mask, &[]);
     assert!(text.contains("0.25 x 0.25 um") && text.contains("300 x 200"), "{text}");
     let json: Value = serde_json::from_str(&info(&mask, &["--json"])).unwrap();
-    assert_eq!((&json["kind"], &json["version"]), (&"labels".into(), &"0.5".into()));
-    assert_eq!(json["classes"][1]["name"], "nucleus");
+    assert_eq!((&json["content"]["kind"], &json["version"]), (&"labels".into(), &"0.5".into()));
+    assert_eq!(json["content"]["classes"][1]["name"], "nucleus");
 
     run(microtome().arg("info").arg(place.path("missing.svs"))).refused(4, &["missing.svs", "No such file"]);
     run(microtome().arg("info").arg(place.folder.path())).refused(4, &[&place.folder.path().display().to_string()]);

@@ -96,7 +96,7 @@ fn the_order_of_progress_is_told() {
     settings.memory = least_memory(&slide, &model, &settings);
     let watcher = Watcher::default();
     let segmenter = Segmenter::new(&model, settings).unwrap();
-    segmenter.segment_into(&slide, microtome::io::store::MemoryMask::new, &watcher).unwrap();
+    segmenter.segment_into(&slide, microtome::io::store::MemoryImage::new, &watcher).unwrap();
     let seen = watcher.0.into_inner().unwrap();
     assert!(seen.is_sorted() && seen.iter().all(|&(_, total)| total == 200 * 170), "{seen:?}");
     assert_eq!(seen.last(), Some(&(200 * 170, 200 * 170)));

@@ -1,6 +1,6 @@
 //! The pyramid of a store, read back from the disk.
 
-use microtome::io::store::{OmeZarr, StoreKind};
+use microtome::io::store::{Content, OmeZarr};
 use microtome::io::{Microns, Size};
 use microtome_testkit::{FunctionModel, SyntheticSlide};
 
@@ -47,8 +47,8 @@ fn a_store_says_what_it_is() {
     segment_to(&slide, &model, &settings, &path);
     let store = OmeZarr::open(&path).unwrap();
     let info = store.info();
-    assert_eq!((info.version.as_str(), info.kind, info.name.as_deref()), ("0.5", StoreKind::Labels, Some("cells")));
-    assert_eq!(info.classes, microtome::unet::Predictor::card(&model).classes);
+    assert_eq!((info.version.as_str(), info.name.as_deref()), ("0.5", Some("cells")));
+    assert_eq!(info.content, Content::Labels { classes: microtome::unet::Predictor::card(&model).classes.clone() });
     assert_eq!(info.chunk, Size::new(16, 16));
     assert_eq!(info.levels.len(), 4);
     for (n, level) in info.levels.iter().enumerate() {

@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use microtome::io::slide::SlideReader;
-use microtome::io::store::{MaskSink, MemoryMask, OmeZarr};
+use microtome::io::store::{ImageSink, MemoryImage, OmeZarr};
 use microtome::io::{Level, Pixels, Rect, Samples, Size};
 use microtome::unet::Predictor;
 use microtome::{Error, Existing, Outcome, Segmenter, Settings, Silent, Summary, TargetResolution, TissueMode};
@@ -49,9 +49,9 @@ fn with(settings: &Settings, change: impl FnOnce(&mut Settings)) -> Settings {
 }
 
 /// A run that must succeed, into memory.
-fn segment(slide: &dyn SlideReader, model: &dyn Predictor, settings: &Settings) -> (MemoryMask, Summary) {
+fn segment(slide: &dyn SlideReader, model: &dyn Predictor, settings: &Settings) -> (MemoryImage, Summary) {
     let segmenter = Segmenter::new(model, settings.clone()).unwrap();
-    segmenter.segment_into(slide, MemoryMask::new, &Silent).unwrap_or_else(|error| panic!("{error}"))
+    segmenter.segment_into(slide, MemoryImage::new, &Silent).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A run into a store that must succeed and must not have been done before.
@@ -90,7 +90,7 @@ fn labels(pixels: &Pixels) -> Vec<u16> {
 }
 
 /// All levels of a mask in memory, from the finest.
-fn levels_of(mask: &MemoryMask) -> Vec<(Size, Vec<u16>)> {
+fn levels_of(mask: &MemoryImage) -> Vec<(Size, Vec<u16>)> {
     (0..mask.image().levels.len())
         .map(|level| {
             let pixels = mask.level(Level(level)).unwrap();

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::time::SystemTime;
 
-use microtome::io::store::{Found, MaskSink, OmeZarr, ZarrMask, inspect};
+use microtome::io::store::{Found, ImageSink, OmeZarr, ZarrImage, inspect};
 use microtome::io::{Level, Size};
 use microtome::{Error, Existing, Outcome, Result, Segmenter, Settings, Silent};
 use microtome_testkit::{FunctionModel, SyntheticSlide};
+use serde_json::Map;
 
 use crate::function::THRESHOLDS;
 use crate::{files, names, segment, settings, with};
@@ -164,7 +165,7 @@ fn a_store_without_a_journal_is_begun_anew() {
 
     // A sink that is dropped before it is finished is what a crash leaves.
     let (mask, _) = segment(&slide(), &model(), &settings());
-    let sink = ZarrMask::create(&path, mask.image().clone()).unwrap();
+    let sink = ZarrImage::create(&path, mask.image().clone()).unwrap();
     let shard = mask.read_shard(Level(0), microtome::io::TileCoord { row: 1, column: 1 }).unwrap();
     sink.write_shard(Level(0), microtome::io::TileCoord { row: 0, column: 0 }, &shard).unwrap();
     drop(sink);
@@ -179,7 +180,7 @@ fn a_store_that_is_being_written_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mask.ome.zarr");
     let (mask, _) = segment(&slide(), &model(), &settings());
-    let held = ZarrMask::create(&path, mask.image().clone()).unwrap();
+    let held = ZarrImage::create(&path, mask.image().clone()).unwrap();
     for existing in [Existing::Keep, Existing::Replace] {
         let error = run(&path, &settings(), existing).unwrap_err();
         assert!(matches!(error, Error::InUse { .. }) && error.exit_code() == 2, "{error}");
@@ -196,7 +197,7 @@ fn a_store_that_is_being_written_is_left_alone() {
             }
         }
     }
-    held.finish().unwrap();
+    held.finish(&Map::new()).unwrap();
     assert!(matches!(run(&path, &settings(), Existing::Keep), Ok(Outcome::AlreadyDone)));
 }
 

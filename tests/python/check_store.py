@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks a label store with other people's programs: says what it checked and exits 0, or says what is wrong and exits 1.
+"""Checks a store of labels or of a picture with other people's programs: says what it checked and exits 0, or says what is wrong and exits 1.
 
     python check_store.py STORE [--expect-mpp F] [--size WxH] [--schemas FOLDER]
 
@@ -8,14 +8,15 @@ Needs: pip install zarr numpy ome-zarr-models jsonschema
 - zarr-python 3 opens the group and every level, and decodes every chunk;
 - ome-zarr-models accepts the metadata, and so do the official JSON schemas where they are given (the folder `schemas` of OME-NGFF 0.5:
   with --schemas, or in $MICROTOME_DATA/ngff/ngff-0.5);
-- every level is, pixel for pixel, the majority of the level below it;
-- scale, translation, axes, colours and the names of the classes are what they should be.
+- every level is, pixel for pixel, the majority of the level below it, or of a picture its mean, rounded half up;
+- scale, translation, axes, colours and the names of the classes or channels are what they should be.
 """
 
 import argparse
 import json
 import os
 import pathlib
+import re
 import sys
 import warnings
 
@@ -49,7 +50,20 @@ def majority(level):
     return np.where(equals == equals.max(axis=0), block, nothing).min(axis=0)
 
 
-def check_schemas(document, folder):
+def mean(level):
+    """The next level: of each 2 x 2 pixels that exist the mean of each channel, rounded half up. Axes c, y, x."""
+    channels, height, width = level.shape
+    half = ((height + 1) // 2, (width + 1) // 2)
+    sums = np.zeros((channels, *half), np.int64)
+    counts = np.zeros(half, np.int64)
+    for y, x in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        part = level[:, y::2, x::2].astype(np.int64)
+        sums[:, : part.shape[1], : part.shape[2]] += part
+        counts[: part.shape[1], : part.shape[2]] += 1
+    return (2 * sums + counts) // (2 * counts)
+
+
+def check_schemas(document, folder, is_label):
     import jsonschema
     import referencing
 
@@ -57,21 +71,22 @@ def check_schemas(document, folder):
     registry = referencing.Registry().with_resources(
         (schema["$id"], referencing.Resource.from_contents(schema, referencing.jsonschema.DRAFT202012)) for schema in schemas
     )
-    for name in ("strict_image.schema", "strict_label.schema"):
+    for name in ("strict_image.schema", "strict_label.schema")[: 2 if is_label else 1]:
         schema = next(schema for schema in schemas if schema["$id"].endswith("/" + name))
         validator = jsonschema.Draft202012Validator(schema, registry=registry)
         for error in validator.iter_errors(document["attributes"]):
             raise Fault(f"{name}: {error.message} at {error.json_path}")
 
 
-def check_models(group):
+def check_models(group, is_label):
+    from ome_zarr_models.v05.image import Image
     from ome_zarr_models.v05.image_label import ImageLabel
 
     # A warning is a finding, too: it stands for a SHOULD of the specification.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            ImageLabel.from_zarr(group)
+            (ImageLabel if is_label else Image).from_zarr(group)
         except Exception as error:  # whatever it raises is what it found
             raise Fault(f"ome-zarr-models: {error}") from error
 
@@ -96,17 +111,21 @@ def check(arguments):
     ome = group.attrs["ome"]
     require(ome["version"] == "0.5", f"the version is {ome['version']}, not 0.5")
     multiscale = ome["multiscales"][0]
-    check_models(group)
+    is_label = "image-label" in ome
+    require(is_label != ("omero" in ome), "it is either labels or a picture with channels, and says both or neither")
+    check_models(group, is_label)
     print("ome-zarr-models accepts it")
     if arguments.schemas is None:
         print("SKIPPED: no JSON schemas of OME-NGFF given")
     else:
-        check_schemas(document, arguments.schemas)
+        check_schemas(document, arguments.schemas, is_label)
         print("the strict JSON schemas accept it")
 
     axes = multiscale["axes"]
-    require([axis["name"] for axis in axes] == ["y", "x"], f"the axes are {axes}, not y and x")
-    units = {axis.get("unit") for axis in axes}
+    names = ["y", "x"] if is_label else ["c", "y", "x"]
+    require([axis["name"] for axis in axes] == names, f"the axes are {axes}, not {names}")
+    require([axis["type"] for axis in axes] == (["channel"] if not is_label else []) + ["space"] * 2, f"the types of the axes are wrong: {axes}")
+    units = {axis.get("unit") for axis in axes[-2:]}
     require(units in ({"micrometer"}, {None}), f"the units are {units}, not micrometer")
     if arguments.expect_mpp is not None:
         require(units == {"micrometer"}, "a resolution is expected, and the axes have no unit")
@@ -115,7 +134,7 @@ def check(arguments):
     for n, dataset in enumerate(multiscale["datasets"]):
         array = group[dataset["path"]]
         require(np.issubdtype(array.dtype, np.unsignedinteger), f"level {n} has the type {array.dtype}")
-        require(array.metadata.dimension_names == ("y", "x"), f"level {n}: the dimensions are {array.metadata.dimension_names}")
+        require(array.metadata.dimension_names == tuple(names), f"level {n}: the dimensions are {array.metadata.dimension_names}")
         require(array.shards is not None, f"level {n} has no shards")
         require(all(s % c == 0 for s, c in zip(array.shards, array.chunks)), f"level {n}: shards are not made of whole chunks")
         transformations = dataset["coordinateTransformations"]
@@ -123,9 +142,13 @@ def check(arguments):
         require(kinds == ["scale", "translation"], f"level {n}: the transformations are {kinds}")
         scale, shift = transformations[0]["scale"], transformations[1]["translation"]
         level = array[:]
+        if not is_label:
+            require(array.chunks[0] == 1, f"level {n}: a chunk holds {array.chunks[0]} channels")
+            require(array.shards[0] == level.shape[0], f"level {n}: a shard holds {array.shards[0]} of {level.shape[0]} channels")
+            require((scale.pop(0), shift.pop(0)) == (1, 0), f"level {n}: channels are scaled or moved")
         if n == 0:
             if arguments.size is not None:
-                require((level.shape[1], level.shape[0]) == arguments.size, f"level 0 has {level.shape} rows and columns, not the size expected")
+                require(level.shape[:-3:-1] == arguments.size, f"level 0 has {level.shape} rows and columns, not the size expected")
             if arguments.expect_mpp is not None:
                 for name, value in zip("yx", scale):
                     require(close(value, arguments.expect_mpp), f"level 0 has {value} micrometres per pixel along {name}, not {arguments.expect_mpp}")
@@ -136,21 +159,32 @@ def check(arguments):
             # The centre of the first pixel moves by half a pixel of the level below.
             expected = [t + s / 2 for t, s in zip(below_shift, below_scale)]
             require(all(close(a, b) for a, b in zip(shift, expected)), f"level {n}: the translation is {shift}, not {expected}")
-            wanted = majority(below)
+            wanted = majority(below) if is_label else mean(below)
             require(level.shape == wanted.shape, f"level {n} has {level.shape} rows and columns, not {wanted.shape}")
             wrong = np.argwhere(level != wanted)
             if len(wrong):
-                y, x = wrong[0]
+                *channel, y, x = wrong[0]
+                what, unit = ("majority", "pixels") if is_label else ("mean", "samples")
                 raise Fault(
-                    f"level {n} is no majority of level {n - 1}: {len(wrong)} pixels differ, the first at row {y}, column {x}: "
-                    f"{level[y, x]} of {below[2 * y:2 * y + 2, 2 * x:2 * x + 2].tolist()}"
+                    f"level {n} is no {what} of level {n - 1}: {len(wrong)} {unit} differ, the first at row {y}, column {x}: "
+                    f"{level[(*channel, y, x)]} of {below[(*channel, slice(2 * y, 2 * y + 2), slice(2 * x, 2 * x + 2))].tolist()}"
                 )
-        print(f"level {n}: {level.shape[1]} x {level.shape[0]}, scale y {scale[0]} x {scale[1]}, labels {np.unique(level).tolist()[:20]}")
+        values = f"labels {np.unique(level).tolist()[:20]}" if is_label else f"means of the channels {level.mean(axis=(1, 2)).round(2).tolist()[:20]}"
+        print(f"level {n}: {level.shape[-1]} x {level.shape[-2]}, scale y {scale[0]} x {scale[1]}, {values}")
         below, below_scale, below_shift = level, scale, shift
         if n == 0:
-            labels = {int(label) for label in np.unique(level)}
+            finest = level
 
-    label = ome["image-label"]
+    method = "mode" if is_label else "mean"
+    require(multiscale["type"] == method, f"the method is {multiscale['type']!r}, not {method!r}")
+    require(isinstance(document["attributes"].get("microtome"), dict), "the attribute 'microtome' is missing")
+    if is_label:
+        check_classes(ome["image-label"], {int(label) for label in np.unique(finest)})
+    else:
+        check_channels(ome["omero"]["channels"], finest)
+
+
+def check_classes(label, labels):
     require(label.get("version") == "0.5", "the image-label has no version")
     colors = {color["label-value"]: color["rgba"] for color in label["colors"]}
     names = {entry["label-value"]: entry["class"] for entry in label["properties"]}
@@ -159,9 +193,17 @@ def check(arguments):
     require(colors[0][3] == 0, "background is not transparent")
     visible = [tuple(rgba[:3]) for value, rgba in colors.items() if value]
     require(all(rgba[3] == 255 for value, rgba in colors.items() if value), "a class is transparent")
-    require(multiscale["type"] == "mode", f"the method is {multiscale['type']!r}, not 'mode'")
-    require(isinstance(document["attributes"].get("microtome"), dict), "the attribute 'microtome' is missing")
     print(f"classes {names}, {len(set(visible))} colours")
+
+
+def check_channels(channels, level):
+    require(len(channels) == level.shape[0], f"{len(channels)} channels are described, and there are {level.shape[0]}")
+    top = np.iinfo(level.dtype).max
+    for channel in channels:
+        name, window = channel["label"], channel["window"]
+        require(re.fullmatch("[0-9A-F]{6}", channel["color"]), f"the colour of {name!r} is {channel['color']!r}")
+        require(window == {"min": 0, "max": top, "start": 0, "end": top}, f"the window of {name!r} is {window}")
+    print(f"channels {[(channel['label'], channel['color']) for channel in channels]}")
 
 
 def main():

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use microtome::io::slide::{self, OpenOptions};
-use microtome::io::store::{OmeZarr, StoreKind};
+use microtome::io::store::{Content, OmeZarr};
 use microtome::preview::{self, PreviewOptions};
 use microtome::{Error, RegionOrigin, RoiSource};
 
@@ -19,9 +19,9 @@ pub(crate) fn run(args: &args::Preview) -> Result<()> {
         if args.overlay.is_some() || args.roi.is_some() {
             return Err(Error::Usage("--overlay and --roi draw on a slide, not on a store".into()).into());
         }
-        match store.info().kind {
-            StoreKind::Labels => preview::mask_overview(&store, options)?,
-            StoreKind::Image => preview::overview(&store, options)?,
+        match store.info().content {
+            Content::Labels { .. } => preview::mask_overview(&store, options)?,
+            Content::Image { .. } => preview::overview(&store, options)?,
         }
     } else {
         let slide = slide::open(&args.source, &OpenOptions::default()).map_err(Error::Read)?;

@@ -74,7 +74,7 @@ pub fn mask_overview(mask: &OmeZarr, options: PreviewOptions) -> Result<Pixels> 
     let factor = (size.width.max(size.height) as f64 / options.size.max(1) as f64).max(1.0);
     let shown = Size::new(scaled(size.width, factor), scaled(size.height, factor));
     let labels = MaskLabels::read(mask, shown)?;
-    let palette = Palette::new(&mask.info().classes);
+    let palette = Palette::new(mask.info().content.classes());
     let samples = labels.values.iter().flat_map(|&l| if l == 0 { [0; 3] } else { palette.color(l) }).collect();
     Ok(Pixels::from_u8(shown, 3, samples))
 }
@@ -101,7 +101,7 @@ pub fn outline(picture: &Pixels, slide: &dyn SlideReader, mask: &OmeZarr) -> Res
         )));
     }
     let labels = MaskLabels::read(mask, picture.size())?;
-    let palette = Palette::new(&mask.info().classes);
+    let palette = Palette::new(mask.info().content.classes());
     draw(picture, &labels.values, |label| palette.color(label))
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use microtome_io::slide::SlideReader;
-use microtome_io::store::{self, Found, LabelImage, MaskSink, StoreLevel, Translation, ZarrMask};
+use microtome_io::store::{self, Content, Found, ImageSink, StoreLevel, StoredImage, Translation, ZarrImage};
 use microtome_io::{Level, Microns, Size, TileCoord};
 use microtome_stitch::{Journal, LabelPyramid, Layout, Record, Window};
 use microtome_tile::pyramid::{Reduction, level_sizes};
@@ -46,7 +46,7 @@ struct Run<'a> {
     plan: &'a Plan,
     /// The region that the user gave.
     given: Option<&'a Region>,
-    sink: &'a dyn MaskSink,
+    sink: &'a dyn ImageSink,
     observer: &'a dyn Observer,
     /// What an earlier process has finished.
     record: Option<&'a Record>,
@@ -141,13 +141,13 @@ impl<'p> Segmenter<'p> {
             let image = self.image(&plan.geometry, fingerprint.attributes());
             let (sink, journal) = match &record {
                 None => {
-                    let sink = ZarrMask::create(output, image).map_err(Error::Write)?;
+                    let sink = ZarrImage::create(output, image).map_err(Error::Write)?;
                     folder.create()?;
                     (sink, Journal::create(&folder.journal(), &header)?)
                 }
                 Some(record) => {
                     let done = record.entries.keys().copied();
-                    let sink = ZarrMask::resume(output, image, done).map_err(Error::Write)?;
+                    let sink = ZarrImage::resume(output, image, done).map_err(Error::Write)?;
                     (sink, Journal::resume(&folder.journal(), record)?)
                 }
             };
@@ -181,10 +181,10 @@ impl<'p> Segmenter<'p> {
     ///
     /// # Errors
     /// As [`segment`](Self::segment), but for what concerns the output path.
-    pub fn segment_into<S: MaskSink>(
+    pub fn segment_into<S: ImageSink>(
         &self,
         slide: &dyn SlideReader,
-        sink: impl FnOnce(LabelImage) -> microtome_io::Result<S>,
+        sink: impl FnOnce(StoredImage) -> microtome_io::Result<S>,
         observer: &dyn Observer,
     ) -> Result<(S, Summary)> {
         let geometry = Geometry::new(slide, self.predictor, &self.settings)?;
@@ -251,7 +251,7 @@ impl<'p> Segmenter<'p> {
             observer,
         }
         .run(pyramid)?;
-        sink.finish().map_err(Error::Write)?;
+        sink.finish(&Map::new()).map_err(Error::Write)?;
 
         (stages.reading, stages.inference, stages.blending, stages.writing) =
             (outcome.reading, outcome.inference, outcome.blending, outcome.writing);
@@ -409,7 +409,7 @@ impl<'p> Segmenter<'p> {
     }
 
     /// The mask, but for its pixels.
-    fn image(&self, geometry: &Geometry, attributes: Map<String, Value>) -> LabelImage {
+    fn image(&self, geometry: &Geometry, attributes: Map<String, Value>) -> StoredImage {
         let target = &geometry.target;
         let level0 = geometry.resolution.as_ref().map_or(Microns::square(1.0), |r| r.mpp);
         // The centre of a target pixel lies half its extent from the slide's corner, that of a level-0 pixel half of its own.
@@ -422,13 +422,13 @@ impl<'p> Segmenter<'p> {
         metadata.insert("method".into(), "microtome: majority of 2 x 2 pixels, ties to the lower label".into());
         metadata.insert("version".into(), env!("CARGO_PKG_VERSION").into());
         metadata.insert("args".into(), json!({ "model": self.predictor.card().sha256 }));
-        LabelImage {
+        StoredImage {
             name: self.name(),
             levels: StoreLevel { size: target.size, mpp: target.mpp, translation }.pyramid(levels),
             chunk: Size::new(self.settings.chunk, self.settings.chunk),
             shard: Size::new(self.settings.shard, self.settings.shard),
             sample: geometry.sample,
-            classes: self.predictor.card().classes.clone(),
+            content: Content::Labels { classes: self.predictor.card().classes.clone() },
             method: Reduction::Mode.name().into(),
             metadata,
             attributes,

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
-use microtome_io::store::{MaskSink, Stored};
+use microtome_io::store::{ImageSink, Stored};
 use microtome_io::{Level, Pixels, Samples, TileCoord};
 use microtome_tile::pyramid::{Pyramid, Reduction, Shard, ShardStore};
 
@@ -26,7 +26,7 @@ impl<'a> LabelPyramid<'a> {
     /// A pyramid that ends in `sink` and holds at most `capacity` bytes of half-built shards. Without a journal nothing
     /// is noted, and a run that stops has to begin anew.
     #[must_use]
-    pub fn new(sink: &'a dyn MaskSink, journal: Option<Journal>, capacity: usize) -> Self {
+    pub fn new(sink: &'a dyn ImageSink, journal: Option<Journal>, capacity: usize) -> Self {
         let image = sink.image();
         let levels = image.levels.iter().map(|l| l.size).collect();
         let store = Store {
@@ -120,7 +120,7 @@ fn add(total: &mut Vec<u64>, counts: &[u64]) {
 /// The sink and the journal, as the pyramid engine sees them.
 #[derive(Debug)]
 struct Store<'a> {
-    sink: &'a dyn MaskSink,
+    sink: &'a dyn ImageSink,
     journal: RefCell<Option<Journal>>,
     /// Written, but not known to be durable.
     unsynced: RefCell<Vec<Entry>>,

@@ -8,11 +8,15 @@ use std::collections::BTreeMap;
 
 use microtome_io::{Level, Pixels, Samples, Size, TileCoord};
 
-/// How four pixels become one.
+/// How the (at most) four pixels under one of the next level become that one, channel by channel.
+///
+/// Where a size is odd, the last column or row stands twice for itself; all results below are then those of the pixels that exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reduction {
     /// The most frequent value; of several equally frequent ones the lowest. For labels: no value appears that was not there.
     Mode,
+    /// The mean, rounded to the nearest whole number, a half up: `(a + b + c + d + 2) / 4` of four, `(a + b + 1) / 2` of two. For images.
+    Mean,
 }
 
 impl Reduction {
@@ -21,39 +25,63 @@ impl Reduction {
     pub fn name(self) -> &'static str {
         match self {
             Self::Mode => "mode",
+            Self::Mean => "mean",
         }
     }
 
     /// Halves a picture, rounding its size up.
     #[must_use]
     pub fn halve(self, pixels: &Pixels) -> Pixels {
-        let size = pixels.size();
+        let (size, channels) = (pixels.size(), pixels.channels());
         let half = Size::new(size.width.div_ceil(2), size.height.div_ceil(2));
         match (self, pixels.samples()) {
-            (Self::Mode, Samples::U8(samples)) => {
-                Pixels::from_u8(half, pixels.channels(), halve_mode(samples, size, pixels.channels()))
-            }
-            (Self::Mode, Samples::U16(samples)) => {
-                Pixels::from_u16(half, pixels.channels(), halve_mode(samples, size, pixels.channels()))
-            }
+            (Self::Mode, Samples::U8(v)) => Pixels::from_u8(half, channels, halve(v, size, channels, mode)),
+            (Self::Mode, Samples::U16(v)) => Pixels::from_u16(half, channels, halve(v, size, channels, mode)),
+            (Self::Mean, Samples::U8(v)) => Pixels::from_u8(half, channels, halve(v, size, channels, mean_u8)),
+            (Self::Mean, Samples::U16(v)) => Pixels::from_u16(half, channels, halve(v, size, channels, mean_u16)),
         }
     }
 }
 
-fn halve_mode<T: Copy + Ord>(samples: &[T], size: Size, channels: usize) -> Vec<T> {
-    let (width, height) = (size.width as usize, size.height as usize);
-    let mut out = Vec::with_capacity(width.div_ceil(2) * height.div_ceil(2) * channels);
-    for y in (0..height).step_by(2) {
-        let top = &samples[y * width * channels..(y + 1) * width * channels];
-        // An odd last row or column stands for itself twice: its values' order of frequency stays the same.
-        let bottom =
-            if y + 1 < height { &samples[(y + 1) * width * channels..(y + 2) * width * channels] } else { top };
-        let pairs = width / 2 * 2 * channels;
-        for (a, b) in top[..pairs].chunks_exact(2 * channels).zip(bottom[..pairs].chunks_exact(2 * channels)) {
-            out.extend((0..channels).map(|c| mode([a[c], a[c + channels], b[c], b[c + channels]])));
+fn halve<T: Copy + Default>(samples: &[T], size: Size, channels: usize, reduce: impl Fn([T; 4]) -> T + Copy) -> Vec<T> {
+    // With a number of channels that is known beforehand, the compiler reduces many pixels at once.
+    match channels {
+        1 => halve_rows::<1, T>(samples, size, channels, reduce),
+        2 => halve_rows::<2, T>(samples, size, channels, reduce),
+        3 => halve_rows::<3, T>(samples, size, channels, reduce),
+        _ => halve_rows::<0, T>(samples, size, channels, reduce),
+    }
+}
+
+/// Of a picture of `CHANNELS` channels, 0 for any number.
+fn halve_rows<const CHANNELS: usize, T: Copy + Default>(
+    samples: &[T],
+    size: Size,
+    channels: usize,
+    reduce: impl Fn([T; 4]) -> T,
+) -> Vec<T> {
+    let channels = if CHANNELS == 0 { channels } else { CHANNELS };
+    let (row, width) = (size.width as usize * channels, size.width.div_ceil(2) as usize * channels);
+    let mut out = vec![T::default(); width * size.height.div_ceil(2) as usize];
+    if out.is_empty() {
+        return out;
+    }
+    let pairs = size.width as usize / 2;
+    for (to, from) in out.chunks_exact_mut(width).zip(samples.chunks(2 * row)) {
+        let top = &from[..row];
+        let bottom = if from.len() == row { top } else { &from[row..] };
+        let (to, last) = to.split_at_mut(pairs * channels);
+        let (top, last_top) = top.split_at(2 * pairs * channels);
+        let (bottom, last_bottom) = bottom.split_at(2 * pairs * channels);
+        let pairs = top.chunks_exact(2 * channels).zip(bottom.chunks_exact(2 * channels));
+        for (to, (a, b)) in to.chunks_exact_mut(channels).zip(pairs) {
+            for c in 0..channels {
+                to[c] = reduce([a[c], a[c + channels], b[c], b[c + channels]]);
+            }
         }
-        for c in pairs..width * channels {
-            out.push(mode([top[c], top[c], bottom[c], bottom[c]]));
+        // The column that is left of an odd width, if there is one.
+        for (to, (&a, &b)) in last.iter_mut().zip(last_top.iter().zip(last_bottom)) {
+            *to = reduce([a, a, b, b]);
         }
     }
     out
@@ -62,24 +90,29 @@ fn halve_mode<T: Copy + Ord>(samples: &[T], size: Size, channels: usize) -> Vec<
 /// The most frequent of four values, the lowest of those that tie.
 #[inline]
 fn mode<T: Copy + Ord>([a, b, c, d]: [T; 4]) -> T {
-    if a == b && c == d {
-        return a.min(c);
-    }
-    if a == b || a == c || a == d {
-        // A second pair cannot contain `a`; it ties only if both its members are equal.
-        let (x, y) = if a == b {
-            (c, d)
-        } else if a == c {
-            (b, d)
-        } else {
-            (b, c)
-        };
-        return if x == y { a.min(x) } else { a };
-    }
-    if b == c || b == d {
-        return b;
-    }
-    if c == d { c } else { a.min(b).min(c).min(d) }
+    // Sorted, equal values are neighbours, and the first equal pair is of the lowest value that occurs twice; three or four of a kind are
+    // the first equal pair, too, as there is room for one other value only. No branch: labels are hard to guess at their borders.
+    let ([a, b], [c, d]) = (sort(a, b), sort(c, d));
+    let ([s0, x], [y, s3]) = (sort(a, c), sort(b, d));
+    let [s1, s2] = sort(x, y);
+    let last = if s2 == s3 { s2 } else { s0 };
+    let middle = if s1 == s2 { s1 } else { last };
+    if s0 == s1 { s0 } else { middle }
+}
+
+#[inline]
+fn sort<T: Copy + Ord>(a: T, b: T) -> [T; 2] {
+    [a.min(b), a.max(b)]
+}
+
+#[inline]
+fn mean_u8(four: [u8; 4]) -> u8 {
+    ((four.iter().map(|&v| u16::from(v)).sum::<u16>() + 2) / 4) as u8
+}
+
+#[inline]
+fn mean_u16(four: [u16; 4]) -> u16 {
+    ((four.iter().map(|&v| u32::from(v)).sum::<u32>() + 2) / 4) as u16
 }
 
 /// The sizes of a pyramid over `size`: halved, rounding up, until the longer side is at most `smallest`.
@@ -346,6 +379,8 @@ impl Pyramid {
 mod tests {
     use std::cell::RefCell;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -355,6 +390,61 @@ mod tests {
             let count = |v| four.iter().filter(|&&w| w == v).count();
             let expected = (0..4).max_by_key(|&v| (count(v), 3 - v)).unwrap();
             assert_eq!(mode(four), expected, "{four:?}");
+        }
+    }
+
+    /// What the documentation says, counted and summed over the pixels that exist.
+    fn naive(reduction: Reduction, of: &[u16], size: Size, channels: usize) -> Vec<u16> {
+        let half = Size::new(size.width.div_ceil(2), size.height.div_ceil(2));
+        let mut out = Vec::new();
+        for (y, x, c) in
+            (0..half.height).flat_map(|y| (0..half.width).flat_map(move |x| (0..channels).map(move |c| (y, x, c))))
+        {
+            let here: Vec<u16> = [(2 * x, 2 * y), (2 * x + 1, 2 * y), (2 * x, 2 * y + 1), (2 * x + 1, 2 * y + 1)]
+                .into_iter()
+                .filter(|&(x, y)| x < size.width && y < size.height)
+                .map(|(x, y)| of[(y * size.width + x) as usize * channels + c])
+                .collect();
+            out.push(match reduction {
+                Reduction::Mode => {
+                    let count = |v: u16| here.iter().filter(|&&w| w == v).count();
+                    *here.iter().max_by_key(|&&v| (count(v), std::cmp::Reverse(v))).unwrap()
+                }
+                Reduction::Mean => {
+                    let mean = here.iter().map(|&v| f64::from(v)).sum::<f64>() / here.len() as f64;
+                    (mean + 0.5).floor() as u16
+                }
+            });
+        }
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn halving_is_what_is_documented(
+            (width, height, channels) in (1..40_u64, 1..12_u64, 1..6_usize),
+            values in prop::sample::select(vec![2_u16, 4, 256, 65535]),
+            seed: u64,
+        ) {
+            let size = Size::new(width, height);
+            let samples: Vec<u16> = (0..size.area() * channels as u64)
+                // splitmix64, Steele, Lea and Flood 2014.
+                .map(|i| {
+                    let z = (seed.wrapping_add(i)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+                    let z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+                    ((z ^ z >> 27) % u64::from(values)) as u16 + u16::from(values == 65535)
+                })
+                .collect();
+            for reduction in [Reduction::Mode, Reduction::Mean] {
+                let expected = naive(reduction, &samples, size, channels);
+                let wide = reduction.halve(&Pixels::from_u16(size, channels, samples.clone()));
+                prop_assert_eq!(wide.samples(), &Samples::U16(expected.clone()));
+                if values <= 256 {
+                    let narrow = samples.iter().map(|&v| v as u8).collect();
+                    let narrow = reduction.halve(&Pixels::from_u8(size, channels, narrow));
+                    prop_assert_eq!(narrow.as_u8().unwrap(), expected.iter().map(|&v| v as u8).collect::<Vec<_>>());
+                }
+            }
         }
     }
 
@@ -376,12 +466,28 @@ mod tests {
         }
     }
 
-    /// Pushes a pseudo-random label image in the given order and compares every level with plain halving.
-    fn check(size: Size, shard: Size, capacity: usize, backwards: bool) -> usize {
-        let label =
-            |x: u64, y: u64| if (x / 7 + y / 5).is_multiple_of(3) { 0 } else { (x * 31 + y * 17 + x * y) as u8 % 4 };
+    const LABELS: (Reduction, u64) = (Reduction::Mode, 1);
+
+    /// Pushes a pseudo-random image in the given order and compares every level with plain halving.
+    fn check(
+        (reduction, channels): (Reduction, u64),
+        size: Size,
+        shard: Size,
+        capacity: usize,
+        backwards: bool,
+    ) -> usize {
+        let value = |x: u64, y: u64, c: u64| {
+            if (x / 7 + y / 5).is_multiple_of(3) { 0 } else { (x * 31 + y * 17 + x * y + c) as u8 % 4 }
+        };
+        let samples = |rect: microtome_io::Rect| -> Vec<u8> {
+            let columns = rect.x as u64..rect.right() as u64;
+            (rect.y as u64..rect.bottom() as u64)
+                .flat_map(|y| columns.clone().flat_map(move |x| (0..channels).map(move |c| value(x, y, c))))
+                .collect()
+        };
+        let n = channels as usize;
         let levels = level_sizes(size, 4);
-        let mut pyramid = Pyramid::new(levels.clone(), shard, Reduction::Mode, capacity);
+        let mut pyramid = Pyramid::new(levels.clone(), shard, reduction, capacity);
         let store = Memory::default();
         let cells = size.cells(shard);
         let mut order: Vec<_> =
@@ -391,26 +497,23 @@ mod tests {
         }
         for at in order {
             let rect = at.rect(shard).intersect(size.rect()).unwrap();
-            let samples: Vec<u8> = (0..rect.height)
-                .flat_map(|y| (0..rect.width).map(move |x| label(rect.x as u64 + x, rect.y as u64 + y)))
-                .collect();
+            let samples = samples(rect);
             let empty = samples.iter().all(|&v| v == 0);
             let content =
-                if empty { Shard::Background } else { Shard::Pixels(Pixels::from_u8(rect.size(), 1, samples)) };
+                if empty { Shard::Background } else { Shard::Pixels(Pixels::from_u8(rect.size(), n, samples)) };
             pyramid.push(Level(0), at, content, &store).unwrap();
         }
         assert!(pyramid.pending.is_empty() && pyramid.held == 0);
 
-        let samples = (0..size.height).flat_map(|y| (0..size.width).map(move |x| label(x, y))).collect();
-        let mut whole = Pixels::from_u8(size, 1, samples);
+        let mut whole = Pixels::from_u8(size, n, samples(size.rect()));
         for (level, &size) in levels.iter().enumerate() {
-            let mut read = Pixels::filled(size, microtome_io::SampleType::U8, &[0]);
+            let mut read = Pixels::filled(size, microtome_io::SampleType::U8, &vec![0; n]);
             for (key, pixels) in store.0.borrow().iter().filter(|(key, _)| key.0.0 == level) {
                 let at = key.1.rect(shard).intersect(size.rect()).unwrap();
                 read.blit(size.rect(), pixels, at);
             }
             assert_eq!(read, whole, "level {level}");
-            whole = Reduction::Mode.halve(&whole);
+            whole = reduction.halve(&whole);
         }
         pyramid.peak_bytes()
     }
@@ -419,16 +522,36 @@ mod tests {
     fn levels_do_not_depend_on_order_or_capacity() {
         for size in [Size::new(1, 1), Size::new(37, 21), Size::new(64, 64), Size::new(5, 130), Size::new(33, 1)] {
             for capacity in [0, 100, usize::MAX] {
-                check(size, Size::new(8, 8), capacity, false);
-                check(size, Size::new(8, 8), capacity, true);
+                for kind in [LABELS, (Reduction::Mean, 1), (Reduction::Mean, 3)] {
+                    check(kind, size, Size::new(8, 8), capacity, false);
+                    check(kind, size, Size::new(8, 8), capacity, true);
+                }
             }
+        }
+    }
+
+    /// `cargo nextest run --workspace --run-ignored only --no-capture -E 'test(measurement_of_halving)'`
+    #[test]
+    #[ignore = "a measurement"]
+    fn measurement_of_halving() {
+        let size = Size::new(2048, 2048);
+        for (reduction, channels) in [LABELS, (Reduction::Mean, 1), (Reduction::Mean, 2), (Reduction::Mean, 3)] {
+            let samples = (0..size.area() * channels).map(|i| ((i / 13) * (i / 40_000) % 5) as u8).collect();
+            let pixels = Pixels::from_u8(size, channels as usize, samples);
+            let best = (0..9).map(|_| {
+                let start = std::time::Instant::now();
+                std::hint::black_box(reduction.halve(std::hint::black_box(&pixels)));
+                start.elapsed()
+            });
+            let rate = size.area() as f64 / 1e6 / best.min().unwrap_or_default().as_secs_f64();
+            println!("{reduction:?}, {channels} channels: {rate:.0} Mpx/s");
         }
     }
 
     #[test]
     fn capacity_bounds_what_is_held() {
-        let unlimited = check(Size::new(200, 200), Size::new(8, 8), usize::MAX, false);
-        let bounded = check(Size::new(200, 200), Size::new(8, 8), 256, false);
+        let unlimited = check(LABELS, Size::new(200, 200), Size::new(8, 8), usize::MAX, false);
+        let bounded = check(LABELS, Size::new(200, 200), Size::new(8, 8), 256, false);
         assert!(bounded <= 256 + 64 && bounded < unlimited, "{bounded} of {unlimited} bytes");
     }
 }

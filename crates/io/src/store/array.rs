@@ -24,7 +24,7 @@ use crate::{Error, Result, SampleType};
 /// More dimensions than OME-NGFF allows (5) are not worth reading.
 const MAX_DIMENSIONS: usize = 8;
 /// Shard indexes of more than this many chunks are refused (16 MiB of index).
-const MAX_CHUNKS_PER_SHARD: u64 = 1 << 20;
+pub(super) const MAX_CHUNKS_PER_SHARD: u64 = 1 << 20;
 
 /// An array of 8- or 16-bit unsigned integers.
 #[derive(Debug)]

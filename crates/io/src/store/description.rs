@@ -1,12 +1,13 @@
-//! What a label image is, before it is stored.
+//! What an image is, before it is stored.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{Class, Error, Level, Microns, Pixels, Rect, Result, SampleType, Size, TileCoord};
+use super::Content;
+use super::array::MAX_CHUNKS_PER_SHARD;
+use crate::{Error, Level, Microns, Pixels, Rect, Result, SampleType, Size, TileCoord};
 
 /// Where the centre of a level's first pixel lies, seen from the centre of the slide's first pixel: in micrometres,
 /// or in level-0 pixels where the resolution is not known.
@@ -64,22 +65,22 @@ impl StoreLevel {
     }
 }
 
-/// A label image: everything about it but its pixels.
+/// A multiscale image: everything about it but its pixels.
 #[derive(Debug, Clone, PartialEq)]
-pub struct LabelImage {
+pub struct StoredImage {
     /// The name of the multiscale image.
     pub name: String,
     /// From the finest to the coarsest; each is half of the one before, rounded up.
     pub levels: Vec<StoreLevel>,
-    /// The smallest piece that a reader decodes.
+    /// The smallest piece that a reader decodes: so many pixels of one channel.
     pub chunk: Size,
-    /// The piece that is written at once, as one file: a whole multiple of `chunk` along each axis.
+    /// The piece that is written at once, as one file with all channels: a whole multiple of `chunk` along each axis.
     pub shard: Size,
-    /// How a label is stored.
+    /// How a sample is stored.
     pub sample: SampleType,
-    /// What the labels mean; label 0 is background and may be left out.
-    pub classes: Vec<Class>,
-    /// How a level is made from the one below: `"mode"` for a majority vote.
+    /// What the samples stand for.
+    pub content: Content,
+    /// How a level is made from the one below: `"mode"` for a majority vote, `"mean"` for an average.
     pub method: String,
     /// What goes into `multiscales[0].metadata`: by custom `method`, `version` and `args`.
     pub metadata: Map<String, Value>,
@@ -87,11 +88,11 @@ pub struct LabelImage {
     pub attributes: Map<String, Value>,
 }
 
-impl LabelImage {
+impl StoredImage {
     /// Shards of one level that a store keeps account of, one bit each (32 MiB).
     const MAX_SHARDS: u64 = 1 << 28;
-    /// Samples of one padded shard.
-    const MAX_SHARD_AREA: u64 = 1 << 30;
+    /// Samples of one padded shard, all channels together.
+    const MAX_SHARD_SAMPLES: u64 = 1 << 30;
 
     /// Refuses a description that no store could honour.
     ///
@@ -100,7 +101,7 @@ impl LabelImage {
     pub fn validate(&self, path: &Path) -> Result<()> {
         match self.fault() {
             None => Ok(()),
-            Some(fault) => Err(Error::usage(path, format!("the label image cannot be stored: {fault}"))),
+            Some(fault) => Err(Error::usage(path, format!("the image cannot be stored: {fault}"))),
         }
     }
 
@@ -114,8 +115,12 @@ impl LabelImage {
         {
             return Some(format!("a shard of {shard} pixels is not made of whole chunks of {chunk}"));
         }
-        if shard.area() > Self::MAX_SHARD_AREA {
-            return Some(format!("a shard of {shard} pixels is larger than 2^30 pixels"));
+        let channels = self.content.samples_per_pixel() as u64;
+        if shard.area().saturating_mul(channels) > Self::MAX_SHARD_SAMPLES {
+            return Some(format!("a shard of {shard} pixels is larger than 2^30 samples"));
+        }
+        if shard.cells(chunk).area().saturating_mul(channels) > MAX_CHUNKS_PER_SHARD {
+            return Some(format!("a shard of {shard} pixels has more than 2^20 chunks of {chunk}"));
         }
         for (n, level) in self.levels.iter().enumerate() {
             if level.size.is_empty() {
@@ -146,16 +151,7 @@ impl LabelImage {
                 return Some(format!("the translation of level {n} is not a number"));
             }
         }
-        let mut seen = BTreeSet::new();
-        for class in &self.classes {
-            if self.sample == SampleType::U8 && class.value > u16::from(u8::MAX) {
-                return Some(format!("class {:?} has the value {}, which 8 bits do not hold", class.name, class.value));
-            }
-            if !seen.insert(class.value) {
-                return Some(format!("two classes have the value {}", class.value));
-            }
-        }
-        None
+        self.content.fault(self.sample)
     }
 
     /// How many shards cover `level` along each axis, or `None` if there is no such level.
@@ -175,6 +171,20 @@ impl LabelImage {
         shard.rect(self.shard).intersect(self.levels[level.0].size.rect())
     }
 
+    /// The attributes with the notes that came when the image was finished.
+    ///
+    /// # Errors
+    /// [`Error::Usage`], naming `path`, if a note has the name of an attribute.
+    pub(super) fn attributes_with(&self, path: &Path, notes: &Map<String, Value>) -> Result<Map<String, Value>> {
+        let mut all = self.attributes.clone();
+        for (name, note) in notes {
+            if all.insert(name.clone(), note.clone()).is_some() {
+                return Err(Error::usage(path, format!("the note {name:?} has the name of an attribute")));
+            }
+        }
+        Ok(all)
+    }
+
     /// A shard of nothing but background.
     ///
     /// # Errors
@@ -183,26 +193,37 @@ impl LabelImage {
         let rect = self
             .shard_rect(level, shard)
             .ok_or_else(|| Error::usage(path, format!("level {level}, shard {shard}: there is no such shard")))?;
-        Ok(Pixels::filled(rect.size(), self.sample, &[0]))
+        Ok(Pixels::filled(rect.size(), self.sample, &vec![0; self.content.samples_per_pixel()]))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Class;
+    use crate::store::Channel;
 
-    fn image() -> LabelImage {
-        LabelImage {
+    fn image() -> StoredImage {
+        StoredImage {
             name: "mask".into(),
             levels: StoreLevel::finest(Size::new(101, 50), Some(Microns { x: 0.5, y: 0.25 })).pyramid(3),
             chunk: Size::new(16, 8),
             shard: Size::new(32, 16),
             sample: SampleType::U8,
-            classes: vec![Class::with_default_color(1, "tumour")],
+            content: Content::Labels { classes: vec![Class::with_default_color(1, "tumour")] },
             method: "mode".into(),
             metadata: Map::new(),
             attributes: Map::new(),
         }
+    }
+
+    fn labels(values: &[u16]) -> Content {
+        let classes = values.iter().map(|&v| Class::with_default_color(v, "tumour")).collect();
+        Content::Labels { classes }
+    }
+
+    fn channels(n: usize) -> Content {
+        Content::Image { channels: vec![Channel { name: "p".into(), color: [255; 3] }; n] }
     }
 
     #[test]
@@ -230,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_description_that_no_store_could_honour_is_refused() {
-        let refuses = |change: fn(&mut LabelImage), word: &str| {
+        let refuses = |change: fn(&mut StoredImage), word: &str| {
             let mut image = image();
             change(&mut image);
             let error = image.validate(Path::new("m.zarr")).unwrap_err().to_string();
@@ -243,8 +264,12 @@ mod tests {
         refuses(|i| i.levels[1].size.width = 50, "not half");
         refuses(|i| i.levels[1].mpp = None, "resolution of level 1");
         refuses(|i| i.levels[0].mpp = Some(Microns::square(f64::NAN)), "resolution of level 0");
-        refuses(|i| i.classes[0].value = 300, "8 bits");
-        refuses(|i| i.classes.push(i.classes[0].clone()), "two classes");
+        refuses(|i| i.content = labels(&[300]), "8 bits");
+        refuses(|i| i.content = labels(&[1, 1]), "two classes");
+        refuses(|i| i.content = Content::Image { channels: Vec::new() }, "no channel");
+        refuses(|i| i.content = channels(1 << 16), "65535");
+        refuses(|i| (i.shard, i.content) = (Size::new(16 * 64, 8), channels(1 << 15)), "2^20 chunks");
+        refuses(|i| (i.chunk, i.shard) = (Size::new(1 << 15, 1 << 15), Size::new(1 << 16, 1 << 15)), "2^30 samples");
         refuses(|i| i.levels = StoreLevel::finest(Size::new(1 << 40, 1 << 40), None).pyramid(1), "2^28 shards");
     }
 }

@@ -26,7 +26,7 @@ pub(super) const METADATA_LIMIT: u64 = 16 << 20;
 pub enum Found {
     /// Nothing, or an empty folder.
     Nothing,
-    /// A finished store of ours, with its root attribute `microtome`.
+    /// A finished store of ours, with its root attribute `microtome`: the image's attributes and the notes of its last moment.
     Complete(Map<String, Value>),
     /// A store of ours whose writing did not come to its end.
     Unfinished,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::LabelImage;
+use super::StoredImage;
 use crate::{Error, Level, Pixels, Result, TileCoord};
 
 /// What a sink knows of its shards: one bit for each, and how many are being written right now.
@@ -33,7 +33,7 @@ impl Ledger {
     ///
     /// # Errors
     /// [`Error::Usage`] if the description cannot be honoured.
-    pub(super) fn new(path: &Path, image: &LabelImage) -> Result<Self> {
+    pub(super) fn new(path: &Path, image: &StoredImage) -> Result<Self> {
         image.validate(path)?;
         let levels = image.levels.iter().map(|level| {
             let grid = level.size.cells(image.shard);
@@ -46,21 +46,22 @@ impl Ledger {
     /// Allows a write, or says why not. The shard counts as written once the permit is [kept](Permit::keep).
     pub(super) fn admit(
         &self,
-        image: &LabelImage,
+        image: &StoredImage,
         level: Level,
         shard: TileCoord,
-        labels: &Pixels,
+        pixels: &Pixels,
     ) -> Result<Permit<'_>> {
         let refuse = |why: String| Err(Error::usage(&self.path, format!("level {level}, shard {shard}: {why}")));
         let Some(rect) = image.shard_rect(level, shard) else { return refuse("there is no such shard".into()) };
-        if labels.size() != rect.size() || labels.channels() != 1 || labels.sample_type() != image.sample {
+        let channels = image.content.samples_per_pixel();
+        if pixels.size() != rect.size() || pixels.channels() != channels || pixels.sample_type() != image.sample {
             return refuse(format!(
-                "it holds {} labels of {:?}, and was given {} of {:?} in {} channels",
+                "it holds {} pixels of {channels} times {:?}, and was given {} of {} times {:?}",
                 rect.size(),
                 image.sample,
-                labels.size(),
-                labels.sample_type(),
-                labels.channels(),
+                pixels.size(),
+                pixels.channels(),
+                pixels.sample_type(),
             ));
         }
         let mut progress = self.progress();
@@ -76,7 +77,7 @@ impl Ledger {
     }
 
     /// Counts a shard as written: it is stored already.
-    pub(super) fn mark(&self, image: &LabelImage, level: Level, shard: TileCoord) -> Result<()> {
+    pub(super) fn mark(&self, image: &StoredImage, level: Level, shard: TileCoord) -> Result<()> {
         if image.shard_rect(level, shard).is_none() {
             return Err(Error::usage(&self.path, format!("level {level}, shard {shard}: there is no such shard")));
         }

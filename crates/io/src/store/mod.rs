@@ -1,28 +1,34 @@
-//! OME-Zarr stores: label images are written here, images and label images are read here.
+//! OME-Zarr stores: images and label images, written and read.
 //!
-//! A [`LabelImage`] describes a mask before its first pixel exists; a [`MaskSink`] takes the pixels, shard by shard
-//! and from any thread, and [`MaskSink::finish`] makes the whole visible at once.
-//! [`ZarrMask`] is the sink on disk, [`MemoryMask`] the one in memory; [`OmeZarr`] reads.
+//! A [`StoredImage`] describes an image before its first pixel exists; a [`ImageSink`] takes the pixels, shard by shard
+//! and from any thread, and [`ImageSink::finish`] makes the whole visible at once.
+//! [`ZarrImage`] is the sink on disk, [`MemoryImage`] the one in memory; [`OmeZarr`] reads.
 //!
-//! Memory: a write holds one padded shard and twice its encoded form; a read holds its result and, per working thread,
+//! Memory: a write holds one chunk and the encoded shard; a read holds its result and, per working thread,
 //! one encoded and one decoded chunk and the index of one shard.
 
 mod array;
 mod codec;
+mod content;
 mod description;
 mod folder;
 mod found;
 mod ledger;
+#[cfg(test)]
+mod measurements;
 mod memory;
 mod multiscale;
 mod ngff;
 mod reader;
+mod region;
+mod shard;
 mod sink;
 mod zarr;
 
-pub use description::{LabelImage, StoreLevel, Translation};
+pub use content::{Channel, Content};
+pub use description::{StoreLevel, StoredImage, Translation};
 pub use found::{Found, inspect, remove};
-pub use memory::MemoryMask;
-pub use reader::{OmeZarr, StoreInfo, StoreKind};
-pub use sink::{MaskSink, Stored};
-pub use zarr::{ZarrMask, stored_shard};
+pub use memory::MemoryImage;
+pub use reader::{OmeZarr, StoreInfo};
+pub use sink::{ImageSink, Stored};
+pub use zarr::{ZarrImage, stored_shard};

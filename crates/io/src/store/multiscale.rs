@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::found::{MARKER, METADATA, METADATA_LIMIT};
-use super::{StoreLevel, Translation, folder, ngff};
+use super::{Channel, Content, StoreLevel, Translation, folder, ngff};
 use crate::{Class, Error, Microns, Result};
 
 /// More levels than a picture of 2^63 pixels has.
@@ -31,8 +31,7 @@ pub(super) struct Multiscale {
     pub(super) axes: Axes,
     /// The folder of each level, relative to the group, and where its pixels lie.
     pub(super) datasets: Vec<(String, Place)>,
-    /// `None` where it is no label image.
-    pub(super) classes: Option<Vec<Class>>,
+    pub(super) content: Content,
     pub(super) attributes: Map<String, Value>,
 }
 
@@ -161,9 +160,9 @@ impl Multiscale {
         let text = |value: Option<Value>| value.and_then(|v| v.as_str().map(Into::into));
         let axes = Axes::new(file, &entry.axes)?;
         let datasets = entry.places(file, &axes)?;
-        let classes = match ome.get_mut("image-label").map(Value::take) {
-            None | Some(Value::Null) => None,
-            Some(label) => Some(classes(serde_json::from_value(label).map_err(format)?)),
+        let content = match ome.get_mut("image-label").map(Value::take) {
+            None | Some(Value::Null) => Content::Image { channels: channels(&ome["omero"]["channels"]) },
+            Some(label) => Content::Labels { classes: classes(serde_json::from_value(label).map_err(format)?) },
         };
         let object = |value| if let Value::Object(map) = value { map } else { Map::new() };
         Ok(Self {
@@ -174,13 +173,20 @@ impl Multiscale {
             metadata: object(entry.metadata.unwrap_or(Value::Null)),
             axes,
             datasets,
-            classes,
+            content,
             attributes: object(ours),
         })
     }
 }
 
 impl Axes {
+    /// Those of an image of ours: `[c,] y, x`.
+    pub(super) fn named(names: &[&str]) -> Self {
+        let planar = names.len() - 2;
+        let names = names.iter().map(|&name| name.into()).collect();
+        Self { names, x: planar + 1, y: planar, channel: (planar == 1).then_some(0) }
+    }
+
     fn new(file: &Path, axes: &[Axis]) -> Result<Self> {
         if axes.len() > MAX_AXES {
             return Err(Error::format(file, format!("an image has at most {MAX_AXES} axes, not {}", axes.len())));
@@ -276,6 +282,25 @@ fn micrometres(unit: &str) -> Option<f64> {
         "yard" => 914_400.0,
         _ => return None,
     })
+}
+
+/// What `omero` says of each channel, in the order of the channels. It is there for people who look at the picture, so what is not understood is
+/// left out: the name is then empty, the colour white.
+fn channels(list: &Value) -> Vec<Channel> {
+    let channel = |channel: &Value| Channel {
+        name: channel["label"].as_str().unwrap_or_default().into(),
+        color: channel["color"].as_str().and_then(color).unwrap_or([255; 3]),
+    };
+    list.as_array().map(|list| list.iter().map(channel).collect()).unwrap_or_default()
+}
+
+/// `RRGGBB`.
+fn color(hex: &str) -> Option<[u8; 3]> {
+    if hex.len() != 6 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    let [_, r, g, b] = u32::from_str_radix(hex, 16).ok()?.to_be_bytes();
+    Some([r, g, b])
 }
 
 /// Colours and properties belong together by their label.

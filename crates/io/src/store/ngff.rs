@@ -6,37 +6,44 @@
 
 use serde_json::{Map, Value, json};
 
-use super::LabelImage;
-use crate::Microns;
+use super::{Channel, Content, StoredImage};
+use crate::{Class, Microns, SampleType};
 
 /// The version of the specification: <https://ngff.openmicroscopy.org/0.5/>.
 pub(super) const VERSION: &str = "0.5";
 /// The root attribute that is ours.
 pub(super) const OURS: &str = "microtome";
 
-/// The root `zarr.json` of a stand-alone label image whose levels are the arrays `0`, `1`, ...
-pub(super) fn root(image: &LabelImage) -> Value {
-    json!({
-        "zarr_format": 3,
-        "node_type": "group",
-        "attributes": {
-            "ome": {
-                "version": VERSION,
-                "multiscales": [multiscale(image)],
-                "image-label": image_label(image),
-            },
-            OURS: image.attributes,
-        },
-    })
+/// The root `zarr.json` of a stand-alone image whose levels are the arrays `0`, `1`, ... What is `ours` goes under [`OURS`].
+pub(super) fn root(image: &StoredImage, ours: &Map<String, Value>) -> Value {
+    let mut ome = json!({ "version": VERSION, "multiscales": [multiscale(image)] });
+    match &image.content {
+        Content::Labels { classes } => ome["image-label"] = image_label(classes),
+        Content::Image { channels } => ome["omero"] = omero(channels, image.sample),
+    }
+    json!({ "zarr_format": 3, "node_type": "group", "attributes": { "ome": ome, OURS: ours } })
 }
 
-fn multiscale(image: &LabelImage) -> Value {
-    let axis = |name: &str| {
-        if image.levels[0].mpp.is_some() {
-            json!({ "name": name, "type": "space", "unit": "micrometer" })
-        } else {
-            json!({ "name": name, "type": "space" })
-        }
+fn multiscale(image: &StoredImage) -> Value {
+    let axes = image.content.axes();
+    let axis = |&name: &&str| match name {
+        "c" => json!({ "name": name, "type": "channel" }),
+        _ if image.levels[0].mpp.is_some() => json!({ "name": name, "type": "space", "unit": "micrometer" }),
+        _ => json!({ "name": name, "type": "space" }),
+    };
+    // One number per axis; channels are neither scaled nor moved.
+    let along = |c: f64, y: f64, x: f64| -> Vec<f64> {
+        axes.iter()
+            .map(|&axis| {
+                if axis == "c" {
+                    c
+                } else if axis == "y" {
+                    y
+                } else {
+                    x
+                }
+            })
+            .collect()
     };
     let datasets: Vec<Value> = image
         .levels
@@ -48,15 +55,15 @@ fn multiscale(image: &LabelImage) -> Value {
             json!({
                 "path": n.to_string(),
                 "coordinateTransformations": [
-                    { "type": "scale", "scale": [scale.y, scale.x] },
-                    { "type": "translation", "translation": [level.translation.y, level.translation.x] },
+                    { "type": "scale", "scale": along(1.0, scale.y, scale.x) },
+                    { "type": "translation", "translation": along(0.0, level.translation.y, level.translation.x) },
                 ],
             })
         })
         .collect();
     json!({
         "name": image.name,
-        "axes": [axis("y"), axis("x")],
+        "axes": axes.iter().map(axis).collect::<Vec<_>>(),
         "datasets": datasets,
         "type": image.method,
         "metadata": image.metadata,
@@ -65,7 +72,7 @@ fn multiscale(image: &LabelImage) -> Value {
 
 /// Colours and names of the labels. Background is always listed and transparent: the strict schema wants at least one colour, and a
 /// viewer then shows the slide where there is nothing.
-fn image_label(image: &LabelImage) -> Value {
+fn image_label(classes: &[Class]) -> Value {
     let mut colors = Vec::new();
     let mut properties = Vec::new();
     let mut list = |value: u16, [r, g, b]: [u8; 3], name: &str, code: Option<&String>| {
@@ -76,13 +83,30 @@ fn image_label(image: &LabelImage) -> Value {
         property.extend(code.map(|code| ("code".to_owned(), Value::from(code.as_str()))));
         properties.push(Value::Object(property));
     };
-    if image.classes.iter().all(|class| class.value != 0) {
+    if classes.iter().all(|class| class.value != 0) {
         list(0, [0, 0, 0], "background", None);
     }
-    for class in &image.classes {
+    for class in classes {
         list(class.value, class.color, &class.name, class.code.as_ref());
     }
     json!({ "version": VERSION, "colors": colors, "properties": properties })
+}
+
+/// Names, colours and ranges of the channels: the whole range of the samples is shown.
+fn omero(channels: &[Channel], sample: SampleType) -> Value {
+    let max = match sample {
+        SampleType::U8 => u16::from(u8::MAX),
+        SampleType::U16 => u16::MAX,
+    };
+    let channel = |Channel { name, color: [r, g, b] }: &Channel| {
+        json!({
+            "label": name,
+            "color": format!("{r:02X}{g:02X}{b:02X}"),
+            "active": true,
+            "window": { "min": 0, "max": max, "start": 0, "end": max },
+        })
+    };
+    json!({ "channels": channels.iter().map(channel).collect::<Vec<_>>() })
 }
 
 /// A document as it goes to disk: indented, its keys in the order in which they were put.

@@ -1,29 +1,19 @@
 //! Reading OME-Zarr images and label images.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
-use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::StoreLevel;
-use super::array::{Array, ChunkFile, Grid};
+use super::array::Array;
 use super::multiscale::{Axes, Multiscale};
+use super::region::Region;
+use super::{Content, StoreLevel};
 use crate::bytes::{Memory, Positional, content_id};
 use crate::slide::{LevelInfo, Limits, Resolution, ResolutionSource, SlideInfo, SlideReader};
-use crate::{Class, Downsample, Error, Level, Pixels, Rect, Result, SampleType, Samples, Size, TileCoord};
-
-/// What a store holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum StoreKind {
-    /// A picture.
-    Image,
-    /// A label image: it carries `image-label` metadata.
-    Labels,
-}
+use crate::{Downsample, Error, Level, Pixels, Rect, Result, SampleType, Size};
 
 /// What a store says about itself.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -42,10 +32,8 @@ pub struct StoreInfo {
     pub sample: SampleType,
     /// What is decoded at once, at level 0.
     pub chunk: Size,
-    /// Whether the samples are intensities or labels.
-    pub kind: StoreKind,
-    /// What the labels of a label image mean; empty for an image.
-    pub classes: Vec<Class>,
+    /// What the samples stand for: labels, if the store carries `image-label` metadata.
+    pub content: Content,
     /// How a level was made from the one below, if the store says.
     pub method: Option<String>,
     /// The `metadata` of the multiscale image.
@@ -109,16 +97,22 @@ impl OmeZarr {
             arrays.push(array);
         }
         let finest = &arrays[0];
+        let count = axes.channel.map_or(1, |c| finest.shape[c]);
         let info = StoreInfo {
             path: path.into(),
             version: multiscale.version,
             name: multiscale.name,
             levels,
-            channels: axes.channel.map_or(1, |c| finest.shape[c] as usize),
+            channels: count as usize,
             sample: finest.sample,
             chunk: axes.plane(&finest.chunk),
-            kind: if multiscale.classes.is_some() { StoreKind::Labels } else { StoreKind::Image },
-            classes: multiscale.classes.unwrap_or_default(),
+            content: match multiscale.content {
+                // What tells of more or fewer channels than there are tells of other channels.
+                Content::Image { channels } if channels.len() as u64 != count => {
+                    Content::Image { channels: Vec::new() }
+                }
+                content => content,
+            },
             method: multiscale.method,
             metadata: multiscale.metadata,
             attributes: multiscale.attributes,
@@ -142,11 +136,27 @@ impl OmeZarr {
     /// [`Error::Usage`] for a level that does not exist, [`Error::Limits`] for more than `Limits::decoded_bytes`, [`Error::Tile`]
     /// where a chunk cannot be decoded; its column and row count chunks.
     pub fn read_region(&self, level: Level, rect: Rect) -> Result<Pixels> {
+        self.read(level, rect, 0..self.info.channels)
+    }
+
+    /// Decodes one channel of the pixels of `rect`, and of what is stored only the chunks that hold it. Otherwise as [`read_region`](Self::read_region).
+    ///
+    /// # Errors
+    /// As [`read_region`](Self::read_region); [`Error::Usage`] for a channel that does not exist.
+    pub fn read_channel(&self, level: Level, rect: Rect, channel: usize) -> Result<Pixels> {
+        if channel >= self.info.channels {
+            let n = self.info.channels;
+            return Err(Error::usage(&self.info.path, format!("there is no channel {channel}: the store has {n}")));
+        }
+        self.read(level, rect, channel..channel + 1)
+    }
+
+    fn read(&self, level: Level, rect: Rect, channels: Range<usize>) -> Result<Pixels> {
         let (info, Some(array)) = (&self.info, self.arrays.get(level.0)) else {
             let n = self.arrays.len();
             return Err(Error::usage(&self.info.path, format!("there is no level {level}: the store has {n}")));
         };
-        let sample_bytes = (info.channels * info.sample.bytes()) as u64;
+        let sample_bytes = (channels.len() * info.sample.bytes()) as u64;
         let bytes = u128::from(rect.width) * u128::from(rect.height) * u128::from(sample_bytes);
         if bytes > u128::from(self.limits.decoded_bytes) {
             let limit = self.limits.decoded_bytes;
@@ -155,19 +165,15 @@ impl OmeZarr {
                 format!("{rect} takes {bytes} bytes, more than the {limit} that are allowed"),
             ));
         }
-        let whole = Pixels::filled(rect.size(), info.sample, &vec![0; info.channels]);
+        let whole = Pixels::filled(rect.size(), info.sample, &vec![0; channels.len()]);
         let Some(inside) = rect.intersect(info.levels[level.0].size.rect()) else { return Ok(whole) };
-        let region = Region { array, axes: &self.axes, rect, inside, result: Mutex::new(whole) };
-        let files = region.files();
-        (0..files.count()).into_par_iter().try_for_each(|n| {
-            region.read_file(&files.get(n)).map_err(|(tile, message)| Error::Tile {
-                path: info.path.clone(),
-                level,
-                tile,
-                message,
-            })
-        })?;
-        Ok(region.result.into_inner().unwrap_or_else(PoisonError::into_inner))
+        let region = Region::new(array, &self.axes, rect, inside, whole).channels(channels);
+        region.read_in_parallel().map_err(|(tile, message)| Error::Tile {
+            path: info.path.clone(),
+            level,
+            tile,
+            message,
+        })
     }
 }
 
@@ -249,142 +255,5 @@ impl Axes {
             return Err(Error::format(folder, "the level differs from level 0 in channels or sample type"));
         }
         Ok(self.plane(&array.shape))
-    }
-}
-
-/// A rectangle of a level on its way into the result.
-struct Region<'a> {
-    array: &'a Array,
-    axes: &'a Axes,
-    rect: Rect,
-    /// What of `rect` the level holds.
-    inside: Rect,
-    result: Mutex<Pixels>,
-}
-
-/// The chunk and what is wrong with it.
-type Fault = (TileCoord, String);
-
-impl Region<'_> {
-    /// The first and last index along an axis that the region needs.
-    fn needs(&self, axis: usize) -> (u64, u64) {
-        let span = |at: i64, n: u64| (at as u64, at as u64 + n - 1);
-        match axis {
-            _ if axis == self.axes.x => span(self.inside.x, self.inside.width),
-            _ if axis == self.axes.y => span(self.inside.y, self.inside.height),
-            _ if self.axes.channel == Some(axis) => (0, self.array.shape[axis] - 1),
-            _ => (0, 0),
-        }
-    }
-
-    /// The first and last chunk that the region needs, per axis.
-    fn chunks(&self) -> Vec<(u64, u64)> {
-        let chunk = |axis: usize, side: u64| {
-            let (first, last) = self.needs(axis);
-            (first / side, last / side)
-        };
-        self.array.chunk.iter().enumerate().map(|(axis, &side)| chunk(axis, side)).collect()
-    }
-
-    fn files(&self) -> Grid {
-        let (first, last): (Vec<u64>, Vec<u64>) = self.chunks().into_iter().unzip();
-        let (first, last) = (self.array.file_of(&first), self.array.file_of(&last));
-        Grid::new(first.into_iter().zip(last).collect())
-    }
-
-    fn read_file(&self, file: &[u64]) -> Result<(), Fault> {
-        let (per_file, needed) = (self.array.chunks_per_file(), self.chunks());
-        let here: Vec<(u64, u64)> = (file.iter().zip(&per_file).zip(&needed))
-            .map(|((&file, &n), &(first, last))| (first.max(file * n), last.min(file * n + (n - 1))))
-            .collect();
-        let tile = |chunk: &[u64]| TileCoord { row: chunk[self.axes.y], column: chunk[self.axes.x] };
-        let chunks = Grid::new(here);
-        let opened = self.array.open_file(file).map_err(|message| (tile(&chunks.get(0)), message))?;
-        (0..chunks.count()).into_par_iter().try_for_each(|n| {
-            let chunk = chunks.get(n);
-            self.read_chunk(opened.as_ref(), &chunk).map_err(|message| (tile(&chunk), message))
-        })
-    }
-
-    fn read_chunk(&self, file: Option<&ChunkFile>, chunk: &[u64]) -> Result<(), String> {
-        let decoded = match file {
-            Some(file) => self.array.read_chunk(file, chunk)?,
-            None => None,
-        };
-        let fill = self.array.fill;
-        let Some(decoded) = decoded else {
-            if fill != 0 {
-                let strides = vec![0; chunk.len()];
-                match self.array.sample {
-                    SampleType::U8 => self.place(chunk, &[fill as u8], &strides, u8_mut(&mut self.result())),
-                    SampleType::U16 => self.place(chunk, &[fill], &strides, u16_mut(&mut self.result())),
-                }
-            }
-            return Ok(());
-        };
-        let strides = decoded.strides.clone();
-        match self.array.sample {
-            SampleType::U8 => {
-                let samples = decoded.into_u8();
-                self.place(chunk, &samples, &strides, u8_mut(&mut self.result()));
-            }
-            SampleType::U16 => {
-                let samples = decoded.into_u16();
-                self.place(chunk, &samples, &strides, u16_mut(&mut self.result()));
-            }
-        }
-        Ok(())
-    }
-
-    /// The result, to be held only for as long as a chunk is copied into it.
-    fn result(&self) -> std::sync::MutexGuard<'_, Pixels> {
-        self.result.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Copies what the region needs of a chunk.
-    fn place<T: Copy>(&self, chunk: &[u64], samples: &[T], strides: &[usize], result: &mut [T]) {
-        let side = |axis: usize| self.array.chunk[axis];
-        // From and to which index, within the whole array.
-        let span = |axis: usize| {
-            let (first, last) = self.needs(axis);
-            let start = chunk[axis] * side(axis);
-            (first.max(start), last.min(start + (side(axis) - 1)), start)
-        };
-        let (x0, x1, chunk_x) = span(self.axes.x);
-        let (y0, y1, chunk_y) = span(self.axes.y);
-        let channels = self.axes.channel.map_or(1, |c| self.array.shape[c] as usize);
-        let (c0, c1, chunk_c) = self.axes.channel.map_or((0, 0, 0), span);
-        let channel_stride = self.axes.channel.map_or(0, |c| strides[c]);
-        let (x_stride, y_stride) = (strides[self.axes.x], strides[self.axes.y]);
-        let n = (x1 - x0 + 1) as usize;
-        for y in y0..=y1 {
-            let row = (y as i64 - self.rect.y) as usize * self.rect.width as usize;
-            let to = (row + (x0 as i64 - self.rect.x) as usize) * channels;
-            for c in c0..=c1 {
-                let from = (y - chunk_y) as usize * y_stride
-                    + (x0 - chunk_x) as usize * x_stride
-                    + (c - chunk_c) as usize * channel_stride;
-                if channels == 1 && x_stride == 1 {
-                    result[to..to + n].copy_from_slice(&samples[from..from + n]);
-                } else {
-                    let to = result[to + c as usize..].iter_mut().step_by(channels);
-                    to.zip(0..n).for_each(|(to, x)| *to = samples[from + x * x_stride]);
-                }
-            }
-        }
-    }
-}
-
-fn u8_mut(pixels: &mut Pixels) -> &mut [u8] {
-    match pixels.samples_mut() {
-        Samples::U8(v) => v,
-        Samples::U16(_) => unreachable!("the result was made with the array's sample type"),
-    }
-}
-
-fn u16_mut(pixels: &mut Pixels) -> &mut [u16] {
-    match pixels.samples_mut() {
-        Samples::U16(v) => v,
-        Samples::U8(_) => unreachable!("the result was made with the array's sample type"),
     }
 }

@@ -1,29 +1,31 @@
-//! The boundary between those who make labels and those who keep them.
+//! The boundary between those who make pixels and those who keep them.
 
-use super::LabelImage;
+use serde_json::{Map, Value};
+
+use super::StoredImage;
 use crate::{Level, Pixels, Result, Samples, TileCoord};
 
-/// Takes the labels of an image, one shard at a time, from any number of threads.
+/// Takes the pixels of an image, one shard at a time, from any number of threads.
 ///
 /// The contract, which every implementation is tested against:
 /// - each shard is written at most once, in any order, and different shards at the same time from different threads;
-/// - a shard that was never written is background (label 0);
+/// - a shard that was never written is background (0);
 /// - a shard of nothing but background counts as written, but nothing is stored for it;
 /// - nobody sees an image before [`finish`](Self::finish) has returned.
-pub trait MaskSink: Send + Sync + std::fmt::Debug {
+pub trait ImageSink: Send + Sync + std::fmt::Debug {
     /// What is being written.
-    fn image(&self) -> &LabelImage;
+    fn image(&self) -> &StoredImage;
 
     /// Writes a shard.
     ///
-    /// `labels` has one channel, the image's sample type, and exactly the pixels of the shard's rectangle clipped to
-    /// the level ([`LabelImage::shard_rect`]).
+    /// `pixels` has as many channels as the image (labels have one), the image's sample type, and exactly the pixels of the shard's rectangle clipped to
+    /// the level ([`StoredImage::shard_rect`]).
     ///
     /// # Errors
     /// [`Error::Usage`](crate::Error::Usage) for a shard that does not exist, was written before or comes after
-    /// `finish`, and for labels of another size or type; [`Error::Io`](crate::Error::Io) if it cannot be stored, after
+    /// `finish`, and for pixels of another size or type; [`Error::Io`](crate::Error::Io) if it cannot be stored, after
     /// which it may be tried again.
-    fn write_shard(&self, level: Level, shard: TileCoord, labels: &Pixels) -> Result<Stored>;
+    fn write_shard(&self, level: Level, shard: TileCoord, pixels: &Pixels) -> Result<Stored>;
 
     /// Gives a shard back that this sink has written, or background if it has not.
     ///
@@ -40,10 +42,13 @@ pub trait MaskSink: Send + Sync + std::fmt::Debug {
 
     /// Makes what was written durable, then visible. To be called once, after the last `write_shard` has returned.
     ///
+    /// `notes` is what is known only now; it stands beside the [`attributes`](StoredImage::attributes) of the image, under names of
+    /// its own, and like those it is part of the result: no times, no machine.
+    ///
     /// # Errors
-    /// [`Error::Usage`](crate::Error::Usage) if a write is under way or the image is finished already;
-    /// [`Error::Io`](crate::Error::Io) if it cannot be stored: it then stays invisible.
-    fn finish(&self) -> Result<()>;
+    /// [`Error::Usage`](crate::Error::Usage) if a write is under way, the image is finished already, or a note has the name of an
+    /// attribute; [`Error::Io`](crate::Error::Io) if it cannot be stored: it then stays invisible.
+    fn finish(&self, notes: &Map<String, Value>) -> Result<()>;
 }
 
 /// What became of a shard that was written.
@@ -55,10 +60,10 @@ pub enum Stored {
     Sha256([u8; 32]),
 }
 
-/// True where there is no label but 0.
-pub(super) fn is_background(labels: &Pixels) -> bool {
-    match labels.samples() {
-        Samples::U8(v) => v.iter().all(|&label| label == 0),
-        Samples::U16(v) => v.iter().all(|&label| label == 0),
+/// True where there is nothing but 0.
+pub(super) fn is_background(pixels: &Pixels) -> bool {
+    match pixels.samples() {
+        Samples::U8(v) => v.iter().all(|&sample| sample == 0),
+        Samples::U16(v) => v.iter().all(|&sample| sample == 0),
     }
 }

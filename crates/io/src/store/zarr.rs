@@ -1,44 +1,45 @@
-//! A mask on disk.
+//! An image on disk.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
-use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use zarrs::array::codec::api::{ArrayToBytesCodecTraits, CodecOptions};
-use zarrs::array::codec::{ShardingCodecBuilder, SubchunkWriteOrder, ZstdCodec};
-use zarrs::array::{ArrayBuilder, ArrayBytes, ArrayMetadataOptions, DataType, FillValue, data_type};
 
-use super::found::{self, Found, MARKER, METADATA, inspect};
+use super::array::Array;
+use super::found::{self, Found, MARKER, METADATA, METADATA_LIMIT, inspect};
 use super::ledger::Ledger;
-use super::sink::{Stored, is_background};
-use super::{LabelImage, MaskSink, folder, ngff};
-use crate::{Error, Level, Pixels, Result, SampleType, Samples, TileCoord};
+use super::multiscale::Axes;
+use super::region::Region;
+use super::shard::ShardEncoder;
+use super::sink::Stored;
+use super::{ImageSink, StoredImage, folder, ngff};
+use crate::slide::Limits;
+use crate::{Error, Level, Pixels, Result, TileCoord};
 
-/// Compression level of the chunks: beyond 3, masks get hardly smaller and much slower to write.
-const ZSTD_LEVEL: i32 = 3;
 /// How many encoded bytes, and how many files, may wait for the disk. Dirty pages count as memory.
 const SYNC_BYTES: usize = 32 << 20;
 const SYNC_FILES: usize = 1024;
 
-/// A [`MaskSink`] that writes an OME-Zarr 0.5 label image into a folder.
+/// A [`ImageSink`] that writes an OME-Zarr 0.5 image into a folder.
 ///
-/// Levels are the arrays `0`, `1`, ...; one file holds one shard (`sharding_indexed`: chunks compressed with zstd, an
-/// index with a checksum at the end), chunks and shards of nothing but background are not stored, and the same labels give the
+/// Levels are the arrays `0`, `1`, ...; one file holds one shard with all its channels (`sharding_indexed`: chunks of one channel compressed with zstd, an
+/// index with a checksum at the end), chunks and shards of nothing but background are not stored, and the same pixels give the
 /// same bytes. A shard file appears whole, by rename. The root metadata comes last, so that nobody takes an unfinished store for
 /// a finished one; [`inspect`] tells ours from a stranger's.
 ///
-/// Memory: per write under way, one padded shard and twice its encoded form; a bit per shard; at most 32 MiB of files that are not yet on the disk.
+/// Memory: per write under way, one chunk, and the encoded shard; a bit per shard; at most 32 MiB of files that are not yet on the disk.
 #[derive(Debug)]
-pub struct ZarrMask {
+pub struct ZarrImage {
     path: PathBuf,
-    image: LabelImage,
+    image: StoredImage,
     ledger: Ledger,
-    encoder: Encoder,
+    encoder: ShardEncoder,
+    /// The levels, as they are read again.
+    arrays: Vec<Array>,
     unsynced: Mutex<Unsynced>,
     /// The marker, locked for as long as this process writes here: [`inspect`] tells others so.
     _marker: fs::File,
@@ -55,16 +56,15 @@ struct Unsynced {
     failed: bool,
 }
 
-impl ZarrMask {
+impl ZarrImage {
     /// Starts a store at `path`, where nothing or an empty folder may be. The folder around it exists.
     ///
     /// # Errors
-    /// [`Error::Usage`] if something is there, or the description cannot be honoured ([`LabelImage::validate`]);
+    /// [`Error::Usage`] if something is there, or the description cannot be honoured ([`StoredImage::validate`]);
     /// [`Error::Io`] if it cannot be written, and then nothing of it is left.
-    pub fn create(path: impl AsRef<Path>, image: LabelImage) -> Result<Self> {
+    pub fn create(path: impl AsRef<Path>, image: StoredImage) -> Result<Self> {
         let path = path.as_ref();
         let ledger = Ledger::new(path, &image)?;
-        let encoder = Encoder::new(path, &image)?;
         match inspect(path)? {
             Found::Nothing => {}
             Found::Complete(_) => return Err(Error::usage(path, "a finished store is there already")),
@@ -94,14 +94,14 @@ impl ZarrMask {
         };
         // Where the file system knows no locks, two processes still cannot both make the marker.
         let _ = marker.try_lock();
-        let mask = Self::new(path, image, ledger, encoder, marker);
-        if let Err(error) = mask.describe_levels() {
+        let mut store = Self::new(path, image, ledger, marker);
+        if let Err(error) = store.describe_levels() {
             // The lock goes before the store; the first error is the one to report.
-            drop(mask);
+            drop(store);
             let _ = found::remove(path);
             return Err(error);
         }
-        Ok(mask)
+        Ok(store)
     }
 
     /// Goes on with an unfinished store at `path`, of which the shards `done` are known to be on the disk.
@@ -112,12 +112,11 @@ impl ZarrMask {
     /// honoured or has no such shard; [`Error::Io`] if it cannot be written.
     pub fn resume(
         path: impl AsRef<Path>,
-        image: LabelImage,
+        image: StoredImage,
         done: impl IntoIterator<Item = (Level, TileCoord)>,
     ) -> Result<Self> {
         let path = path.as_ref();
         let ledger = Ledger::new(path, &image)?;
-        let encoder = Encoder::new(path, &image)?;
         if inspect(path)? != Found::Unfinished {
             return Err(Error::usage(path, "there is no unfinished store to go on with"));
         }
@@ -129,32 +128,37 @@ impl ZarrMask {
         for (level, shard) in done {
             ledger.mark(&image, level, shard)?;
         }
-        let mask = Self::new(path, image, ledger, encoder, marker);
-        mask.describe_levels()?;
-        Ok(mask)
+        let mut store = Self::new(path, image, ledger, marker);
+        store.describe_levels()?;
+        Ok(store)
     }
 
-    fn new(path: &Path, image: LabelImage, ledger: Ledger, encoder: Encoder, marker: fs::File) -> Self {
+    fn new(path: &Path, image: StoredImage, ledger: Ledger, marker: fs::File) -> Self {
         Self {
             path: path.into(),
+            encoder: ShardEncoder::new(&image),
             image,
             ledger,
-            encoder,
+            arrays: Vec::new(),
             unsynced: Mutex::default(),
             _marker: marker,
             sync_turn: Mutex::default(),
         }
     }
 
-    /// Writes the metadata of all levels, and brings them to the disk.
-    fn describe_levels(&self) -> Result<()> {
+    /// Writes the metadata of all levels, brings them to the disk, and opens the levels.
+    fn describe_levels(&mut self) -> Result<()> {
         for (n, level) in self.image.levels.iter().enumerate() {
             let folder = self.path.join(n.to_string());
             fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
             let metadata = folder.join(METADATA);
-            folder::put(&metadata, &self.encoder.array_metadata(&metadata, level.size)?)?;
+            folder::put(&metadata, &ngff::to_bytes(&self.encoder.array_metadata(level.size)))?;
             folder::sync_file(&metadata)?;
             folder::sync_folder(&folder)?;
+            let inside = |path: &Path| fs::canonicalize(path).map_err(|e| Error::io(path, e));
+            // What we describe is within our own limits; a shard's size is checked before that.
+            let limits = Limits { decoded_bytes: u64::MAX, ..Limits::default() };
+            self.arrays.push(Array::open(&inside(&self.path)?, &inside(&folder)?, &limits)?);
         }
         folder::sync_folder(&self.path)?;
         match self.path.parent() {
@@ -194,7 +198,7 @@ impl ZarrMask {
     }
 
     fn shard_file(&self, level: Level, shard: TileCoord) -> PathBuf {
-        shard_file(&self.path, level, shard)
+        shard_file(&self.path, level, shard, self.image.content.axes().len())
     }
 
     fn unsynced(&self) -> MutexGuard<'_, Unsynced> {
@@ -203,17 +207,16 @@ impl ZarrMask {
     }
 }
 
-impl MaskSink for ZarrMask {
-    fn image(&self) -> &LabelImage {
+impl ImageSink for ZarrImage {
+    fn image(&self) -> &StoredImage {
         &self.image
     }
 
-    fn write_shard(&self, level: Level, shard: TileCoord, labels: &Pixels) -> Result<Stored> {
-        let permit = self.ledger.admit(&self.image, level, shard, labels)?;
+    fn write_shard(&self, level: Level, shard: TileCoord, pixels: &Pixels) -> Result<Stored> {
+        let permit = self.ledger.admit(&self.image, level, shard, pixels)?;
+        let file = self.shard_file(level, shard);
         let mut stored = Stored::Background;
-        if !is_background(labels) {
-            let file = self.shard_file(level, shard);
-            let encoded = self.encoder.encode(&file, labels)?;
+        if let Some(encoded) = self.encoder.encode(pixels).map_err(|e| Error::io(&file, e))? {
             if let Some(folder) = file.parent() {
                 fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
             }
@@ -239,21 +242,24 @@ impl MaskSink for ZarrMask {
     }
 
     fn read_shard(&self, level: Level, shard: TileCoord) -> Result<Pixels> {
-        let mut labels = self.image.background(&self.path, level, shard)?;
-        let file = self.shard_file(level, shard);
-        match fs::read(&file) {
-            Ok(encoded) => self.encoder.decode(&file, encoded, &mut labels)?,
-            Err(e) if e.kind() == ErrorKind::NotFound => {}
-            Err(e) => return Err(Error::io(&file, e)),
-        }
-        Ok(labels)
+        let pixels = self.image.background(&self.path, level, shard)?;
+        let (Some(rect), Some(array)) = (self.image.shard_rect(level, shard), self.arrays.get(level.0)) else {
+            return Ok(pixels);
+        };
+        let axes = Axes::named(self.image.content.axes());
+        // On this thread alone: the caller may hold what rayon must not be entered with.
+        Region::new(array, &axes, rect, rect, pixels).read_in_order().map_err(|(_, message)| {
+            let file = self.shard_file(level, shard);
+            Error::format(&file, format!("the shard cannot be read again: {message}"))
+        })
     }
 
-    fn finish(&self) -> Result<()> {
+    fn finish(&self, notes: &Map<String, Value>) -> Result<()> {
+        let attributes = self.image.attributes_with(&self.path, notes)?;
         self.ledger.close()?;
         self.bring_to_disk()?;
         let root = self.path.join(METADATA);
-        folder::put(&root, &ngff::to_bytes(&ngff::root(&self.image)))?;
+        folder::put(&root, &ngff::to_bytes(&ngff::root(&self.image, &attributes)))?;
         folder::sync_file(&root)?;
         folder::sync_folder(&self.path)?;
         let marker = self.path.join(MARKER);
@@ -262,127 +268,30 @@ impl MaskSink for ZarrMask {
     }
 }
 
-fn shard_file(store: &Path, level: Level, shard: TileCoord) -> PathBuf {
-    store.join(format!("{level}/c/{}/{}", shard.row, shard.column))
+/// The file of a shard of an array with so many axes. The first ones, which are not y and x, are never cut.
+fn shard_file(store: &Path, level: Level, shard: TileCoord, axes: usize) -> PathBuf {
+    let uncut = "0/".repeat(axes.saturating_sub(2));
+    store.join(format!("{level}/c/{uncut}{}/{}", shard.row, shard.column))
 }
 
-/// What is stored of a shard in a store of ours, finished or not, as [`MaskSink::write_shard`] told when it was written.
+/// What is stored of a shard in a store of ours, finished or not, as [`ImageSink::write_shard`] told when it was written.
 ///
 /// # Errors
-/// [`Error::Io`] if the file is there and cannot be read.
+/// [`Error::Io`] if the file is there and cannot be read, [`Error::Format`] if the level's metadata is no array's.
 pub fn stored_shard(store: impl AsRef<Path>, level: Level, shard: TileCoord) -> Result<Stored> {
-    let file = shard_file(store.as_ref(), level, shard);
+    let metadata = store.as_ref().join(level.to_string()).join(METADATA);
+    if !metadata.exists() {
+        return Ok(Stored::Background);
+    }
+    let document: Value = serde_json::from_slice(&folder::read_small(&metadata, METADATA_LIMIT)?)
+        .map_err(|e| Error::format(&metadata, e.to_string()))?;
+    let Some(axes) = document["shape"].as_array().map(Vec::len).filter(|n| (2..=3).contains(n)) else {
+        return Err(Error::format(&metadata, "this is no array of two or three axes"));
+    };
+    let file = shard_file(store.as_ref(), level, shard, axes);
     match fs::read(&file) {
         Ok(bytes) => Ok(Stored::Sha256(Sha256::digest(&bytes).into())),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(Stored::Background),
         Err(e) => Err(Error::io(&file, e)),
     }
-}
-
-/// Turns labels into the bytes of a shard.
-#[derive(Debug)]
-struct Encoder {
-    /// Rows and columns.
-    shard: [NonZeroU64; 2],
-    data_type: DataType,
-    fill: FillValue,
-    codec: Arc<dyn ArrayToBytesCodecTraits>,
-}
-
-impl Encoder {
-    fn new(path: &Path, image: &LabelImage) -> Result<Self> {
-        let shape = |size: crate::Size| -> Result<[NonZeroU64; 2]> {
-            let side = |n| NonZeroU64::new(n).ok_or_else(|| Error::usage(path, "a chunk or shard is empty"));
-            Ok([side(size.height)?, side(size.width)?])
-        };
-        let (data_type, fill) = match image.sample {
-            SampleType::U8 => (data_type::uint8(), FillValue::from(0u8)),
-            SampleType::U16 => (data_type::uint16(), FillValue::from(0u16)),
-        };
-        let (chunk, shard) = (shape(image.chunk)?, shape(image.shard)?);
-        let codec = ShardingCodecBuilder::new(chunk.to_vec(), &data_type)
-            .bytes_to_bytes_codecs(vec![Arc::new(ZstdCodec::new(ZSTD_LEVEL, false))])
-            .build()
-            // Chunks lie in a shard in the order of the picture, whatever the number of threads: same labels, same bytes.
-            .with_subchunk_write_order(SubchunkWriteOrder::C);
-        Ok(Self { shard, data_type, fill, codec: Arc::new(codec) })
-    }
-
-    /// The `zarr.json` of one level; `file` is where it goes.
-    fn array_metadata(&self, file: &Path, size: crate::Size) -> Result<Vec<u8>> {
-        let bug = |e: String| Error::usage(file, format!("the array cannot be described: {e}"));
-        let mut builder = ArrayBuilder::new(
-            vec![size.height, size.width],
-            self.shard.map(NonZeroU64::get).to_vec(),
-            self.data_type.clone(),
-            self.fill.clone(),
-        );
-        builder.array_to_bytes_codec(self.codec.clone()).dimension_names(Some(["y", "x"]));
-        let array = builder.build(Arc::new(()), "/").map_err(|e| bug(e.to_string()))?;
-        // zarrs would note its own version, and so change our bytes with every update.
-        let options = ArrayMetadataOptions::default().with_include_zarrs_metadata(false);
-        let document = serde_json::to_value(array.metadata_opt(&options)).map_err(|e| bug(e.to_string()))?;
-        Ok(ngff::to_bytes(&document))
-    }
-
-    /// The shard that `labels`, clipped to its level, is the top left part of.
-    fn encode(&self, file: &Path, labels: &Pixels) -> Result<Vec<u8>> {
-        let [rows, columns] = self.shard.map(NonZeroU64::get);
-        let whole = labels.size() == crate::Size::new(columns, rows);
-        let bytes: Cow<'_, [u8]> = match labels.samples() {
-            Samples::U8(v) if whole => Cow::Borrowed(v),
-            Samples::U8(v) => Cow::Owned(pad(v, labels.size(), rows, columns, |v| [v])),
-            Samples::U16(v) => Cow::Owned(pad(v, labels.size(), rows, columns, u16::to_ne_bytes)),
-        };
-        // One thread: the caller runs many shards at once, and may hold what rayon must not be entered with.
-        let options = CodecOptions::default().with_concurrent_target(1);
-        let encoded =
-            self.codec.encode(ArrayBytes::new_flen(bytes), &self.shard, &self.data_type, &self.fill, &options);
-        encoded.map(Cow::into_owned).map_err(|e| Error::io(file, std::io::Error::other(e.to_string())))
-    }
-
-    /// The top left part of a shard that [`encode`](Self::encode) made, as much as `labels` holds.
-    fn decode(&self, file: &Path, encoded: Vec<u8>, labels: &mut Pixels) -> Result<()> {
-        let options = CodecOptions::default().with_concurrent_target(1);
-        let bytes = self
-            .codec
-            .decode(Cow::Owned(encoded), &self.shard, &self.data_type, &self.fill, &options)
-            .and_then(|array| Ok(array.into_fixed()?.into_owned()))
-            .map_err(|e| Error::format(file, format!("the shard cannot be read again: {e}")))?;
-        let size = labels.size();
-        let stride = self.shard[1].get() as usize * labels.sample_type().bytes();
-        match labels.samples_mut() {
-            Samples::U8(v) => {
-                for (to, from) in v.chunks_exact_mut(size.width as usize).zip(bytes.chunks_exact(stride)) {
-                    to.copy_from_slice(&from[..to.len()]);
-                }
-            }
-            Samples::U16(v) => {
-                for (to, from) in v.chunks_exact_mut(size.width as usize).zip(bytes.chunks_exact(stride)) {
-                    for (to, from) in to.iter_mut().zip(from.chunks_exact(2)) {
-                        *to = u16::from_ne_bytes([from[0], from[1]]);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The samples as bytes in the machine's order, in the top left corner of `rows` × `columns` zeros.
-fn pad<T: Copy, const N: usize>(
-    samples: &[T],
-    size: crate::Size,
-    rows: u64,
-    columns: u64,
-    bytes: fn(T) -> [u8; N],
-) -> Vec<u8> {
-    let (width, stride) = (size.width as usize, columns as usize * N);
-    let mut padded = vec![0; rows as usize * stride];
-    for (to, from) in padded.chunks_exact_mut(stride).zip(samples.chunks_exact(width)) {
-        for (to, &from) in to.chunks_exact_mut(N).zip(from) {
-            to.copy_from_slice(&bytes(from));
-        }
-    }
-    padded
 }

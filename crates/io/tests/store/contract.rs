@@ -1,65 +1,83 @@
-//! What every [`MaskSink`] promises, tested on each.
+//! What every [`ImageSink`] promises, tested on each.
 
 use std::sync::Arc;
 
-use microtome_io::store::{LabelImage, MaskSink, MemoryMask, OmeZarr, ZarrMask};
+use microtome_io::store::{ImageSink, MemoryImage, OmeZarr, StoredImage, ZarrImage};
 use microtome_io::{Error, Level, Pixels, SampleType, Size, TileCoord};
 
-use super::{cut, image, labels, shards, write_all};
+use serde_json::{Map, Value};
 
-/// A sink under test, and how its labels are read back.
+use super::{content, cut, image, picture, shards, write_all};
+
+/// A sink under test, and how its pixels are read back.
 struct Subject {
-    sink: Arc<dyn MaskSink>,
+    sink: Arc<dyn ImageSink>,
     read: Box<dyn Fn(Level) -> Pixels>,
+    attributes: Box<dyn Fn() -> Map<String, Value>>,
 }
 
 impl Subject {
-    fn labels(&self, level: Level) -> Pixels {
+    fn pixels(&self, level: Level) -> Pixels {
         (self.read)(level)
     }
 }
 
 impl std::ops::Deref for Subject {
-    type Target = dyn MaskSink;
+    type Target = dyn ImageSink;
 
     fn deref(&self) -> &Self::Target {
         &*self.sink
     }
 }
 
-fn memory(image: LabelImage) -> Subject {
-    let mask = Arc::new(MemoryMask::new(image).unwrap());
-    Subject { sink: mask.clone(), read: Box::new(move |level| mask.level(level).unwrap()) }
+fn memory(image: StoredImage) -> Subject {
+    let sink = Arc::new(MemoryImage::new(image).unwrap());
+    let (levels, attributes) = (sink.clone(), sink.clone());
+    Subject {
+        sink,
+        read: Box::new(move |level| levels.level(level).unwrap()),
+        attributes: Box::new(move || attributes.attributes().unwrap()),
+    }
 }
 
-fn on_disk(image: LabelImage) -> Subject {
+fn on_disk(image: StoredImage) -> Subject {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mask.ome.zarr");
-    let sink = Arc::new(ZarrMask::create(&path, image).unwrap());
+    let sink = Arc::new(ZarrImage::create(&path, image).unwrap());
     let read = move |level: Level| {
         // The folder lives as long as this.
         let store = OmeZarr::open(folder.path().join("mask.ome.zarr")).unwrap();
         store.read_region(level, store.info().levels[level.0].size.rect()).unwrap()
     };
-    Subject { sink, read: Box::new(read) }
+    let attributes = move || OmeZarr::open(&path).unwrap().info().attributes.clone();
+    Subject { sink, read: Box::new(read), attributes: Box::new(attributes) }
 }
 
-const SUBJECTS: [fn(LabelImage) -> Subject; 2] = [memory, on_disk];
+/// Labels and pictures, of one, three and seven channels, in narrow and wide samples.
+fn images(size: Size, levels: usize) -> Vec<StoredImage> {
+    let both = [SampleType::U8, SampleType::U16];
+    let kinds = both.map(|sample| {
+        let pictures = [1, 3, 7].map(|channels| picture(size, levels, sample, channels));
+        std::iter::once(image(size, levels, sample)).chain(pictures).collect::<Vec<_>>()
+    });
+    kinds.concat()
+}
+
+const SUBJECTS: [fn(StoredImage) -> Subject; 2] = [memory, on_disk];
 
 #[test]
 fn what_is_written_is_read_back() {
     // One pixel, one row, less than a chunk, exactly a shard, odd, several shards.
     let sizes = [(1, 1), (1, 77), (13, 7), (32, 24), (33, 25), (101, 50), (200, 131)];
-    for (make, (width, height), sample) in SUBJECTS.iter().flat_map(|make| {
-        sizes.iter().flat_map(move |&size| [SampleType::U8, SampleType::U16].map(|sample| (make, size, sample)))
-    }) {
-        let image = image(Size::new(width, height), 3, sample);
-        let levels: Vec<_> = image.levels.iter().zip(1..).map(|(l, n)| labels(l.size, sample, width + n)).collect();
-        let sink = make(image);
-        write_all(&*sink, &levels);
-        sink.finish().unwrap();
-        for (n, whole) in levels.iter().enumerate() {
-            assert!(sink.labels(Level(n)) == *whole, "level {n} of {width} x {height} differs: {:?}", &*sink);
+    for (make, (width, height)) in SUBJECTS.iter().flat_map(|make| sizes.map(|size| (make, size))) {
+        for image in images(Size::new(width, height), 3) {
+            let levels: Vec<_> = (0..3).map(|n| content(&image, Level(n), width + n as u64 + 1)).collect();
+            let sink = make(image);
+            write_all(&*sink, &levels);
+            sink.finish(&Map::new()).unwrap();
+            for (n, whole) in levels.iter().enumerate() {
+                assert!(sink.pixels(Level(n)) == *whole, "level {n} of {width} x {height} differs: {:?}", &*sink);
+            }
         }
     }
 }
@@ -71,20 +89,20 @@ fn a_shard_that_was_never_written_is_background() {
         let shard = TileCoord { row: 1, column: 2 };
         let rect = sink.image().shard_rect(Level(0), shard).unwrap();
         sink.write_shard(Level(0), shard, &Pixels::filled(rect.size(), SampleType::U8, &[2])).unwrap();
-        sink.finish().unwrap();
+        sink.finish(&Map::new()).unwrap();
         let mut expected = Pixels::filled(Size::new(70, 30), SampleType::U8, &[0]);
         expected.blit(Size::new(70, 30).rect(), &Pixels::filled(rect.size(), SampleType::U8, &[2]), rect);
-        assert_eq!(sink.labels(Level(0)), expected);
+        assert_eq!(sink.pixels(Level(0)), expected);
     }
 }
 
 #[test]
 fn a_shard_is_given_back() {
-    for (make, sample) in
-        SUBJECTS.iter().flat_map(|make| [SampleType::U8, SampleType::U16].map(|sample| (make, sample)))
+    for (make, image) in
+        SUBJECTS.iter().flat_map(|make| images(Size::new(70, 30), 1).into_iter().map(move |i| (make, i)))
     {
-        let sink = make(image(Size::new(70, 30), 1, sample));
-        let whole = labels(Size::new(70, 30), sample, 9);
+        let whole = content(&image, Level(0), 9);
+        let sink = make(image.clone());
         write_all(&*sink, std::slice::from_ref(&whole));
         for finished in [false, true] {
             for shard in shards(sink.image(), Level(0)) {
@@ -95,14 +113,30 @@ fn a_shard_is_given_back() {
                 );
             }
             if !finished {
-                sink.finish().unwrap();
+                sink.finish(&Map::new()).unwrap();
             }
         }
         let error = sink.read_shard(Level(1), TileCoord { row: 0, column: 0 }).unwrap_err();
         assert!(matches!(error, Error::Usage { .. }), "{error}");
-        let empty = make(image(Size::new(70, 30), 1, sample));
+        let empty = make(image);
         let background = empty.read_shard(Level(0), TileCoord { row: 1, column: 2 }).unwrap();
-        assert_eq!(background, Pixels::filled(Size::new(6, 6), sample, &[0]));
+        assert_eq!(background, Pixels::filled(Size::new(6, 6), whole.sample_type(), &vec![0; whole.channels()]));
+    }
+}
+
+#[test]
+fn notes_stand_beside_the_attributes() {
+    for make in SUBJECTS {
+        let image = image(Size::new(40, 30), 1, SampleType::U8);
+        let mut expected = image.attributes.clone();
+        let sink = make(image);
+        let error = sink.finish(&expected).unwrap_err();
+        assert!(matches!(error, Error::Usage { .. }) && error.to_string().contains("fingerprint"), "{error}");
+        // That it was refused uses nothing up.
+        let notes = Map::from_iter([("unreadable-tiles".to_owned(), Value::from(3))]);
+        sink.finish(&notes).unwrap();
+        expected.extend(notes);
+        assert_eq!((sink.attributes)(), expected);
     }
 }
 
@@ -121,15 +155,15 @@ fn a_shard_is_written_once() {
             let error = write(0, column, 2).unwrap_err();
             assert!(matches!(error, Error::Usage { .. }) && error.to_string().contains("written before"), "{error}");
         }
-        sink.finish().unwrap();
+        sink.finish(&Map::new()).unwrap();
         assert!(write(1, 0, 1).unwrap_err().to_string().contains("finished"));
-        assert!(sink.finish().unwrap_err().to_string().contains("finished already"));
-        assert_eq!(sink.labels(Level(0)).as_u8().unwrap()[0], 1);
+        assert!(sink.finish(&Map::new()).unwrap_err().to_string().contains("finished already"));
+        assert_eq!(sink.pixels(Level(0)).as_u8().unwrap()[0], 1);
     }
 }
 
 #[test]
-fn labels_that_are_not_the_shards_are_refused() {
+fn pixels_that_are_not_the_shards_are_refused() {
     for make in SUBJECTS {
         let sink = make(image(Size::new(40, 30), 1, SampleType::U8));
         let (whole, at) = (Size::new(32, 24), TileCoord { row: 0, column: 0 });
@@ -147,14 +181,21 @@ fn labels_that_are_not_the_shards_are_refused() {
         }
         // A refusal uses nothing up.
         sink.write_shard(Level(0), at, &fill(whole, SampleType::U8, &[1])).unwrap();
+        // A picture takes as many channels as it has.
+        let sink = make(picture(Size::new(40, 30), 1, SampleType::U8, 2));
+        for channels in [1, 3] {
+            let error = sink.write_shard(Level(0), at, &fill(whole, SampleType::U8, &vec![1; channels])).unwrap_err();
+            assert!(matches!(error, Error::Usage { .. }), "{error}");
+        }
+        sink.write_shard(Level(0), at, &fill(whole, SampleType::U8, &[1, 0])).unwrap();
     }
 }
 
 #[test]
 fn many_threads_write_different_shards_and_one_wins_the_same() {
     for make in SUBJECTS {
-        let image = image(Size::new(500, 300), 1, SampleType::U8);
-        let whole = labels(image.levels[0].size, SampleType::U8, 7);
+        let image = picture(Size::new(500, 300), 1, SampleType::U8, 2);
+        let whole = content(&image, Level(0), 7);
         let sink = make(image);
         let wins = std::sync::atomic::AtomicUsize::new(0);
         std::thread::scope(|scope| {
@@ -173,7 +214,7 @@ fn many_threads_write_different_shards_and_one_wins_the_same() {
             }
         });
         assert_eq!(wins.into_inner(), shards(sink.image(), Level(0)).len());
-        sink.finish().unwrap();
-        assert!(sink.labels(Level(0)) == whole);
+        sink.finish(&Map::new()).unwrap();
+        assert!(sink.pixels(Level(0)) == whole);
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
-use microtome_io::store::{OmeZarr, StoreKind, Translation};
+use microtome_io::store::{Content, OmeZarr, Translation};
 use microtome_io::{Level, Microns, Pixels, Rect, Size};
 use serde_json::{Value, json};
 
@@ -101,7 +101,8 @@ fn version_2_in_any_order_with_any_compressor() {
         }
         let store = OmeZarr::open(folder.path()).unwrap();
         let info = store.info();
-        assert_eq!((info.version.as_str(), info.channels, info.kind), ("0.4", 3, StoreKind::Image));
+        assert_eq!((info.version.as_str(), info.channels), ("0.4", 3));
+        assert_eq!(info.content, Content::Image { channels: Vec::new() });
         assert_eq!(info.chunk, Size::new(4, 2));
         assert_eq!(info.levels[0].mpp, Some(Microns { x: 0.5, y: 0.5 }));
         assert_eq!(info.levels[0].translation, Translation { x: 500.0, y: 250.0 });

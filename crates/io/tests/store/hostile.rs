@@ -3,20 +3,47 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use microtome_io::store::{MaskSink, OmeZarr, ZarrMask};
+use microtome_io::store::{Content, ImageSink, OmeZarr, ZarrImage};
 use microtome_io::{Error, Level, SampleType, Size};
 use proptest::prelude::*;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::{image, pyramid, write_all};
+use super::{content, image, picture, pyramid, write_all};
 
 /// A sound store of 101 × 50 pixels, two levels, in shards of 32 × 24.
 fn store(folder: &Path) -> PathBuf {
     let path = folder.join("m.zarr");
-    let mask = ZarrMask::create(&path, image(Size::new(101, 50), 2, SampleType::U8)).unwrap();
+    let mask = ZarrImage::create(&path, image(Size::new(101, 50), 2, SampleType::U8)).unwrap();
     write_all(&mask, &pyramid(Size::new(101, 50), 2, 5));
-    mask.finish().unwrap();
+    mask.finish(&Map::new()).unwrap();
     path
+}
+
+/// A sound store of a picture, of the same sizes.
+fn picture_store(folder: &Path, channels: u16) -> PathBuf {
+    let path = folder.join("p.zarr");
+    let image = picture(Size::new(101, 50), 2, SampleType::U8, channels);
+    let levels = [content(&image, Level(0), 5), content(&image, Level(1), 5)];
+    let sink = ZarrImage::create(&path, image).unwrap();
+    write_all(&sink, &levels);
+    sink.finish(&Map::new()).unwrap();
+    path
+}
+
+/// `omero` is for people who look: whatever is in it, the pixels are read.
+#[test]
+fn strange_names_of_channels_are_no_reason_to_refuse() {
+    let strange =
+        [json!(7), json!({}), json!([]), json!([7]), json!([{ "label": 7, "color": "+12345" }]), json!(vec![0; 99])];
+    for channels in strange {
+        let folder = tempfile::tempdir().unwrap();
+        let path = picture_store(folder.path(), 2);
+        edit(&path.join("zarr.json"), |root| root["attributes"]["ome"]["omero"]["channels"] = channels.clone());
+        read_everything(&path).unwrap();
+        let store = OmeZarr::open(&path).unwrap();
+        let Content::Image { channels: read } = &store.info().content else { panic!("a picture was written") };
+        assert!(read.is_empty() || read.len() == 2, "{channels}: {read:?}");
+    }
 }
 
 fn edit(file: &Path, change: impl Fn(&mut Value)) {
@@ -181,10 +208,13 @@ proptest! {
 
     /// One byte of one file differs: an answer or an error, never a panic.
     #[test]
-    fn a_flipped_byte_does_not_panic(file in 0usize..4, at in 0.0..1.0f64, byte in 0u8..) {
+    fn a_flipped_byte_does_not_panic(channels in 0u16..3, file in 0usize..4, at in 0.0..1.0f64, byte in 0u8..) {
         let folder = tempfile::tempdir().unwrap();
-        let path = store(folder.path());
-        let file = path.join(["zarr.json", "0/zarr.json", "1/zarr.json", "0/c/0/0"][file]);
+        let (path, shard) = match channels {
+            0 => (store(folder.path()), "0/c/0/0"),
+            n => (picture_store(folder.path(), n), "0/c/0/0/0"),
+        };
+        let file = path.join(["zarr.json", "0/zarr.json", "1/zarr.json", shard][file]);
         let mut bytes = fs::read(&file).unwrap();
         let at = (at * bytes.len() as f64) as usize;
         bytes[at] = byte;

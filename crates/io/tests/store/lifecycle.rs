@@ -2,13 +2,15 @@
 
 use std::fs;
 
-use microtome_io::store::{Found, MaskSink, OmeZarr, ZarrMask, inspect, remove};
+use microtome_io::store::{Found, ImageSink, OmeZarr, ZarrImage, inspect, remove};
 use microtome_io::{Level, Pixels, SampleType, Size, TileCoord};
+
+use serde_json::{Map, json};
 
 use super::image;
 use super::written::files;
 
-fn one_shard(mask: &ZarrMask) {
+fn one_shard(mask: &ZarrImage) {
     let labels = Pixels::filled(Size::new(20, 10), SampleType::U8, &[1]);
     mask.write_shard(Level(0), TileCoord { row: 0, column: 0 }, &labels).unwrap();
 }
@@ -19,17 +21,19 @@ fn a_store_is_nothing_then_unfinished_then_complete_then_nothing() {
     let path = folder.path().join("m.zarr");
     let image = image(Size::new(20, 10), 2, SampleType::U8);
     assert_eq!(inspect(&path).unwrap(), Found::Nothing);
-    let mask = ZarrMask::create(&path, image.clone()).unwrap();
+    let mask = ZarrImage::create(&path, image.clone()).unwrap();
     one_shard(&mask);
     assert_eq!(inspect(&path).unwrap(), Found::InUse);
     assert!(remove(&path).unwrap_err().to_string().contains("another process"));
     assert!(!path.join("zarr.json").exists(), "the root metadata comes last");
     assert!(OmeZarr::open(&path).unwrap_err().to_string().contains("not finished"));
-    MaskSink::sync(&mask).unwrap();
-    mask.finish().unwrap();
-    assert_eq!(inspect(&path).unwrap(), Found::Complete(image.attributes.clone()));
+    ImageSink::sync(&mask).unwrap();
+    let notes = Map::from_iter([("unreadable-tiles".to_owned(), json!(3))]);
+    mask.finish(&notes).unwrap();
+    let attributes = image.attributes.clone().into_iter().chain(notes).collect();
+    assert_eq!(inspect(&path).unwrap(), Found::Complete(attributes));
     assert_eq!(files(&path).keys().collect::<Vec<_>>(), ["0/c/0/0", "0/zarr.json", "1/zarr.json", "zarr.json"]);
-    let error = ZarrMask::create(&path, image).unwrap_err().to_string();
+    let error = ZarrImage::create(&path, image).unwrap_err().to_string();
     assert!(error.contains("finished store"), "{error}");
     remove(&path).unwrap();
     assert_eq!(inspect(&path).unwrap(), Found::Nothing);
@@ -43,12 +47,12 @@ fn one_of_two_gets_an_empty_folder_and_an_unfinished_store_can_go() {
     fs::create_dir(&path).unwrap();
     assert_eq!(inspect(&path).unwrap(), Found::Nothing);
     let image = image(Size::new(20, 10), 1, SampleType::U8);
-    let mask = ZarrMask::create(&path, image.clone()).unwrap();
+    let mask = ZarrImage::create(&path, image.clone()).unwrap();
     one_shard(&mask);
-    assert!(ZarrMask::create(&path, image.clone()).unwrap_err().to_string().contains("another process"));
+    assert!(ZarrImage::create(&path, image.clone()).unwrap_err().to_string().contains("another process"));
     drop(mask);
     assert_eq!(inspect(&path).unwrap(), Found::Unfinished);
-    let error = ZarrMask::create(&path, image).unwrap_err().to_string();
+    let error = ZarrImage::create(&path, image).unwrap_err().to_string();
     assert!(error.contains("unfinished store"), "{error}");
     // What a crash in the middle of a file leaves.
     fs::write(path.join("0/c/0/.1.partial"), [1]).unwrap();
@@ -76,15 +80,15 @@ fn what_is_not_ours_is_neither_overwritten_nor_removed() {
             fs::write(path.join(inner), text).unwrap();
         }
         assert_eq!(inspect(&path).unwrap(), Found::Foreign, "{name}");
-        assert!(ZarrMask::create(&path, image.clone()).unwrap_err().to_string().contains("no store of microtome's"));
+        assert!(ZarrImage::create(&path, image.clone()).unwrap_err().to_string().contains("no store of microtome's"));
         assert!(remove(&path).unwrap_err().to_string().contains("not removed"));
         assert!(path.exists());
     }
     // A guest in a store of ours keeps it from being removed, whole.
     let path = folder.path().join("m.zarr");
-    let mask = ZarrMask::create(&path, image).unwrap();
+    let mask = ZarrImage::create(&path, image).unwrap();
     one_shard(&mask);
-    mask.finish().unwrap();
+    mask.finish(&Map::new()).unwrap();
     drop(mask);
     fs::write(path.join("notes.txt"), "mine").unwrap();
     let before = files(&path);
@@ -97,10 +101,10 @@ fn a_store_that_cannot_begin_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("missing/m.zarr");
     let image = image(Size::new(20, 10), 1, SampleType::U8);
-    assert!(ZarrMask::create(&path, image.clone()).unwrap_err().to_string().contains("m.zarr"));
+    assert!(ZarrImage::create(&path, image.clone()).unwrap_err().to_string().contains("m.zarr"));
     let mut bad = image;
     bad.levels.clear();
-    assert!(ZarrMask::create(folder.path().join("m.zarr"), bad).is_err());
+    assert!(ZarrImage::create(folder.path().join("m.zarr"), bad).is_err());
     assert!(files(folder.path()).is_empty() && fs::read_dir(folder.path()).unwrap().next().is_none());
 }
 
@@ -115,7 +119,7 @@ fn a_store_that_fails_in_the_middle_of_its_beginning_leaves_nothing() {
     let image = image(Size::new(20, 10), 1, SampleType::U8);
     // The folder around it can be written to but not opened, so that its names cannot be brought to the disk.
     fs::set_permissions(folder.path(), Permissions::from_mode(0o300)).unwrap();
-    let created = ZarrMask::create(&path, image);
+    let created = ZarrImage::create(&path, image);
     fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).unwrap();
     // The superuser may open anything.
     if created.is_err() {

@@ -8,25 +8,55 @@ mod lifecycle;
 mod python;
 mod written;
 
-use microtome_io::store::{LabelImage, MaskSink, StoreLevel};
+use microtome_io::store::{Channel, Content, ImageSink, StoreLevel, StoredImage};
 use microtome_io::{Class, Level, Microns, Pixels, Rect, SampleType, Samples, Size, TileCoord};
 
 /// A description with three classes, chunks of 16 × 8 and shards of 32 × 24.
-fn image(size: Size, levels: usize, sample: SampleType) -> LabelImage {
-    LabelImage {
+fn image(size: Size, levels: usize, sample: SampleType) -> StoredImage {
+    StoredImage {
         name: "mask".into(),
         levels: StoreLevel::finest(size, Some(Microns { x: 0.5, y: 0.25 })).pyramid(levels),
         chunk: Size::new(16, 8),
         shard: Size::new(32, 24),
         sample,
-        classes: ["tumour", "stroma", "necrosis"]
-            .iter()
-            .zip(1..)
-            .map(|(n, v)| Class::with_default_color(v, *n))
-            .collect(),
+        content: Content::Labels {
+            classes: ["tumour", "stroma", "necrosis"]
+                .iter()
+                .zip(1..)
+                .map(|(n, v)| Class::with_default_color(v, *n))
+                .collect(),
+        },
         method: "mode".into(),
         metadata: serde_json::from_str(r#"{"method": "majority", "version": "0.0.0", "args": {}}"#).unwrap(),
         attributes: serde_json::from_str(r#"{"fingerprint": {"model": "abc"}}"#).unwrap(),
+    }
+}
+
+/// A description of a picture of so many channels, which is otherwise that of [`image`].
+fn picture(size: Size, levels: usize, sample: SampleType, channels: u16) -> StoredImage {
+    let channel = |n| Channel { name: format!("p{n}"), color: Class::with_default_color(n, "").color };
+    StoredImage {
+        content: Content::Image { channels: (1..=channels).map(channel).collect() },
+        method: "mean".into(),
+        ..image(size, levels, sample)
+    }
+}
+
+/// Pixels of a whole level for any description: labels, or for each channel something like labels, but of a third of all 8-bit values.
+fn content(image: &StoredImage, level: Level, seed: u64) -> Pixels {
+    let (size, sample) = (image.levels[level.0].size, image.sample);
+    let Content::Image { channels } = &image.content else { return labels(size, sample, seed) };
+    let planes: Vec<Pixels> = (0..channels.len() as u64).map(|c| labels(size, sample, seed + 100 * c)).collect();
+    let at = |i: u64| (i % 7 * 4 + i / 40 % 9) as u16;
+    let interleaved = (0..size.area()).flat_map(|i| {
+        planes.iter().map(move |plane| match plane.samples() {
+            Samples::U8(v) => u16::from(v[i as usize]) * (at(i) + 25),
+            Samples::U16(v) => v[i as usize] + at(i),
+        })
+    });
+    match sample {
+        SampleType::U8 => Pixels::from_u8(size, channels.len(), interleaved.map(|v| v as u8).collect()),
+        SampleType::U16 => Pixels::from_u16(size, channels.len(), interleaved.collect()),
     }
 }
 
@@ -70,6 +100,25 @@ fn halve(of: &Pixels) -> Pixels {
     Pixels::from_u8(half, 1, to)
 }
 
+/// The next level of a picture: of each channel the mean of the pixels that exist, rounded half up.
+fn average(of: &Pixels) -> Pixels {
+    let Samples::U8(from) = of.samples() else { panic!("8 bits are enough here") };
+    let (size, half) = (of.size(), Size::new(of.size().width.div_ceil(2), of.size().height.div_ceil(2)));
+    let mut to = Vec::new();
+    for y in 0..half.height {
+        for x in 0..half.width {
+            let here: Vec<usize> = (2 * y..size.height.min(2 * y + 2))
+                .flat_map(|y| (2 * x..size.width.min(2 * x + 2)).map(move |x| (y * size.width + x) as usize))
+                .collect();
+            to.extend((0..of.channels()).map(|c| {
+                let sum: usize = here.iter().map(|i| usize::from(from[i * of.channels() + c])).sum();
+                ((2 * sum + here.len()) / (2 * here.len())) as u8
+            }));
+        }
+    }
+    Pixels::from_u8(half, of.channels(), to)
+}
+
 /// The levels of a pyramid of majorities.
 fn pyramid(size: Size, levels: usize, seed: u64) -> Vec<Pixels> {
     let mut pyramid = vec![labels(size, SampleType::U8, seed)];
@@ -81,19 +130,19 @@ fn pyramid(size: Size, levels: usize, seed: u64) -> Vec<Pixels> {
 
 /// The part of `whole` that a shard holds.
 fn cut(whole: &Pixels, rect: Rect) -> Pixels {
-    let mut part = Pixels::filled(rect.size(), whole.sample_type(), &[0]);
+    let mut part = Pixels::filled(rect.size(), whole.sample_type(), &vec![0; whole.channels()]);
     part.blit(rect, whole, whole.size().rect());
     part
 }
 
 /// All shards of a level, row by row.
-fn shards(image: &LabelImage, level: Level) -> Vec<TileCoord> {
+fn shards(image: &StoredImage, level: Level) -> Vec<TileCoord> {
     let grid = image.shards(level).unwrap();
     (0..grid.area()).map(|n| TileCoord { row: n / grid.width, column: n % grid.width }).collect()
 }
 
 /// Writes every shard of every level.
-fn write_all(sink: &dyn MaskSink, levels: &[Pixels]) {
+fn write_all(sink: &dyn ImageSink, levels: &[Pixels]) {
     for (n, whole) in levels.iter().enumerate() {
         for shard in shards(sink.image(), Level(n)) {
             let rect = sink.image().shard_rect(Level(n), shard).unwrap();

@@ -5,11 +5,12 @@ use std::fs;
 use std::path::Path;
 
 use microtome_io::slide::SlideReader;
-use microtome_io::store::{MaskSink, OmeZarr, StoreLevel, ZarrMask};
-use microtome_io::{Level, Microns, Pixels, Rect, SampleType, Size};
-use serde_json::{Value, json};
+use microtome_io::store::{ImageSink, OmeZarr, StoreLevel, Stored, ZarrImage, stored_shard};
+use microtome_io::{Level, Microns, Pixels, Rect, SampleType, Samples, Size, TileCoord};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
-use super::{cut, image, pyramid, shards, write_all};
+use super::{content, cut, image, picture, pyramid, shards, write_all};
 
 /// Every file of a folder by its relative path.
 pub(crate) fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -33,8 +34,8 @@ pub(crate) fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 fn the_metadata_is_ome_zarr_0_5() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.zarr");
-    let mask = ZarrMask::create(&path, image(Size::new(101, 50), 2, SampleType::U16)).unwrap();
-    mask.finish().unwrap();
+    let mask = ZarrImage::create(&path, image(Size::new(101, 50), 2, SampleType::U16)).unwrap();
+    mask.finish(&Map::new()).unwrap();
     let read = |name: &str| -> Value { serde_json::from_slice(&fs::read(path.join(name)).unwrap()).unwrap() };
     let rgba = |value: u16, rgba: [u8; 4]| json!({ "label-value": value, "rgba": rgba });
     let class = |value: u16, name: &str| json!({ "label-value": value, "class": name });
@@ -89,7 +90,7 @@ fn the_metadata_is_ome_zarr_0_5() {
                 "name": "sharding_indexed",
                 "configuration": {
                     "chunk_shape": [8, 16],
-                    "codecs": [little, { "name": "zstd", "configuration": { "level": 3, "checksum": false } }],
+                    "codecs": [little, { "name": "zstd", "configuration": { "level": 1, "checksum": false } }],
                     "index_codecs": [little, { "name": "crc32c" }],
                     "index_location": "end",
                 },
@@ -100,29 +101,118 @@ fn the_metadata_is_ome_zarr_0_5() {
 }
 
 #[test]
-fn the_same_labels_give_the_same_files_and_no_others() {
+fn a_picture_says_what_its_channels_are() {
     let folder = tempfile::tempdir().unwrap();
-    let levels = pyramid(Size::new(300, 170), 4, 3);
-    let write = |name: &str, backwards: bool| {
-        let path = folder.path().join(name);
-        let mask = ZarrMask::create(&path, image(Size::new(300, 170), 4, SampleType::U8)).unwrap();
-        if backwards {
-            rayon_backwards(&mask, &levels);
-        } else {
-            write_all(&mask, &levels);
-        }
-        mask.finish().unwrap();
-        files(&path)
+    let path = folder.path().join("p.zarr");
+    let image = picture(Size::new(101, 50), 2, SampleType::U8, 3);
+    let store = ZarrImage::create(&path, image.clone()).unwrap();
+    let levels = [content(&image, Level(0), 3), content(&image, Level(1), 4)];
+    write_all(&store, &levels);
+    store.finish(&Map::new()).unwrap();
+    let read = |name: &str| -> Value { serde_json::from_slice(&fs::read(path.join(name)).unwrap()).unwrap() };
+    let ome = &read("zarr.json")["attributes"]["ome"];
+    assert_eq!(ome["image-label"], Value::Null);
+    let space = |name: &str| json!({ "name": name, "type": "space", "unit": "micrometer" });
+    let multiscale = &ome["multiscales"][0];
+    assert_eq!(multiscale["axes"], json!([{ "name": "c", "type": "channel" }, space("y"), space("x")]));
+    assert_eq!(multiscale["type"], json!("mean"));
+    assert_eq!(
+        multiscale["datasets"][1]["coordinateTransformations"],
+        json!([
+            { "type": "scale", "scale": [1.0, 0.5, 1.0] },
+            { "type": "translation", "translation": [0.0, 0.125, 0.25] },
+        ])
+    );
+    let window = json!({ "min": 0, "max": 255, "start": 0, "end": 255 });
+    let channel =
+        |label: &str, color: &str| json!({ "label": label, "color": color, "active": true, "window": window });
+    assert_eq!(
+        ome["omero"],
+        json!({ "channels": [channel("p1", "E69F00"), channel("p2", "56B4E9"), channel("p3", "009E73")] })
+    );
+    let array = read("0/zarr.json");
+    assert_eq!((&array["shape"], &array["dimension_names"]), (&json!([3, 50, 101]), &json!(["c", "y", "x"])));
+    assert_eq!(array["chunk_grid"]["configuration"]["chunk_shape"], json!([3, 24, 32]));
+    assert_eq!(array["codecs"][0]["configuration"]["chunk_shape"], json!([1, 8, 16]));
+    assert_eq!(files(&path).keys().filter(|name| name.starts_with("0/c/")).count(), 4 * 3, "one file for each cell");
+    let stored = stored_shard(&path, Level(0), TileCoord { row: 1, column: 2 }).unwrap();
+    assert_eq!(stored, Stored::Sha256(Sha256::digest(&files(&path)["0/c/0/1/2"]).into()));
+
+    let store = OmeZarr::open(&path).unwrap();
+    let info = store.info();
+    assert_eq!((info.channels, &info.content, &info.levels), (3, &image.content, &image.levels));
+    assert_eq!((info.chunk, info.method.as_deref()), (Size::new(16, 8), Some("mean")));
+}
+
+/// The chunks of the other channels are made unreadable: nobody may try.
+#[test]
+fn a_channel_is_read_without_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("p.zarr");
+    let image = picture(Size::new(101, 50), 1, SampleType::U16, 3);
+    let sink = ZarrImage::create(&path, image.clone()).unwrap();
+    let whole = content(&image, Level(0), 3);
+    write_all(&sink, std::slice::from_ref(&whole));
+    sink.finish(&Map::new()).unwrap();
+    let plane = |channel: usize, rect: Rect| -> Pixels {
+        let Samples::U16(samples) = cut(&whole, rect).samples().clone() else { unreachable!() };
+        Pixels::from_u16(rect.size(), 1, samples.chunks(3).map(|pixel| pixel[channel]).collect())
     };
-    let (one, other) = (write("one", false), write("other", true));
-    assert_eq!(one.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>());
-    assert!(one == other);
-    let strangers: Vec<_> = one.keys().filter(|name| !name.ends_with("zarr.json") && !name.contains("/c/")).collect();
-    assert!(strangers.is_empty(), "{strangers:?}");
+    let store = OmeZarr::open(&path).unwrap();
+    let rects = [whole.size().rect(), Rect::new(-3, 5, 40, 60), Rect::new(31, 23, 2, 2)];
+    for (channel, rect) in (0..3).flat_map(|channel| rects.map(|rect| (channel, rect))) {
+        assert_eq!(store.read_channel(Level(0), rect, channel).unwrap(), plane(channel, rect), "{channel}, {rect}");
+    }
+    assert!(matches!(store.read_channel(Level(0), rects[0], 3), Err(microtome_io::Error::Usage { .. })));
+
+    let (chunks, entry) = (2 * 3, 16);
+    for (name, mut shard) in files(&path).into_iter().filter(|(name, _)| name.contains("/c/")) {
+        // The index starts with the chunks of channel 0; the bytes of all chunks between those of channel 1 and the index are garbled.
+        let index = shard.len() - 4 - 3 * chunks * entry;
+        let entries: Vec<(u64, u64)> = shard[index..shard.len() - 4]
+            .chunks(entry)
+            .map(|e| (u64::from_le_bytes(e[..8].try_into().unwrap()), u64::from_le_bytes(e[8..].try_into().unwrap())))
+            .collect();
+        for (n, &(offset, length)) in entries.iter().enumerate().filter(|(_, e)| e.0 != u64::MAX) {
+            if n / chunks != 1 {
+                shard[offset as usize..(offset + length) as usize].fill(0);
+            }
+        }
+        fs::write(path.join(name), shard).unwrap();
+    }
+    let store = OmeZarr::open(&path).unwrap();
+    assert_eq!(store.read_channel(Level(0), rects[0], 1).unwrap(), plane(1, rects[0]));
+    assert!(store.read_channel(Level(0), rects[0], 0).is_err() && store.read_region(Level(0), rects[0]).is_err());
+}
+
+#[test]
+fn the_same_pixels_give_the_same_files_and_no_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let labels = image(Size::new(300, 170), 4, SampleType::U8);
+    for image in [labels, picture(Size::new(300, 170), 4, SampleType::U8, 2)] {
+        let levels: Vec<Pixels> = (0..4).map(|n| content(&image, Level(n), 3)).collect();
+        let write = |name: &str, backwards: bool| {
+            let path = folder.path().join(format!("{name}-{}", image.method));
+            let sink = ZarrImage::create(&path, image.clone()).unwrap();
+            if backwards {
+                from_threads_backwards(&sink, &levels);
+            } else {
+                write_all(&sink, &levels);
+            }
+            sink.finish(&Map::new()).unwrap();
+            files(&path)
+        };
+        let (one, other) = (write("one", false), write("other", true));
+        assert_eq!(one.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>());
+        assert!(one == other);
+        let strangers: Vec<_> =
+            one.keys().filter(|name| !name.ends_with("zarr.json") && !name.contains("/c/")).collect();
+        assert!(strangers.is_empty(), "{strangers:?}");
+    }
 }
 
 /// Writes everything from several threads, the last shard first.
-fn rayon_backwards(mask: &ZarrMask, levels: &[Pixels]) {
+fn from_threads_backwards(mask: &ZarrImage, levels: &[Pixels]) {
     std::thread::scope(|scope| {
         for (n, whole) in levels.iter().enumerate().rev() {
             scope.spawn(move || {
@@ -141,20 +231,20 @@ fn background_takes_no_space() {
     let path = folder.path().join("m.zarr");
     let mut image = image(Size::new(64, 48), 1, SampleType::U8);
     image.shard = Size::new(64, 48);
-    let mask = ZarrMask::create(&path, image.clone()).unwrap();
+    let mask = ZarrImage::create(&path, image.clone()).unwrap();
     let at = shards(&image, Level(0))[0];
     mask.write_shard(Level(0), at, &Pixels::filled(image.shard, SampleType::U8, &[0])).unwrap();
-    mask.finish().unwrap();
+    mask.finish(&Map::new()).unwrap();
     assert_eq!(files(&path).keys().collect::<Vec<_>>(), ["0/zarr.json", "zarr.json"]);
     assert!(!path.join("0/c").exists(), "not even a folder");
 
     // One label in one of the 24 chunks: 23 entries of the index say "nothing".
     let path = folder.path().join("n.zarr");
-    let mask = ZarrMask::create(&path, image.clone()).unwrap();
+    let mask = ZarrImage::create(&path, image.clone()).unwrap();
     let mut one = Pixels::filled(image.shard, SampleType::U8, &[0]);
     one.blit(image.shard.rect(), &Pixels::filled(Size::new(1, 1), SampleType::U8, &[3]), Rect::new(20, 9, 1, 1));
     mask.write_shard(Level(0), at, &one).unwrap();
-    mask.finish().unwrap();
+    mask.finish(&Map::new()).unwrap();
     let shard = &files(&path)["0/c/0/0"];
     let index = &shard[shard.len() - 24 * 16 - 4..shard.len() - 4];
     let absent = index.chunks(16).filter(|entry| entry.iter().all(|&b| b == 0xFF)).count();
@@ -168,9 +258,9 @@ fn a_reader_learns_what_the_writer_knew() {
     let path = folder.path().join("m.zarr");
     let image = image(Size::new(101, 50), 3, SampleType::U8);
     let levels = pyramid(Size::new(101, 50), 3, 5);
-    let mask = ZarrMask::create(&path, image.clone()).unwrap();
+    let mask = ZarrImage::create(&path, image.clone()).unwrap();
     write_all(&mask, &levels);
-    mask.finish().unwrap();
+    mask.finish(&Map::new()).unwrap();
 
     let store = OmeZarr::open(&path).unwrap();
     let info = store.info();
@@ -180,7 +270,7 @@ fn a_reader_learns_what_the_writer_knew() {
     );
     assert_eq!(info.levels, image.levels);
     assert_eq!((info.channels, info.sample, info.chunk), (1, SampleType::U8, image.chunk));
-    assert_eq!(info.classes[1..], image.classes[..]);
+    assert_eq!(info.content.classes()[1..], *image.content.classes());
     assert_eq!((&info.metadata, &info.attributes), (&image.metadata, &image.attributes));
 
     let slide: &dyn SlideReader = &store;
@@ -216,7 +306,7 @@ fn without_a_resolution_the_unit_is_the_pixel() {
     let path = folder.path().join("m.zarr");
     let mut image = image(Size::new(9, 9), 3, SampleType::U8);
     image.levels = StoreLevel::finest(Size::new(9, 9), None).pyramid(3);
-    ZarrMask::create(&path, image.clone()).unwrap().finish().unwrap();
+    ZarrImage::create(&path, image.clone()).unwrap().finish(&Map::new()).unwrap();
     let root: Value = serde_json::from_slice(&fs::read(path.join("zarr.json")).unwrap()).unwrap();
     let multiscale = &root["attributes"]["ome"]["multiscales"][0];
     assert_eq!(multiscale["axes"][0], json!({ "name": "y", "type": "space" }));
