@@ -39,13 +39,13 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn run(slide: &Path, model: &Path, settings: Settings, output: &Path) -> Result<(), Box<dyn Error>> {
-    let slide = open(slide, &OpenOptions::default().cache_bytes(settings.cache_bytes() as usize))?;
+    let slide = open(slide, &OpenOptions::default())?;
     let model = Model::open(model, &ModelOptions::default())?;
     let predictor = model.predictor(&Execution::default())?;
     // A second call with the same arguments finds both masks done, and does nothing.
     match Segmenter::new(predictor.as_ref(), settings)?.segment(slide.as_ref(), output, Existing::Keep, &Silent)? {
         Outcome::Done(summary) => println!("{}\n{summary}\n", output.display()),
-        Outcome::AlreadyDone => println!("{}: done already", output.display()),
+        Outcome::AlreadyDone { .. } => println!("{}: done already", output.display()),
     }
     Ok(())
 }

@@ -52,7 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let segmenter = Segmenter::new(predictor.as_ref(), settings)?;
     match segmenter.segment(slide.as_ref(), output, Existing::Keep, &Printer::default())? {
         Outcome::Done(summary) => println!("{summary}"),
-        Outcome::AlreadyDone => println!("{}: done already", output.display()),
+        Outcome::AlreadyDone { .. } => println!("{}: done already", output.display()),
     }
     Ok(())
 }

@@ -161,8 +161,8 @@ pub(crate) fn accumulate(
             Accumulation::F16Nnunet => Box::new(HalfAccumulator::new(image, block, sums, window.clone(), wanted)),
         };
         for row in schedule.rows(&strip) {
-            for rect in row.tiles.into_iter().map(|tile| grid.rect(tile)) {
-                sums.add(&[TileLogits { rect, values: logits.of(rect) }]).unwrap();
+            for rect in row.tiles.into_iter().map(|tile| grid.rect(tile.index)) {
+                sums.add(&[TileLogits::whole(rect, logits.of(rect))]).unwrap();
             }
             for at in row
                 .finished_blocks

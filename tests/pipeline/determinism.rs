@@ -8,27 +8,34 @@ use microtome_testkit::{FunctionModel, SyntheticSlide};
 use crate::function::THRESHOLDS;
 use crate::{files, least_memory, repository, segment_to, settings, with};
 
-/// Every file of the store is the same for any number of threads, any batch, and strips of one shard or of all.
+/// Every file of the store is the same for any number of threads, any batch, and strips of one shard or of all, tiles between them run
+/// twice or kept.
 fn check(slide: &SyntheticSlide, model: &dyn Predictor, base: &Settings) {
     let folder = tempfile::tempdir().unwrap();
     let narrow =
         |threads, batch| least_memory(slide, model, &with(base, |s| (s.threads, s.batch) = (Some(threads), batch)));
     let mut reference = None;
     let mut widths = Vec::new();
-    for (n, (threads, batch, memory)) in [
-        (1, 1, base.memory),
-        (2, 1, base.memory),
-        (2, 3, base.memory),
-        (3, 8, base.memory),
-        (2, 1, narrow(2, 1)),
-        (1, 3, narrow(1, 3)),
+    for (n, (threads, batch, memory, scratch)) in [
+        (1, 1, base.memory, None),
+        (2, 1, base.memory, None),
+        (2, 3, base.memory, None),
+        (3, 8, base.memory, None),
+        (2, 1, narrow(2, 1), None),
+        (1, 3, narrow(1, 3), None),
+        (2, 1, narrow(2, 1), Some(folder.path())),
+        (1, 3, narrow(1, 3), Some(folder.path())),
     ]
     .into_iter()
     .enumerate()
     {
         let path = folder.path().join(format!("{n}.ome.zarr"));
-        let settings = with(base, |s| (s.threads, s.batch, s.memory) = (Some(threads), batch, memory));
+        let settings = with(base, |s| {
+            (s.threads, s.batch, s.memory) = (Some(threads), batch, memory);
+            s.scratch = scratch.map(Into::into);
+        });
         let summary = segment_to(slide, model, &settings, &path);
+        assert_eq!(summary.scratch_bytes > 0, scratch.is_some());
         widths.push(summary.memory_plan.strip_width);
         let found = files(&path);
         let reference = reference.get_or_insert_with(|| found.clone());

@@ -6,12 +6,14 @@
 mod blending;
 mod bundled;
 mod constant;
+mod damage;
 mod determinism;
 mod function;
 mod levels;
 mod norm_stats;
 mod outputs;
 mod parity;
+mod products;
 mod recovery;
 mod refusals;
 mod regions;
@@ -59,7 +61,7 @@ fn segment_to(slide: &dyn SlideReader, model: &dyn Predictor, settings: &Setting
     let segmenter = Segmenter::new(model, settings.clone()).unwrap();
     match segmenter.segment(slide, output, Existing::Keep, &Silent) {
         Ok(Outcome::Done(summary)) => *summary,
-        Ok(Outcome::AlreadyDone) => panic!("{}: done already", output.display()),
+        Ok(Outcome::AlreadyDone { .. }) => panic!("{}: done already", output.display()),
         Err(error) => panic!("{error}"),
     }
 }

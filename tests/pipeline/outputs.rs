@@ -82,7 +82,7 @@ fn a_run_that_has_finished_is_not_repeated() {
     for settings in [settings(), with(&settings(), |s| (s.threads, s.batch, s.memory) = (Some(1), 7, 1 << 30))] {
         for existing in [Existing::Keep, Existing::Restart] {
             let again = run(&path, &settings, existing);
-            assert!(matches!(again, Ok(Outcome::AlreadyDone)), "{again:?}");
+            assert!(matches!(again, Ok(Outcome::AlreadyDone { .. })), "{again:?}");
             assert!(state(&path) == before, "the store was touched");
             assert!(state(&folder.path().join("mask.ome.zarr.run")) == report, "the report was touched");
         }
@@ -198,7 +198,7 @@ fn a_store_that_is_being_written_is_left_alone() {
         }
     }
     held.finish(&Map::new()).unwrap();
-    assert!(matches!(run(&path, &settings(), Existing::Keep), Ok(Outcome::AlreadyDone)));
+    assert!(matches!(run(&path, &settings(), Existing::Keep), Ok(Outcome::AlreadyDone { .. })));
 }
 
 #[test]

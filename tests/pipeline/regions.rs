@@ -217,7 +217,7 @@ fn the_mask_of_a_coarse_model_is_a_region_for_a_fine_one() {
 
 fn levels_name(path: &Path) -> String {
     let store = microtome::io::store::OmeZarr::open(path).unwrap();
-    store.info().classes.iter().find(|class| class.value == 1).unwrap().name.clone()
+    store.info().content.classes().iter().find(|class| class.value == 1).unwrap().name.clone()
 }
 
 #[test]
@@ -239,7 +239,7 @@ fn the_same_region_from_elsewhere_is_the_same_run() {
         let segmenter = Segmenter::new(&model, given(&settings(), roi, &[])).unwrap();
         segmenter.segment(&slide, &output, Existing::Keep, &Silent)
     };
-    assert!(matches!(again(&same).unwrap(), Outcome::AlreadyDone));
+    assert!(matches!(again(&same).unwrap(), Outcome::AlreadyDone { .. }));
     let error = again(&other).unwrap_err();
     assert!(error.exit_code() == 5 && error.to_string().contains("roi: "), "{error}");
 }

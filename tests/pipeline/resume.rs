@@ -52,7 +52,7 @@ fn run(settings: &Settings, output: &Path, existing: Existing, observer: &dyn Ob
 fn resumed(outcome: Outcome) -> u64 {
     match outcome {
         Outcome::Done(summary) => summary.resumed_shards,
-        Outcome::AlreadyDone => panic!("done already"),
+        Outcome::AlreadyDone { .. } => panic!("done already"),
     }
 }
 
@@ -82,7 +82,7 @@ fn a_run_that_is_stopped_anywhere_goes_on_to_the_same_bytes() {
                 assert_eq!(summary.areas, uninterrupted.areas, "pixels counted before the stop are not lost");
                 assert_eq!(summary.tiles, uninterrupted.tiles);
             }
-            Outcome::AlreadyDone => panic!("done already"),
+            Outcome::AlreadyDone { .. } => panic!("done already"),
         }
         assert!(kept > 0 || percent < 30, "at {percent} % something must have been kept");
         assert_eq!(files(&output), expected, "stopped at {percent} %");

@@ -127,6 +127,22 @@ pub(crate) struct Segment {
     #[arg(long, value_name = "VALUE,..", value_delimiter = ',', requires = "roi")]
     pub(crate) roi_value: Vec<String>,
 
+    /// Write the probability of each class or region, too: 8 bits, beside OUT into NAME.probabilities.ome.zarr
+    #[arg(long)]
+    pub(crate) probabilities: bool,
+
+    /// Write how far the most probable class is ahead, too: 8 bits, beside OUT into NAME.confidence.ome.zarr
+    #[arg(long)]
+    pub(crate) confidence: bool,
+
+    /// A tile of the slide that cannot be read: fail, or fill the mask with background there, list it and exit 3
+    #[arg(long, value_enum, default_value_t = OnBadTile::Fail)]
+    pub(crate) on_bad_tile: OnBadTile,
+
+    /// A folder on a fast disk: tiles between strips are kept there in place of running twice
+    #[arg(long, value_name = "DIR")]
+    pub(crate) scratch: Option<PathBuf>,
+
     /// Replace a mask of ours that is there already, finished or not
     #[arg(long)]
     pub(crate) overwrite: bool,
@@ -186,6 +202,12 @@ pub(crate) enum Window {
 pub(crate) enum Accumulate {
     F32,
     F16Nnunet,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum OnBadTile {
+    Fail,
+    Fill,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

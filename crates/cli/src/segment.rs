@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail};
 use microtome::io::slide::{self, OpenOptions};
 use microtome::unet::{Arithmetic, Execution, Mirroring, Model};
 use microtome::{
-    Accumulation, Error, Existing, NormStats, Outcome, RoiSource, Segmenter, Settings, TissueMode, WindowShape,
+    Accumulation, Error, Existing, NormStats, OnBadTile, Outcome, RoiSource, Segmenter, Settings, TissueMode,
+    WindowShape,
 };
 use serde_json::json;
 
@@ -45,7 +46,8 @@ pub(crate) fn run(args: &args::Segment) -> Result<u8> {
     let mut failures: Vec<u8> = Vec::new();
     for (slide, output) in &jobs {
         match segment(&segmenter, args, slide, output).map_err(|error| naming(error, slide, output)) {
-            Ok(()) => {}
+            Ok(0) => {}
+            Ok(code) => failures.push(code),
             Err(error) if signals::received() => return Err(error),
             Err(error) => {
                 let code = failure::exit_code(&error);
@@ -57,17 +59,21 @@ pub(crate) fn run(args: &args::Segment) -> Result<u8> {
             }
         }
     }
-    if fresh && failures.len() == jobs.len() {
+    let nothing = failures.len() == jobs.len() && !failures.contains(&WITH_FAULTS);
+    if fresh && nothing {
         // Where nothing succeeded nothing is left; a folder that holds something stays.
         let _ = std::fs::remove_dir(&args.output);
     }
     Ok(match (failures.as_slice(), jobs.len()) {
         ([], _) => 0,
         ([code], 1) => *code,
-        (failed, all) if failed.len() == all => 4,
-        _ => 3,
+        _ if nothing => 4,
+        _ => WITH_FAULTS,
     })
 }
+
+/// The exit code of what was finished, but not without faults.
+const WITH_FAULTS: u8 = 3;
 
 /// Each slide with the place of its mask.
 fn jobs(args: &args::Segment) -> Result<Vec<(PathBuf, PathBuf)>> {
@@ -121,6 +127,13 @@ fn settings(args: &args::Segment) -> Settings {
         settings.memory = memory.0;
     }
     settings.roi = args.roi.clone().map(|path| RoiSource { path, values: args.roi_value.clone() });
+    settings.probabilities = args.probabilities;
+    settings.confidence = args.confidence;
+    settings.on_bad_tile = match args.on_bad_tile {
+        args::OnBadTile::Fail => OnBadTile::Fail,
+        args::OnBadTile::Fill => OnBadTile::Fill,
+    };
+    settings.scratch.clone_from(&args.scratch);
     settings.batch = args.batch;
     settings.threads = args.threads;
     settings
@@ -136,7 +149,7 @@ fn norm_stats(word: &Path) -> Result<NormStats> {
     })
 }
 
-fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, output: &Path) -> Result<()> {
+fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, output: &Path) -> Result<u8> {
     let slide = slide::open(path, &OpenOptions::default()).map_err(Error::Read)?;
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let progress = Progress::new(name, if args.quiet { Quiet::Yes } else { Quiet::No });
@@ -155,10 +168,21 @@ fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, output:
             Outcome::Done(summary) => {
                 println(&format!("{}\n{summary}\nwritten to {}", path.display(), output.display()))?;
             }
-            Outcome::AlreadyDone => println(&format!("{}: done already, in {}", path.display(), output.display()))?,
+            Outcome::AlreadyDone { .. } => {
+                println(&format!("{}: done already, in {}", path.display(), output.display()))?;
+            }
         }
     }
-    Ok(())
+    let unreadable = match &outcome {
+        Outcome::Done(summary) => summary.unreadable.len() as u64,
+        Outcome::AlreadyDone { unreadable } => *unreadable,
+    };
+    if unreadable == 0 {
+        return Ok(0);
+    }
+    let what = format!("{}: {unreadable} tiles could not be read; the mask is background there", path.display());
+    failure::say(&format!("warning: {what}"));
+    Ok(WITH_FAULTS)
 }
 
 /// The error, with the slide in front where it names neither the slide nor the output.

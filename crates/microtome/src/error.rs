@@ -114,7 +114,8 @@ impl From<microtome_stitch::Error> for Error {
         match error {
             microtome_stitch::Error::Store(error) => Self::Write(error),
             microtome_stitch::Error::Tile(error) => error.into(),
-            microtome_stitch::Error::Journal { path, source } => Self::Io { path, source },
+            microtome_stitch::Error::Journal { path, source }
+            | microtome_stitch::Error::Scratch { folder: path, source } => Self::Io { path, source },
             other => Self::Stitch(other),
         }
     }

@@ -31,6 +31,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod damaged;
 mod error;
 mod memory;
 mod norm_stats;
@@ -49,16 +50,16 @@ mod verify;
 pub use error::{Error, Result};
 pub use memory::{Allowance, AllowanceSource, PeakMemory, allowance};
 pub use microtome_io as io;
-pub use microtome_stitch::{Accumulation, WindowShape};
+pub use microtome_stitch::{Accumulation, Product, UnreadableTile, WindowShape};
 pub use microtome_tile::{Resampling, TargetGrid, TargetResolution, TileCount};
 pub use microtome_unet as unet;
 pub use norm_stats::NormStats;
-pub use output::Existing;
+pub use output::{Existing, store_of};
 pub use plan::{Geometry, MemoryPlan, STRIP_TILES};
 pub use progress::{Observer, Phase, Silent};
 pub use region::{Region, RegionOrigin, RoiSource};
 pub use report::{ClassArea, GivenRoi, StageTime, StageTimes, Summary};
 pub use segment::{Outcome, Plan, Segmenter};
-pub use settings::{Settings, TissueMode};
+pub use settings::{OnBadTile, Settings, TissueMode};
 pub use units::Bytes;
 pub use verify::{Verification, verify};

@@ -1,12 +1,13 @@
 //! Claiming the place where a mask is to go.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use microtome_io::store::{self, Found};
 use microtome_io::{Level, TileCoord};
-use microtome_stitch::{Entry, Journal, Record};
+use microtome_stitch::{Entry, Journal, Product, Record};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -148,6 +149,144 @@ pub(crate) fn put_with(path: &Path, write: impl FnOnce(&File) -> std::io::Result
     written
 }
 
+/// The stores of a run, in the order in which they are finished: the mask comes last, so that where it is there, everything is.
+#[derive(Debug, Clone)]
+pub(crate) struct Stores {
+    mask: PathBuf,
+    extras: Vec<(Product, PathBuf)>,
+}
+
+impl Stores {
+    pub(crate) fn of(mask: &Path, products: &[Product]) -> Self {
+        let extras = products.iter().filter(|&&p| p != Product::Labels).map(|&p| (p, store_of(mask, p))).collect();
+        Self { mask: mask.into(), extras }
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = (Product, &Path)> {
+        let extras = self.extras.iter().map(|(product, path)| (*product, path.as_path()));
+        extras.chain([(Product::Labels, self.mask.as_path())])
+    }
+
+    /// Removes what a run has left that finished nothing.
+    pub(crate) fn remove_unfinished(&self) {
+        for (_, path) in self.all().filter(|(_, path)| matches!(store::inspect(path), Ok(Found::Unfinished))) {
+            // Best effort: the error that counts is the run's.
+            let _ = store::remove(path);
+        }
+        let _ = RunFolder::of(&self.mask).remove();
+    }
+
+    /// Makes room, or says why that cannot be.
+    pub(crate) fn claim(&self, fingerprint: &Fingerprint, existing: Existing) -> Result<Claim> {
+        let other = |path: &Path, differs| Err(Error::DifferentRun { path: path.into(), differs });
+        // Nothing is touched before all that is there has been looked at.
+        let mut found = Vec::new();
+        for (product, path) in self.all() {
+            let there = store::inspect(path).map_err(Error::Write)?;
+            match &there {
+                Found::Nothing | Found::Unfinished => {}
+                Found::InUse => return Err(Error::InUse { path: path.into() }),
+                Found::Complete(_) if existing == Existing::Replace => {}
+                Found::Complete(attributes) => {
+                    if let Some(differs) = fingerprint.differences(attributes) {
+                        return other(path, differs);
+                    }
+                }
+                _ => {
+                    let hint = ", and it is not microtome's";
+                    return Err(Error::OutputExists { path: path.into(), found: describe(path), hint });
+                }
+            }
+            found.push((product, path, there));
+        }
+        let Some((_, _, mask)) = found.last() else { unreachable!("there is always a mask") };
+        match mask {
+            _ if existing == Existing::Replace => self.free(),
+            Found::Complete(attributes) => {
+                match found.iter().find(|(.., there)| !matches!(there, Found::Complete(_))) {
+                    None => {
+                        Ok(Claim::Done { unreadable: attributes.get(UNREADABLE).and_then(Value::as_u64).unwrap_or(0) })
+                    }
+                    Some((_, path, _)) => other(&self.mask, format!("{} is not there any more", path.display())),
+                }
+            }
+            Found::Unfinished => {
+                let Some(record) = Journal::read(&RunFolder::of(&self.mask).journal())? else { return self.free() };
+                if let Some(differs) = record.header.as_object().and_then(|header| fingerprint.differences(header)) {
+                    return other(&self.mask, differs);
+                }
+                if existing == Existing::Restart || found.iter().any(|(.., there)| *there == Found::Nothing) {
+                    return self.free();
+                }
+                for (_, path, _) in found.iter().filter(|(.., there)| matches!(there, Found::Complete(_))) {
+                    store::reopen(path).map_err(Error::Write)?;
+                }
+                Ok(Claim::Resume(self.intact(record)?))
+            }
+            _ => self.free(),
+        }
+    }
+
+    fn free(&self) -> Result<Claim> {
+        for (_, path) in self.all() {
+            store::remove(path).map_err(Error::Write)?;
+        }
+        RunFolder::of(&self.mask).remove()?;
+        Ok(Claim::Free)
+    }
+
+    /// The record less the shards whose files are not what the journal says: those are computed again.
+    fn intact(&self, mut record: Record) -> Result<Record> {
+        let mut lost = BTreeSet::new();
+        for (&(product, level, shard), entry) in &record.entries {
+            let Some((_, path)) = self.all().find(|(p, _)| *p == product) else {
+                lost.insert((product, level, shard));
+                continue;
+            };
+            let stored = store::stored_shard(path, level, shard).map_err(Error::Write)?;
+            if Entry::new(level, shard, stored, Vec::new()).sha256 != entry.sha256 {
+                lost.insert((product, level, shard));
+            }
+        }
+        // A place of level 0 is computed as a whole: all products, or none.
+        let places: BTreeSet<TileCoord> = record.entries.keys().filter(|k| k.1 == Level::FINEST).map(|k| k.2).collect();
+        for at in places {
+            let gone = |product| {
+                let key = (product, Level::FINEST, at);
+                lost.contains(&key) || !record.entries.contains_key(&key)
+            };
+            if self.all().any(|(product, _)| gone(product)) {
+                lost.extend(self.all().map(|(product, _)| (product, Level::FINEST, at)));
+            }
+        }
+        let levels = record.entries.keys().map(|key| key.1.0).max().unwrap_or(0);
+        for (product, level, shard) in lost {
+            // What was built from it is built again with it: a shard above cannot be completed twice otherwise.
+            for above in 0..=levels.saturating_sub(level.0) {
+                let at = TileCoord { row: shard.row >> above, column: shard.column >> above };
+                record.entries.remove(&(product, Level(level.0 + above), at));
+            }
+        }
+        Ok(record)
+    }
+}
+
+/// The note in the root attribute `microtome` that says how many tiles of the slide could not be read.
+pub(crate) const UNREADABLE: &str = "unreadable_tiles";
+
+/// Where a product goes that belongs to a mask: `mask.probabilities.ome.zarr` beside `mask.ome.zarr`.
+#[must_use]
+pub fn store_of(mask: &Path, product: Product) -> PathBuf {
+    let name = match product {
+        Product::Labels => return mask.into(),
+        Product::Probabilities => "probabilities",
+        Product::Confidence => "confidence",
+    };
+    let file = mask.file_name().unwrap_or_default().to_string_lossy();
+    let ending = [".ome.zarr", ".zarr"].into_iter().find(|ending| file.ends_with(ending)).unwrap_or_default();
+    mask.with_file_name(format!("{}.{name}{ending}", &file[..file.len() - ending.len()]))
+}
+
 /// What became of a claim.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Claim {
@@ -156,55 +295,10 @@ pub(crate) enum Claim {
     /// The same run was stopped there: go on behind what it has finished.
     Resume(Record),
     /// The same run has finished there before.
-    Done,
-}
-
-/// Makes room for the output of a run, or says why that cannot be.
-pub(crate) fn claim(path: &Path, fingerprint: &Fingerprint, existing: Existing) -> Result<Claim> {
-    let free = || {
-        store::remove(path).map_err(Error::Write)?;
-        RunFolder::of(path).remove()?;
-        Ok(Claim::Free)
-    };
-    let other = |differs| Err(Error::DifferentRun { path: path.into(), differs });
-    match store::inspect(path).map_err(Error::Write)? {
-        Found::Nothing => free(),
-        Found::InUse => Err(Error::InUse { path: path.into() }),
-        Found::Complete(_) | Found::Unfinished if existing == Existing::Replace => free(),
-        Found::Complete(attributes) => match fingerprint.differences(&attributes) {
-            None => Ok(Claim::Done),
-            Some(differs) => other(differs),
-        },
-        Found::Unfinished => {
-            let Some(record) = Journal::read(&RunFolder::of(path).journal())? else { return free() };
-            match record.header.as_object().and_then(|header| fingerprint.differences(header)) {
-                Some(differs) => other(differs),
-                None if existing == Existing::Restart => free(),
-                None => Ok(Claim::Resume(intact(path, record)?)),
-            }
-        }
-        _ => Err(Error::OutputExists { path: path.into(), found: describe(path), hint: ", and it is not microtome's" }),
-    }
-}
-
-/// The record less the shards whose files are not what the journal says: those are computed again.
-fn intact(path: &Path, mut record: Record) -> Result<Record> {
-    let mut lost = Vec::new();
-    for (&(level, shard), entry) in &record.entries {
-        let stored = store::stored_shard(path, level, shard).map_err(Error::Write)?;
-        if Entry::new(level, shard, stored, Vec::new()).sha256 != entry.sha256 {
-            lost.push((level, shard));
-        }
-    }
-    for (level, shard) in lost {
-        // What was built from it is built again with it: a shard above cannot be completed twice otherwise.
-        let levels = record.entries.keys().next_back().map_or(0, |last| last.0.0);
-        for above in 0..=levels.saturating_sub(level.0) {
-            let at = TileCoord { row: shard.row >> above, column: shard.column >> above };
-            record.entries.remove(&(Level(level.0 + above), at));
-        }
-    }
-    Ok(record)
+    Done {
+        /// Tiles of the slide that it could not read.
+        unreadable: u64,
+    },
 }
 
 fn describe(path: &Path) -> String {

@@ -6,23 +6,25 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use microtome_io::{Pixels, Rect, TileCoord};
 use microtome_stitch::{
-    Accumulation, Accumulator, Blender, CpuAccumulator, HalfAccumulator, LabelPyramid, Layout, Sums, TileLogits,
-    Wanted, WeightSum, Window,
+    Accumulation, Accumulator, Blender, CpuAccumulator, HalfAccumulator, Kept, Layout, Product, PyramidWriter, Scratch,
+    Sums, TileLogits, UnreadableTile, Wanted, Window,
 };
 use microtome_tile::pyramid::Shard;
-use microtome_tile::{Reader, Schedule, Strip};
+use microtome_tile::{Reader, Schedule, ScheduledTile, Strip};
 use microtome_unet::{Logits, Normalizer, Predictor, Tile};
 use rayon::prelude::*;
 
 use crate::plan::QUEUE;
 use crate::progress::Observer;
 use crate::report::StageTime;
+use crate::settings::OnBadTile;
 use crate::{Error, Result};
 
 /// What travels from stage to stage. Tiles become logits on the way; the rest is passed on.
@@ -30,9 +32,41 @@ enum Event<T> {
     /// A strip begins.
     Strip(Strip),
     /// A tile of the strip.
-    Tile(Rect, T),
+    Tile(Place, T),
+    /// A tile that the strip before has kept.
+    Kept(Place),
+    /// A tile that could not be read, and why.
+    Unreadable(Place, Vec<UnreadableTile>),
     /// Rows of blocks are final.
     Finished(Range<u64>),
+}
+
+/// Which tile, and where it lies.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    tile: ScheduledTile,
+    rect: Rect,
+}
+
+impl<T> Event<T> {
+    /// The same event, with what `f` makes of a tile.
+    fn map<U>(self, f: impl FnOnce(Place, T) -> Result<Event<U>>) -> Result<Event<U>> {
+        match self {
+            Self::Tile(place, content) => f(place, content),
+            Self::Strip(strip) => Ok(Event::Strip(strip)),
+            Self::Kept(place) => Ok(Event::Kept(place)),
+            Self::Unreadable(place, tiles) => Ok(Event::Unreadable(place, tiles)),
+            Self::Finished(rows) => Ok(Event::Finished(rows)),
+        }
+    }
+}
+
+/// What the blender sends on.
+enum Finished {
+    /// A shard of level 0.
+    Shard(Product, TileCoord, Shard),
+    /// A tile that could not be read; its shards come later.
+    Unreadable(UnreadableTile),
 }
 
 /// The neighbour is gone: it failed, or nobody wants results any more.
@@ -69,8 +103,12 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) schedule: &'a Schedule<'a>,
     pub(crate) layout: Layout<'a>,
     pub(crate) window: Arc<Window>,
+    pub(crate) sums: Sums,
     pub(crate) accumulate: Accumulation,
     pub(crate) batch: usize,
+    pub(crate) on_bad_tile: OnBadTile,
+    /// Where to keep logits for the next strip, in place of computing them twice.
+    pub(crate) scratch: Option<&'a Path>,
     pub(crate) pools: &'a Pools,
     /// Shards that an earlier process has finished.
     pub(crate) finished: &'a BTreeSet<TileCoord>,
@@ -84,31 +122,35 @@ pub(crate) struct Done {
     pub(crate) blending: StageTime,
     pub(crate) writing: StageTime,
     pub(crate) counts: Vec<u64>,
+    pub(crate) unreadable: Vec<UnreadableTile>,
+    /// Bytes written to the scratch folder.
+    pub(crate) scratch_bytes: u64,
 }
 
 impl Pipeline<'_> {
     /// Runs every tile of the schedule and writes every shard.
-    pub(crate) fn run(&self, pyramid: LabelPyramid<'_>) -> Result<Done> {
+    pub(crate) fn run(&self, writer: PyramidWriter<'_>) -> Result<Done> {
+        let scratch = self.scratch.map(Scratch::new).transpose()?;
         let (to_network, from_reader) = sync_channel(QUEUE);
         let (to_blender, from_network) = sync_channel(QUEUE);
         let (to_writer, from_blender) = sync_channel(QUEUE);
         std::thread::scope(|scope| {
             let reading = scope.spawn(|| self.read(Output::new(to_network)));
-            let blending = scope.spawn(|| self.blend(Input::new(from_network), Output::new(to_writer)));
+            let blending = scope.spawn(|| self.blend(Input::new(from_network), Output::new(to_writer), scratch));
             let inference = scope.spawn(|| self.infer(Input::new(from_reader), Output::new(to_blender)));
-            // The pyramid belongs to this thread.
-            let writing = write(pyramid, Input::new(from_blender));
+            // The writer belongs to this thread.
+            let written = write(writer, Input::new(from_blender));
             let inference = joined(inference.join());
-            let joined =
-                |handle: std::thread::Result<_>| handle.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let reading = joined(reading.join());
             let blending = joined(blending.join());
             // The stage that failed has an error; those it stopped have no time.
-            let (writing, counts) = writing?;
-            let [Some(blending), Some(inference), Some(reading)] = [blending?, inference?, reading?] else {
+            let Written { writing, counts, unreadable } = written?;
+            let [Some((blending, scratch_bytes)), Some((inference, _)), Some((reading, _))] =
+                [blending?, inference?.map(|time| (time, 0)), reading?.map(|time| (time, 0))]
+            else {
                 return Err(Error::Interrupted);
             };
-            Ok(Done { reading, inference, blending, writing, counts })
+            Ok(Done { reading, inference, blending, writing, counts, unreadable, scratch_bytes })
         })
     }
 
@@ -121,14 +163,9 @@ impl Pipeline<'_> {
                 return Err(Error::Interrupted);
             }
             let read = out.work(&self.pools.pixels, || {
-                std::mem::take(batch)
-                    .into_par_iter()
-                    .map(|event| match event {
-                        Event::Strip(strip) => Ok(Event::Strip(strip)),
-                        Event::Finished(rows) => Ok(Event::Finished(rows)),
-                        Event::Tile(rect, visible) => Ok(Event::Tile(rect, self.reader.read(visible)?)),
-                    })
-                    .collect::<Result<Vec<_>>>()
+                let events = std::mem::take(batch).into_par_iter();
+                let read = events.map(|event| event.map(|place, visible| self.read_tile(place, visible)));
+                read.collect::<Result<Vec<_>>>()
             })?;
             Ok(out.send(read))
         };
@@ -137,9 +174,14 @@ impl Pipeline<'_> {
             batch.push(Event::Strip(strip));
             for row in rows {
                 for tile in row.tiles {
-                    let rect = self.schedule.grid().rect(tile);
+                    let rect = self.schedule.grid().rect(tile.index);
                     let Some(visible) = rect.intersect(image) else { continue };
-                    batch.push(Event::Tile(rect, visible));
+                    let place = Place { tile, rect };
+                    if tile.before && self.scratch.is_some() {
+                        batch.push(Event::Kept(place));
+                        continue;
+                    }
+                    batch.push(Event::Tile(place, visible));
                     tiles += 1;
                     if tiles == self.batch {
                         tiles = 0;
@@ -159,6 +201,17 @@ impl Pipeline<'_> {
         Ok(Some(out.time))
     }
 
+    fn read_tile(&self, place: Place, visible: Rect) -> Result<Event<Pixels>> {
+        match self.reader.read(visible) {
+            Ok(pixels) => Ok(Event::Tile(place, pixels)),
+            Err(error) if self.on_bad_tile == OnBadTile::Fill => {
+                let tiles = unreadable(&self.reader, visible, &error);
+                if tiles.is_empty() { Err(error.into()) } else { Ok(Event::Unreadable(place, tiles)) }
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn infer(
         &self,
         mut input: Input<Vec<Event<Pixels>>>,
@@ -167,7 +220,9 @@ impl Pipeline<'_> {
         while let Some(events) = input.next() {
             let tiles: Vec<(Rect, &Pixels)> = events
                 .iter()
-                .filter_map(|event| if let Event::Tile(rect, pixels) = event { Some((*rect, pixels)) } else { None })
+                .filter_map(
+                    |event| if let Event::Tile(place, pixels) = event { Some((place.rect, pixels)) } else { None },
+                )
                 .collect();
             let inputs: Vec<Tile<'_>> = tiles
                 .iter()
@@ -188,91 +243,74 @@ impl Pipeline<'_> {
                 )?
             };
             let mut logits = logits.into_iter();
-            let events = events
+            let fewer = || Error::Usage("the predictor gave fewer logits than there are tiles".into());
+            let events: Result<Vec<_>> = events
                 .into_iter()
-                .filter_map(|event| match event {
-                    Event::Strip(strip) => Some(Event::Strip(strip)),
-                    Event::Finished(rows) => Some(Event::Finished(rows)),
-                    Event::Tile(rect, _) => logits.next().map(|logits| Event::Tile(rect, logits)),
-                })
+                .map(|event| event.map(|place, _| Ok(Event::Tile(place, logits.next().ok_or_else(fewer)?))))
                 .collect();
-            if out.send(events).is_err() {
+            if out.send(events?).is_err() {
                 return Ok(None);
             }
         }
         Ok(Some(out.time.after(input.starved)))
     }
 
+    /// Also gives the bytes that went through the scratch file.
     fn blend(
         &self,
         mut input: Input<Vec<Event<Logits>>>,
-        mut out: Output<(TileCoord, Shard)>,
-    ) -> Result<Option<StageTime>> {
+        out: Output<Finished>,
+        scratch: Option<Scratch>,
+    ) -> Result<Option<(StageTime, u64)>> {
         let wanted = Arc::new(self.wanted_blocks());
         let total = self.layout.image.area();
         let mut done = 0;
-        let mut blender: Option<(Blender<'_, Box<dyn Accumulator>>, u64)> = None;
+        let mut stage = Blending { pipeline: self, out, scratch, strip: None, tiles: Vec::new() };
         while let Some(events) = input.next() {
-            let mut tiles: Vec<(Rect, Logits)> = Vec::new();
             for event in events {
                 match event {
-                    Event::Tile(rect, logits) => tiles.push((rect, logits)),
                     Event::Strip(strip) => {
-                        self.add(&mut blender, &mut tiles, &mut out)?;
-                        let sums = self.accumulator(Wanted { rect: strip.rect, blocks: Some(wanted.clone()) });
-                        let width = strip.rect.width;
-                        blender = Some((Blender::new(self.layout, strip, sums)?, width));
+                        stage.add()?;
+                        stage.begin(strip, wanted.clone())?;
+                    }
+                    Event::Tile(place, logits) => stage.tiles.push((place, place.rect, logits.values)),
+                    Event::Kept(place) => {
+                        stage.take(place)?;
+                        if stage.tiles.len() >= self.batch {
+                            stage.add()?;
+                        }
+                    }
+                    Event::Unreadable(place, tiles) => {
+                        stage.add()?;
+                        if stage.exclude(place, tiles)?.is_err() {
+                            return Ok(None);
+                        }
                     }
                     Event::Finished(rows) => {
-                        self.add(&mut blender, &mut tiles, &mut out)?;
-                        let Some((blender, width)) = &mut blender else { continue };
-                        let mut shards = Vec::new();
-                        out.work(&self.pools.pixels, || {
-                            blender.finish_rows(rows.clone(), |at, shard| {
-                                shards.push((at, shard));
-                                Ok::<(), microtome_stitch::Error>(())
-                            })
-                        })?;
-                        for shard in shards.into_iter().filter(|(at, _)| !self.finished.contains(at)) {
-                            if out.send(shard).is_err() {
-                                return Ok(None);
-                            }
-                        }
+                        stage.add()?;
                         let bottom = (rows.end * self.layout.block.height).min(self.layout.image.height);
-                        done += (bottom - rows.start * self.layout.block.height) * *width;
+                        done += (bottom - rows.start * self.layout.block.height) * stage.width();
+                        if stage.finish(rows)?.is_err() {
+                            return Ok(None);
+                        }
                         self.observer.progress(done, total);
                     }
                 }
             }
-            self.add(&mut blender, &mut tiles, &mut out)?;
+            stage.add()?;
         }
-        Ok(Some(out.time.after(input.starved)))
+        let scratch = stage.scratch.map_or(0, |scratch| scratch.written());
+        Ok(Some((stage.out.time.after(input.starved), scratch)))
     }
 
     /// No sums yet.
     fn accumulator(&self, wanted: Wanted) -> Box<dyn Accumulator> {
-        let Layout { image, block, decision, .. } = self.layout;
-        let sums = Sums { planes: decision.planes(), weights: WeightSum::Omitted };
+        let Layout { image, block, .. } = self.layout;
         let window = self.window.clone();
         match self.accumulate {
-            Accumulation::F32 => Box::new(CpuAccumulator::new(image, block, sums, window, wanted)),
-            Accumulation::F16Nnunet => Box::new(HalfAccumulator::new(image, block, sums, window, wanted)),
+            Accumulation::F32 => Box::new(CpuAccumulator::new(image, block, self.sums, window, wanted)),
+            Accumulation::F16Nnunet => Box::new(HalfAccumulator::new(image, block, self.sums, window, wanted)),
         }
-    }
-
-    /// Adds the tiles gathered so far, and forgets them.
-    fn add<T>(
-        &self,
-        blender: &mut Option<(Blender<'_, Box<dyn Accumulator>>, u64)>,
-        tiles: &mut Vec<(Rect, Logits)>,
-        out: &mut Output<T>,
-    ) -> Result<()> {
-        if let (Some((blender, _)), false) = (blender, tiles.is_empty()) {
-            let logits: Vec<_> = tiles.iter().map(|(rect, l)| TileLogits { rect: *rect, values: &l.values }).collect();
-            out.work(&self.pools.pixels, || blender.add(&logits))?;
-            tiles.clear();
-        }
-        Ok(())
     }
 
     /// Blocks that are wanted and not finished, row by row.
@@ -284,19 +322,139 @@ impl Pipeline<'_> {
     }
 }
 
-fn write(mut pyramid: LabelPyramid<'_>, mut input: Input<(TileCoord, Shard)>) -> Result<(StageTime, Vec<u64>)> {
+/// The blender's state.
+struct Blending<'p> {
+    pipeline: &'p Pipeline<'p>,
+    out: Output<Finished>,
+    scratch: Option<Scratch>,
+    strip: Option<(Strip, Blender<'p, Box<dyn Accumulator>>)>,
+    /// Tiles that are not added yet: the part of each that its logits are for.
+    tiles: Vec<(Place, Rect, Vec<f32>)>,
+}
+
+impl Blending<'_> {
+    fn begin(&mut self, strip: Strip, wanted: Arc<Vec<bool>>) -> Result<()> {
+        let sums = self.pipeline.accumulator(Wanted { rect: strip.rect, blocks: Some(wanted) });
+        let blender = Blender::new(self.pipeline.layout, strip.clone(), sums)?;
+        self.strip = Some((strip, blender));
+        match &mut self.scratch {
+            Some(scratch) => Ok(scratch.turn()?),
+            None => Ok(()),
+        }
+    }
+
+    fn width(&self) -> u64 {
+        self.strip.as_ref().map_or(0, |(strip, _)| strip.rect.width)
+    }
+
+    /// Adds the tiles gathered so far, keeps what the next strip needs of them, and forgets them.
+    fn add(&mut self) -> Result<()> {
+        let (Some((strip, blender)), false) = (&mut self.strip, self.tiles.is_empty()) else { return Ok(()) };
+        let logits: Vec<_> = self
+            .tiles
+            .iter()
+            .map(|(place, part, values)| TileLogits { tile: place.rect, part: *part, values })
+            .collect();
+        self.out.work(&self.pipeline.pools.pixels, || blender.add(&logits))?;
+        if let Some(scratch) = &mut self.scratch {
+            for ((place, ..), logits) in self.tiles.iter().zip(&logits).filter(|((place, ..), _)| place.tile.again) {
+                let start = Instant::now();
+                if let Some((part, values)) = logits.from_column(strip.rect.right()) {
+                    scratch.keep(place.tile.index, &Kept::Logits { part, values })?;
+                }
+                self.out.time.busy += start.elapsed();
+            }
+        }
+        drop(logits);
+        self.tiles.clear();
+        Ok(())
+    }
+
+    /// Takes what the strip before has kept of a tile.
+    fn take(&mut self, place: Place) -> Result<()> {
+        let Some(scratch) = &mut self.scratch else { return Ok(()) };
+        let start = Instant::now();
+        let kept = scratch.take(place.tile.index)?;
+        self.out.time.busy += start.elapsed();
+        match kept {
+            Kept::Logits { part, values } => self.tiles.push((place, part, values)),
+            // Tiles are kept in their order: those before it first.
+            Kept::Unreadable => {
+                self.add()?;
+                // Its cause was noted when it was met.
+                let _ = self.exclude(place, Vec::new())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn exclude(&mut self, place: Place, tiles: Vec<UnreadableTile>) -> Result<Result<(), Stopped>> {
+        if let Some((_, blender)) = &mut self.strip {
+            blender.exclude(place.rect);
+        }
+        if let (Some(scratch), true) = (&mut self.scratch, place.tile.again) {
+            scratch.keep(place.tile.index, &Kept::Unreadable)?;
+        }
+        for tile in tiles {
+            if self.out.send(Finished::Unreadable(tile)).is_err() {
+                return Ok(Err(Stopped));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn finish(&mut self, rows: Range<u64>) -> Result<Result<(), Stopped>> {
+        let Some((_, blender)) = &mut self.strip else { return Ok(Ok(())) };
+        let mut shards = Vec::new();
+        self.out.work(&self.pipeline.pools.pixels, || {
+            blender.finish_rows(rows, |product, at, shard| {
+                shards.push((product, at, shard));
+                Ok::<(), microtome_stitch::Error>(())
+            })
+        })?;
+        for (product, at, shard) in shards.into_iter().filter(|(_, at, _)| !self.pipeline.finished.contains(at)) {
+            if self.out.send(Finished::Shard(product, at, shard)).is_err() {
+                return Ok(Err(Stopped));
+            }
+        }
+        Ok(Ok(()))
+    }
+}
+
+/// The stored tiles that keep a rectangle of the target grid from being read; none if `error` is of another kind.
+fn unreadable(reader: &Reader<'_>, rect: Rect, error: &microtome_tile::Error) -> Vec<UnreadableTile> {
+    let microtome_tile::Error::Slide(microtome_io::Error::Tile { .. }) = error else { return Vec::new() };
+    let of = |error| match error {
+        microtome_io::Error::Tile { level, tile, message, .. } => Some(UnreadableTile { level, tile, cause: message }),
+        _ => None,
+    };
+    reader.faults(rect).into_iter().filter_map(of).collect()
+}
+
+/// What the writer has done.
+struct Written {
+    writing: StageTime,
+    counts: Vec<u64>,
+    unreadable: Vec<UnreadableTile>,
+}
+
+fn write(mut writer: PyramidWriter<'_>, mut input: Input<Finished>) -> Result<Written> {
     let mut busy = Duration::ZERO;
-    while let Some((at, shard)) = input.next() {
+    while let Some(finished) = input.next() {
         // On this thread: a store may hold a lock while it waits for the disk, and rayon must not be entered with one.
         let start = Instant::now();
-        pyramid.push(at, shard)?;
+        match finished {
+            Finished::Shard(product, at, shard) => writer.push(product, at, shard)?,
+            Finished::Unreadable(tile) => writer.unreadable(tile),
+        }
         busy += start.elapsed();
     }
     // Also where a stage before has failed: what has come this far is not lost.
     let start = Instant::now();
-    pyramid.sync()?;
+    writer.sync()?;
     busy += start.elapsed();
-    Ok((StageTime { busy, starved: input.starved, blocked: Duration::ZERO }, pyramid.counts().to_vec()))
+    let writing = StageTime { busy, starved: input.starved, blocked: Duration::ZERO };
+    Ok(Written { writing, counts: writer.counts().to_vec(), unreadable: writer.unreadable_tiles() })
 }
 
 fn joined<T>(result: std::thread::Result<T>) -> T {

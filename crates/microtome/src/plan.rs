@@ -3,7 +3,7 @@
 use microtome_io::Size;
 use microtome_io::slide::{Resolution, ResolutionSource, SlideReader};
 use microtome_io::{Microns, SampleType};
-use microtome_stitch::{Accumulation, Decision, Sums, WeightSum, Window, WindowShape};
+use microtome_stitch::{Accumulation, Decision, Product, Sums, WeightSum, Window, WindowShape};
 use microtome_tile::{
     ImageStatistics, Reader, Schedule, TargetGrid, TargetOptions, TargetResolution, TileGrid, check_channels, tissue,
 };
@@ -99,6 +99,15 @@ impl Geometry {
     }
 }
 
+impl Geometry {
+    /// What has to be summed for these products.
+    pub(crate) fn sums(&self, products: &[Product]) -> Sums {
+        let labels_alone = products.iter().all(|&product| product == Product::Labels);
+        let weights = if labels_alone { WeightSum::Omitted } else { WeightSum::Kept };
+        Sums { planes: self.decision.planes(), weights }
+    }
+}
+
 /// Bytes that each part of a run holds at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct MemoryPlan {
@@ -120,7 +129,7 @@ pub struct MemoryPlan {
     pub logits: u64,
     /// Weighted sums.
     pub sums: u64,
-    /// Labels of unfinished shards.
+    /// Labels (and probabilities, and confidence) of unfinished shards.
     pub labels: u64,
     /// Shards waiting to be written, being encoded, half-built ones of coarser levels, and file pages that wait for the disk.
     pub writing: u64,
@@ -234,16 +243,21 @@ impl Planner<'_> {
         let schedule = Schedule::new(&geometry.tiles, None, block, strip_width.div_ceil(settings.chunk))?;
         let rows = schedule.block_rows_in_flight() * settings.chunk;
         let planes = geometry.decision.planes();
-        let sums = Sums { planes, weights: WeightSum::Omitted };
+        let products = settings.products();
+        let sums = geometry.sums(&products);
         let held = geometry.accumulate.bytes_per_pixel(sums);
         let taken = geometry.accumulate.taken(sums).values() as u64 * 4;
-        let label = geometry.sample.bytes() as u64;
+        // Of every product, which travel together.
+        let bytes = |product: &Product| {
+            (product.channels(&geometry.decision) * product.sample(&geometry.decision).bytes()) as u64
+        };
+        let pixel: u64 = products.iter().map(bytes).sum();
         let info = slide.info();
         let tile = card.tile.area() * (info.channels * info.sample.bytes()) as u64;
         let logits = card.tile.area() * planes.logits() as u64 * 4;
         let network = predictor.memory(batch);
         let batch = batch as u64;
-        let shard = settings.shard * settings.shard * label;
+        let shard = settings.shard * settings.shard * pixel;
         let reader = Reader::new(slide, &geometry.target);
         let enough = self.decoded_row(strip_width);
         Ok(MemoryPlan {
@@ -260,8 +274,8 @@ impl Planner<'_> {
             logits: (QUEUE as u64 + 2) * batch * logits,
             // Blocks in flight, and one row of them being turned into labels.
             sums: strip_width * (held * rows + taken * settings.chunk),
-            labels: strip_width * settings.shard * label,
-            writing: (QUEUE as u64 + 1) * shard + 3 * shard + PYRAMID_BYTES + DIRTY_BYTES,
+            labels: strip_width * settings.shard * pixel,
+            writing: (QUEUE as u64 + 1) * shard + 3 * shard + products.len() as u64 * (PYRAMID_BYTES + DIRTY_BYTES),
             fixed: FIXED_BYTES + Window::new(geometry.window, card.tile).bytes(),
             strip_width,
         })

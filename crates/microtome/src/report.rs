@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use microtome_io::Class;
+use microtome_stitch::UnreadableTile;
 use microtome_tile::TileCount;
 use serde::Serialize;
 
@@ -115,6 +116,10 @@ pub struct Summary {
     pub peak_memory: Option<PeakMemory>,
     /// Threads used.
     pub threads: usize,
+    /// Stored tiles of the slide that could not be read: what they touch is background.
+    pub unreadable: Vec<UnreadableTile>,
+    /// Bytes that went through the scratch folder.
+    pub scratch_bytes: u64,
 }
 
 impl Summary {
@@ -156,7 +161,8 @@ impl std::fmt::Display for Summary {
         let t = self.tiles;
         write!(f, "tiles        {} of {} run, {} skipped", t.run, t.grid, t.skipped)?;
         if t.repeated > 0 {
-            write!(f, ", {} run twice between strips", t.repeated)?;
+            let how = if self.scratch_bytes > 0 { "kept" } else { "run twice" };
+            write!(f, ", {} {how} between strips", t.repeated)?;
         }
         writeln!(f, "; {} pixels, step {step}, model {}", grid.tile(), self.model)?;
         if self.resumed_shards > 0 {
@@ -170,6 +176,9 @@ impl std::fmt::Display for Summary {
         }
         if let Some(GivenRoi { source, share }) = &self.roi {
             writeln!(f, "region       {:.1} % of the slide, from {source}", share * 100.0)?;
+        }
+        for tile in &self.unreadable {
+            writeln!(f, "unreadable   level {}, {}: {}; background there", tile.level, tile.tile, tile.cause)?;
         }
         for area in &self.areas {
             write!(f, "area         {}: {} pixels", area.class.name, area.pixels)?;

@@ -7,25 +7,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use microtome_io::slide::SlideReader;
-use microtome_io::store::{self, Content, Found, ImageSink, StoreLevel, StoredImage, Translation, ZarrImage};
-use microtome_io::{Level, Microns, Size, TileCoord};
-use microtome_stitch::{Journal, LabelPyramid, Layout, Record, Window};
-use microtome_tile::pyramid::{Reduction, level_sizes};
+use microtome_io::store::{Channel, Content, ImageSink, StoreLevel, StoredImage, Translation, ZarrImage};
+use microtome_io::{Class, Level, Microns, Size, TileCoord};
+use microtome_stitch::{Decision, Journal, Layout, Product, PyramidWriter, Record, Window};
+use microtome_tile::pyramid::level_sizes;
 use microtome_tile::tissue::{self, Tissue, TissueOptions};
-use microtome_tile::{ChannelSums, Finished, ImageStatistics, Reader, Roi, Schedule, TileCount};
+use microtome_tile::{ChannelSums, Damage, Finished, ImageStatistics, Reader, Roi, Schedule, TileCount};
 use microtome_unet::{Normalizer, Predictor, needs_statistics};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::damaged::Conspicuous;
 use crate::memory;
 use crate::norm_stats::{self, NormStats};
-use crate::output::{Claim, Existing, Fingerprint, RunFolder, claim, put};
+use crate::output::{Claim, Existing, Fingerprint, RunFolder, Stores, UNREADABLE, put};
 use crate::pipeline::{Pipeline, Pools};
 use crate::plan::{Geometry, MemoryPlan, PYRAMID_BYTES};
 use crate::progress::{Observer, Phase};
 use crate::region::{self, Place, Region, RegionOrigin};
 use crate::report::{ClassArea, GivenRoi, StageTime, StageTimes, Summary};
-use crate::settings::{Settings, TissueMode};
+use crate::settings::{OnBadTile, Settings, TissueMode};
 use crate::{Error, Result};
 
 /// Tiles per batch at most: far more than any device takes, and few enough to reckon with.
@@ -46,7 +47,8 @@ struct Run<'a> {
     plan: &'a Plan,
     /// The region that the user gave.
     given: Option<&'a Region>,
-    sink: &'a dyn ImageSink,
+    /// One for each product, in ascending order.
+    sinks: &'a [(Product, &'a dyn ImageSink)],
     observer: &'a dyn Observer,
     /// What an earlier process has finished.
     record: Option<&'a Record>,
@@ -61,7 +63,10 @@ pub enum Outcome {
     /// The mask was computed.
     Done(Box<Summary>),
     /// The same run had finished before; nothing was touched.
-    AlreadyDone,
+    AlreadyDone {
+        /// Tiles of the slide that it could not read.
+        unreadable: u64,
+    },
 }
 
 /// What a run would do.
@@ -130,29 +135,38 @@ impl<'p> Segmenter<'p> {
         let given = self.given(slide, &geometry)?;
         let plan = self.plan_beside(slide, geometry, given.as_ref())?;
         let fingerprint = self.fingerprint(slide, &plan.geometry, given.as_ref())?;
-        let record = match claim(output, &fingerprint, existing)? {
-            Claim::Done => return Ok(Outcome::AlreadyDone),
+        let products = self.settings.products();
+        let stores = Stores::of(output, &products);
+        let record = match stores.claim(&fingerprint, existing)? {
+            Claim::Done { unreadable } => return Ok(Outcome::AlreadyDone { unreadable }),
             Claim::Resume(record) => Some(record),
             Claim::Free => None,
         };
         let folder = RunFolder::of(output);
         let (result, peak) = memory::watch(|| {
             let header = Value::Object(fingerprint.attributes());
-            let image = self.image(&plan.geometry, fingerprint.attributes());
-            let (sink, journal) = match &record {
+            let mut sinks = Vec::new();
+            for (product, path) in stores.all() {
+                let image = self.image(product, &plan.geometry, fingerprint.attributes());
+                let sink = match &record {
+                    None => ZarrImage::create(path, image),
+                    Some(record) => {
+                        let done = record.entries.keys().filter(|key| key.0 == product).map(|key| (key.1, key.2));
+                        ZarrImage::resume(path, image, done)
+                    }
+                };
+                sinks.push((product, sink.map_err(Error::Write)?));
+            }
+            let journal = match &record {
                 None => {
-                    let sink = ZarrImage::create(output, image).map_err(Error::Write)?;
                     folder.create()?;
-                    (sink, Journal::create(&folder.journal(), &header)?)
+                    Journal::create(&folder.journal(), &header)?
                 }
-                Some(record) => {
-                    let done = record.entries.keys().copied();
-                    let sink = ZarrImage::resume(output, image, done).map_err(Error::Write)?;
-                    (sink, Journal::resume(&folder.journal(), record)?)
-                }
+                Some(record) => Journal::resume(&folder.journal(), record)?,
             };
+            let sinks: Vec<_> = sinks.iter().map(|(product, sink)| (*product, sink as &dyn ImageSink)).collect();
             let (given, record) = (given.as_ref(), record.as_ref());
-            let run = Run { slide, plan: &plan, given, sink: &sink, observer, record, folder: Some(&folder) };
+            let run = Run { slide, plan: &plan, given, sinks: &sinks, observer, record, folder: Some(&folder) };
             self.run(&run, Some(journal))
         });
         match result {
@@ -168,16 +182,15 @@ impl<'p> Segmenter<'p> {
                 // What is finished is kept for the next attempt; where there is nothing, nothing is left.
                 // The error that counts is the run's own.
                 let kept = Journal::read(&folder.journal()).ok().flatten().is_some_and(|r| !r.entries.is_empty());
-                if !kept && matches!(store::inspect(output), Ok(Found::Unfinished)) {
-                    let _ = store::remove(output);
-                    let _ = folder.remove();
+                if !kept {
+                    stores.remove_unfinished();
                 }
                 Err(error)
             }
         }
     }
 
-    /// Segments a slide into any sink, which `sink` makes from the description of the mask.
+    /// Segments a slide into any sink, which `sink` makes from the description of the mask. Only labels are written.
     ///
     /// # Errors
     /// As [`segment`](Self::segment), but for what concerns the output path.
@@ -191,15 +204,16 @@ impl<'p> Segmenter<'p> {
         let given = self.given(slide, &geometry)?;
         let plan = self.plan_beside(slide, geometry, given.as_ref())?;
         let fingerprint = self.fingerprint(slide, &plan.geometry, given.as_ref())?;
-        let sink = sink(self.image(&plan.geometry, fingerprint.attributes())).map_err(Error::Write)?;
+        let sink = sink(self.image(Product::Labels, &plan.geometry, fingerprint.attributes())).map_err(Error::Write)?;
         let given = given.as_ref();
-        let run = Run { slide, plan: &plan, given, sink: &sink, observer, record: None, folder: None };
+        let sinks = [(Product::Labels, &sink as &dyn ImageSink)];
+        let run = Run { slide, plan: &plan, given, sinks: &sinks, observer, record: None, folder: None };
         let summary = self.run(&run, None)?;
         Ok((sink, summary))
     }
 
     fn run(&self, run: &Run<'_>, journal: Option<Journal>) -> Result<Summary> {
-        let &Run { slide, plan, given, sink, observer, record, folder } = run;
+        let &Run { slide, plan, given, sinks, observer, record, folder } = run;
         let start = Instant::now();
         let geometry = &plan.geometry;
         slide.keep_decoded(plan.memory.cache);
@@ -226,36 +240,65 @@ impl<'p> Segmenter<'p> {
         let block = Size::new(self.settings.chunk, self.settings.chunk);
         let strip_blocks = plan.memory.strip_width.div_ceil(self.settings.chunk);
         let shard = Size::new(self.settings.shard, self.settings.shard);
-        let finished: BTreeSet<TileCoord> =
-            record.iter().flat_map(|r| r.entries.keys()).filter(|k| k.0 == Level::FINEST).map(|k| k.1).collect();
+        let finished: BTreeSet<TileCoord> = record
+            .iter()
+            .flat_map(|r| r.entries.keys())
+            .filter(|key| (key.0, key.1) == (Product::Labels, Level::FINEST))
+            .map(|key| key.2)
+            .collect();
         let all = Schedule::new(&geometry.tiles, roi, block, strip_blocks)?;
         let tiles = all.count();
         let schedule = all.without(Finished { cells: &finished, cell: shard });
-        let mut pyramid = LabelPyramid::new(sink, journal, PYRAMID_BYTES as usize);
+        let mut writer =
+            PyramidWriter::new(sinks.iter().copied(), journal, self.settings.sync_every, PYRAMID_BYTES as usize);
         if let Some(record) = record {
-            pyramid.restore(record)?;
+            writer.restore(record)?;
         }
         observer.phase(Phase::Segmentation);
+        let products: Vec<Product> = sinks.iter().map(|(product, _)| *product).collect();
+        let decision = &geometry.decision;
         let outcome = Pipeline {
             slide_name: &slide.info().path.display().to_string(),
             reader,
             predictor: self.predictor,
             normalizer: &normalizer,
             schedule: &schedule,
-            layout: Layout { image: geometry.target.size, block, shard, roi, decision: &geometry.decision },
+            layout: Layout { image: geometry.target.size, block, shard, roi, decision, products: &products },
             window: Arc::new(Window::new(geometry.window, geometry.tiles.tile())),
+            sums: geometry.sums(&products),
             accumulate: geometry.accumulate,
             batch: self.settings.batch,
+            on_bad_tile: self.settings.on_bad_tile,
+            scratch: self.settings.scratch.as_deref(),
             pools: &self.pools,
             finished: &finished,
             observer,
         }
-        .run(pyramid)?;
-        sink.finish(&Map::new()).map_err(Error::Write)?;
+        .run(writer)?;
+        let mut notes = Map::new();
+        if !outcome.unreadable.is_empty() {
+            notes.insert(UNREADABLE.into(), outcome.unreadable.len().into());
+        }
+        for (_, sink) in sinks {
+            sink.finish(&notes).map_err(Error::Write)?;
+        }
 
         (stages.reading, stages.inference, stages.blending, stages.writing) =
             (outcome.reading, outcome.inference, outcome.blending, outcome.writing);
-        Ok(self.summary(slide, plan, tiles, region, tissue_note, &outcome.counts, finished.len() as u64, stages, start))
+        let mut summary = self.summary(
+            slide,
+            plan,
+            tiles,
+            region,
+            tissue_note,
+            &outcome.counts,
+            finished.len() as u64,
+            stages,
+            start,
+        );
+        summary.unreadable = outcome.unreadable;
+        summary.scratch_bytes = outcome.scratch_bytes;
+        Ok(summary)
     }
 
     #[allow(clippy::too_many_arguments)] // Gathers what `run` has found out.
@@ -301,6 +344,8 @@ impl<'p> Segmenter<'p> {
             memory_plan: plan.memory,
             peak_memory: None,
             threads: self.threads,
+            unreadable: Vec::new(),
+            scratch_bytes: 0,
         }
     }
 
@@ -359,7 +404,12 @@ impl<'p> Segmenter<'p> {
             observer.progress(done.fetch_add(pixels, Ordering::Relaxed) + pixels, total);
             !observer.cancelled()
         };
-        let sums = timed(time, || self.pools.pixels.install(|| ImageStatistics::stream(reader, region, &progress)))?;
+        let damage = match self.settings.on_bad_tile {
+            OnBadTile::Fail => Damage::Fails,
+            OnBadTile::Fill => Damage::LeftOut,
+        };
+        let sums =
+            timed(time, || self.pools.pixels.install(|| ImageStatistics::stream(reader, region, damage, &progress)))?;
         sums.ok_or(Error::Interrupted)
     }
 
@@ -388,6 +438,8 @@ impl<'p> Segmenter<'p> {
         set("chunk", json!(self.settings.chunk));
         set("shard", json!(self.settings.shard));
         set("name", self.name().into());
+        set("on_bad_tile", json!(self.settings.on_bad_tile));
+        set("products", json!(self.settings.products()));
         Ok(Fingerprint::new(run))
     }
 
@@ -408,9 +460,9 @@ impl<'p> Segmenter<'p> {
         self.settings.name.clone().unwrap_or_else(|| self.predictor.card().name.clone())
     }
 
-    /// The mask, but for its pixels.
-    fn image(&self, geometry: &Geometry, attributes: Map<String, Value>) -> StoredImage {
-        let target = &geometry.target;
+    /// The image of a product, but for its pixels.
+    fn image(&self, product: Product, geometry: &Geometry, attributes: Map<String, Value>) -> StoredImage {
+        let (target, card) = (&geometry.target, self.predictor.card());
         let level0 = geometry.resolution.as_ref().map_or(Microns::square(1.0), |r| r.mpp);
         // The centre of a target pixel lies half its extent from the slide's corner, that of a level-0 pixel half of its own.
         let translation = Translation {
@@ -419,19 +471,50 @@ impl<'p> Segmenter<'p> {
         };
         let levels = level_sizes(target.size, self.settings.chunk).len();
         let mut metadata = Map::new();
-        metadata.insert("method".into(), "microtome: majority of 2 x 2 pixels, ties to the lower label".into());
+        let (name, method, content) = match product {
+            Product::Labels => (
+                self.name(),
+                "microtome: majority of 2 x 2 pixels, ties to the lower label",
+                Content::Labels { classes: card.classes.clone() },
+            ),
+            Product::Probabilities => (
+                format!("{}: probabilities", self.name()),
+                "microtome: round(255 p), 0 in all channels where nothing was computed; mean of 2 x 2 pixels",
+                Content::Image { channels: self.channels(&geometry.decision) },
+            ),
+            Product::Confidence => (
+                format!("{}: confidence", self.name()),
+                "microtome: round(255 (p1 - p2)) of the two most probable classes, or least |2 p - 1| of regions; mean of 2 x 2 pixels",
+                Content::Image { channels: vec![Channel { name: "confidence".into(), color: [255; 3] }] },
+            ),
+        };
+        metadata.insert("method".into(), method.into());
         metadata.insert("version".into(), env!("CARGO_PKG_VERSION").into());
-        metadata.insert("args".into(), json!({ "model": self.predictor.card().sha256 }));
+        metadata.insert("args".into(), json!({ "model": card.sha256 }));
         StoredImage {
-            name: self.name(),
+            name,
             levels: StoreLevel { size: target.size, mpp: target.mpp, translation }.pyramid(levels),
             chunk: Size::new(self.settings.chunk, self.settings.chunk),
             shard: Size::new(self.settings.shard, self.settings.shard),
-            sample: geometry.sample,
-            content: Content::Labels { classes: self.predictor.card().classes.clone() },
-            method: Reduction::Mode.name().into(),
+            sample: product.sample(&geometry.decision),
+            content,
+            method: product.reduction().name().into(),
             metadata,
             attributes,
+        }
+    }
+
+    /// A channel for each class, or for each region.
+    fn channels(&self, decision: &Decision) -> Vec<Channel> {
+        let classes = &self.predictor.card().classes;
+        let channel = |value: u16| {
+            let class = classes.iter().find(|class| class.value == value).cloned();
+            let class = class.unwrap_or_else(|| Class::with_default_color(value, format!("class {value}")));
+            Channel { name: class.name, color: if value == 0 { [128; 3] } else { class.color } }
+        };
+        match decision {
+            Decision::Argmax { classes } => (0..*classes as u16).map(channel).collect(),
+            Decision::Regions { values } => values.iter().copied().map(channel).collect(),
         }
     }
 
@@ -453,6 +536,11 @@ impl<'p> Segmenter<'p> {
     fn tissue(&self, slide: &dyn SlideReader, geometry: &Geometry) -> Result<Tissue> {
         let mpp = geometry.resolution.as_ref().map(|r| r.mpp);
         let options = TissueOptions::default();
+        let damaged = Conspicuous(slide);
+        let slide = match self.settings.on_bad_tile {
+            OnBadTile::Fail => slide,
+            OnBadTile::Fill => &damaged,
+        };
         Ok(self.pools.pixels.install(|| tissue::detect(slide, mpp, &geometry.target, &options))?)
     }
 

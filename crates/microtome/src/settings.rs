@@ -1,6 +1,9 @@
 //! What a user may decide about a segmentation.
 
-use microtome_stitch::{Accumulation, WindowShape};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use microtome_stitch::{Accumulation, Product, WindowShape};
 use microtome_tile::TargetResolution;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +20,17 @@ pub enum TissueMode {
     Auto,
     /// Every tile runs.
     None,
+}
+
+/// What to do about a tile of the slide that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnBadTile {
+    /// The run fails, and says which.
+    #[default]
+    Fail,
+    /// Whatever the network would have seen it for is background; the report lists it, and the run counts as one with faults.
+    Fill,
 }
 
 /// Settings of a segmentation. Those left at their default follow the model.
@@ -46,6 +60,16 @@ pub struct Settings {
     /// Bytes that the run may use: anonymous memory plus dirty file pages. The default is half of what the control group or the machine
     /// allows ([`Allowance`](crate::Allowance)).
     pub memory: u64,
+    /// What to do about a tile of the slide that cannot be read.
+    pub on_bad_tile: OnBadTile,
+    /// Write the probabilities of classes or regions, too: beside `mask.ome.zarr` into `mask.probabilities.ome.zarr`.
+    pub probabilities: bool,
+    /// Write how far the most probable class is ahead, too: beside `mask.ome.zarr` into `mask.confidence.ome.zarr`.
+    pub confidence: bool,
+    /// A folder on a fast disk for logits that the next strip needs, in place of computing them twice. Never changes the result.
+    pub scratch: Option<PathBuf>,
+    /// How much time a crash may cost at most, besides what is in flight: finished shards are made durable this often.
+    pub sync_every: Duration,
     /// Tiles per call of the network. Never changes the result.
     pub batch: usize,
     /// Threads that decode, infer, blend and encode. Never changes the result. `None`: one per core.
@@ -72,11 +96,26 @@ impl Default for Settings {
             roi: None,
             norm_stats: NormStats::Slide,
             memory: memory::allowance().budget(),
+            on_bad_tile: OnBadTile::Fail,
+            probabilities: false,
+            confidence: false,
+            scratch: None,
+            sync_every: Duration::from_secs(2),
             batch: 4,
             threads: None,
             chunk: 512,
             shard: 2048,
             name: None,
         }
+    }
+}
+
+impl Settings {
+    /// What a run writes, in the order in which it does.
+    #[must_use]
+    pub fn products(&self) -> Vec<Product> {
+        let extra = [(self.probabilities, Product::Probabilities), (self.confidence, Product::Confidence)];
+        let extra = extra.into_iter().filter_map(|(wanted, product)| wanted.then_some(product));
+        extra.chain([Product::Labels]).collect()
     }
 }

@@ -6,7 +6,7 @@ use microtome_io::store::{self, Found};
 use microtome_stitch::{Entry, Journal};
 use serde::Serialize;
 
-use crate::output::RunFolder;
+use crate::output::{RunFolder, store_of};
 use crate::{Error, Result};
 
 /// What was found.
@@ -22,7 +22,8 @@ pub struct Verification {
     pub unfinished: bool,
 }
 
-/// Reads every shard of a store and compares its SHA-256 with the journal in the folder `STORE.run` beside it.
+/// Reads every shard of a mask, and of the probabilities and the confidence that were written with it, and compares its SHA-256 with the
+/// journal in the folder `STORE.run` beside it.
 ///
 /// # Errors
 /// [`Error::Usage`] if there is no store of ours or no journal beside it, [`Error::Read`] or [`Error::Io`] if a file cannot be read.
@@ -38,16 +39,25 @@ pub fn verify(path: &Path) -> Result<Verification> {
         return Err(Error::Usage(format!("{}: there is no journal to compare with", journal.display())));
     };
     let mut found = Verification { unfinished, ..Verification::default() };
-    for (&(level, shard), entry) in &record.entries {
-        let stored =
-            Entry::new(level, shard, store::stored_shard(path, level, shard).map_err(Error::Read)?, Vec::new());
-        match (&entry.sha256, &stored.sha256) {
-            (Some(a), Some(b)) if a == b => found.intact += 1,
-            (None, None) => found.background += 1,
-            (Some(_), Some(_)) => found.faults.push(format!("level {level}, shard {shard}: the file has changed")),
-            (Some(_), None) => found.faults.push(format!("level {level}, shard {shard}: the file is missing")),
-            (None, Some(_)) => found.faults.push(format!("level {level}, shard {shard}: there should be no file")),
-        }
+    for (&(product, level, shard), entry) in &record.entries {
+        let store = store_of(path, product);
+        let stored = store::stored_shard(&store, level, shard).map_err(Error::Read)?;
+        let stored = Entry::new(level, shard, stored, Vec::new());
+        let fault = match (&entry.sha256, &stored.sha256) {
+            (Some(a), Some(b)) if a == b => {
+                found.intact += 1;
+                continue;
+            }
+            (None, None) => {
+                found.background += 1;
+                continue;
+            }
+            (Some(_), Some(_)) => "the file has changed",
+            (Some(_), None) => "the file is missing",
+            (None, Some(_)) => "there should be no file",
+        };
+        let name = store.file_name().unwrap_or_default().to_string_lossy();
+        found.faults.push(format!("{name}, level {level}, shard {shard}: {fault}"));
     }
     Ok(found)
 }

@@ -10,13 +10,34 @@ use serde::{Deserialize, Serialize};
 use crate::window::Window;
 use crate::{Error, Result};
 
-/// The logits of one tile, and where it lies.
+/// The logits of one tile, or of a part of it, and where they lie.
 #[derive(Debug, Clone, Copy)]
 pub struct TileLogits<'a> {
     /// The tile, in target pixels; it may stick out of the image where that is smaller than a tile.
-    pub rect: Rect,
-    /// Planes × height × width values: plane by plane, row by row.
+    pub tile: Rect,
+    /// The part of it that the logits are for.
+    pub part: Rect,
+    /// Planes × height × width values of the part: plane by plane, row by row.
     pub values: &'a [f32],
+}
+
+impl<'a> TileLogits<'a> {
+    /// All logits of a tile.
+    #[must_use]
+    pub fn whole(tile: Rect, values: &'a [f32]) -> Self {
+        Self { tile, part: tile, values }
+    }
+
+    /// A copy of what is said of the pixels from column `x` of the image on, if there are any.
+    #[must_use]
+    pub fn from_column(&self, x: i64) -> Option<(Rect, Vec<f32>)> {
+        let left = x.max(self.part.x);
+        let width = u64::try_from(self.part.right() - left).ok().filter(|&width| width > 0)?;
+        let skipped = (left - self.part.x) as usize;
+        let rows = self.values.chunks_exact(self.part.width as usize);
+        let values = rows.flat_map(|row| &row[skipped..]).copied().collect();
+        Some((Rect::new(left, self.part.y, width, self.part.height), values))
+    }
 }
 
 /// What is summed at every pixel.
@@ -250,8 +271,8 @@ impl Accumulator for CpuAccumulator {
 
 /// Adds what a tile and a block share.
 fn add_tile(tile: &TileLogits<'_>, window: &Window, sums: Sums, block: Rect, values: &mut [f32]) {
-    let (tile_area, block_area) = (tile.rect.size().area() as usize, block.size().area() as usize);
-    for run in runs(tile.rect, block) {
+    let (tile_area, block_area) = (tile.part.size().area() as usize, block.size().area() as usize);
+    for run in runs(tile, block) {
         let n = run.length;
         let weights = run.weights(window);
         let logits = |plane: usize| &tile.values[plane * tile_area + run.tile..][..n];
@@ -300,7 +321,7 @@ impl Blocks {
 
     /// The blocks to keep that tiles touch.
     pub(crate) fn touched(&self, tiles: &[TileLogits<'_>]) -> BTreeSet<TileCoord> {
-        tiles.iter().flat_map(|tile| self.under(tile.rect)).filter(|&block| self.keeps(block)).collect()
+        tiles.iter().flat_map(|tile| self.under(tile.part)).filter(|&block| self.keeps(block)).collect()
     }
 
     fn keeps(&self, block: TileCoord) -> bool {
@@ -323,9 +344,12 @@ impl Blocks {
 
 /// Tiles must have the window's size and the logits that are asked for.
 pub(crate) fn check(tiles: &[TileLogits<'_>], window: &Window, planes: Planes) -> Result<()> {
-    let expected = window.size().area() as usize * planes.logits();
-    match tiles.iter().find(|tile| tile.values.len() != expected || tile.rect.size() != window.size()) {
-        Some(tile) => Err(Error::Shape { rect: tile.rect, found: tile.values.len(), expected }),
+    let expected = |tile: &TileLogits<'_>| tile.part.size().area() as usize * planes.logits();
+    let fits = |tile: &&TileLogits<'_>| {
+        tile.values.len() == expected(tile) && tile.tile.size() == window.size() && tile.tile.contains(tile.part)
+    };
+    match tiles.iter().find(|tile| !fits(tile)) {
+        Some(tile) => Err(Error::Shape { rect: tile.part, found: tile.values.len(), expected: expected(tile) }),
         None => Ok(()),
     }
 }
@@ -338,7 +362,7 @@ pub(crate) struct Run {
     column: usize,
     /// Number of pixels.
     pub(crate) length: usize,
-    /// Where they begin in a plane of the tile.
+    /// Where they begin in a plane of the logits.
     pub(crate) tile: usize,
     /// Where they begin in a plane of the block.
     pub(crate) block: usize,
@@ -351,18 +375,16 @@ impl Run {
     }
 }
 
-/// What a tile and a block share, row by row.
-pub(crate) fn runs(tile: Rect, block: Rect) -> impl Iterator<Item = Run> {
-    tile.intersect(block).into_iter().flat_map(move |common| {
-        (common.y..common.bottom()).map(move |y| {
-            let (row, column) = ((y - tile.y) as usize, (common.x - tile.x) as usize);
-            Run {
-                row,
-                column,
-                length: common.width as usize,
-                tile: row * tile.width as usize + column,
-                block: (y - block.y) as usize * block.width as usize + (common.x - block.x) as usize,
-            }
+/// What a tile's logits and a block share, row by row.
+pub(crate) fn runs(logits: &TileLogits<'_>, block: Rect) -> impl Iterator<Item = Run> {
+    let TileLogits { tile, part, .. } = *logits;
+    part.intersect(block).into_iter().flat_map(move |common| {
+        (common.y..common.bottom()).map(move |y| Run {
+            row: (y - tile.y) as usize,
+            column: (common.x - tile.x) as usize,
+            length: common.width as usize,
+            tile: (y - part.y) as usize * part.width as usize + (common.x - part.x) as usize,
+            block: (y - block.y) as usize * block.width as usize + (common.x - block.x) as usize,
         })
     })
 }

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use crate::accumulator::{Accumulator, TileLogits};
 use crate::labels::Decision;
+use crate::product::Product;
 use crate::{Error, Result};
 
 /// Where labels are kept from block to shard, and how they come about.
@@ -25,17 +26,21 @@ pub struct Layout<'a> {
     pub roi: Option<&'a Roi>,
     /// From logits to labels.
     pub decision: &'a Decision,
+    /// What is made of the sums, in ascending order.
+    pub products: &'a [Product],
 }
 
 /// Blends one strip. Rows of blocks are finished from top to bottom; a shard is given away with its last row.
 ///
-/// Memory: the accumulator's blocks, and the labels of the shards of one row of shards that are not background.
+/// Memory: the accumulator's blocks, and the pixels of the shards of one row of shards that are not background.
 #[derive(Debug)]
 pub struct Blender<'a, A> {
     layout: Layout<'a>,
     strip: Strip,
     accumulator: A,
-    shards: BTreeMap<TileCoord, Pixels>,
+    shards: BTreeMap<(Product, TileCoord), Pixels>,
+    /// Tiles that could not be read: what they touch is background.
+    excluded: Vec<Rect>,
     next_block_row: u64,
     peak_bytes: u64,
 }
@@ -54,7 +59,15 @@ impl<'a, A: Accumulator> Blender<'a, A> {
         if !aligned(strip.rect.x) || !aligned(strip.rect.right()) {
             return Err(Error::Usage(format!("the strip {} cuts a shard of {shard} pixels", strip.rect)));
         }
-        Ok(Self { layout, strip, accumulator, shards: BTreeMap::new(), next_block_row: 0, peak_bytes: 0 })
+        Ok(Self {
+            layout,
+            strip,
+            accumulator,
+            shards: BTreeMap::new(),
+            excluded: Vec::new(),
+            next_block_row: 0,
+            peak_bytes: 0,
+        })
     }
 
     /// Adds the logits of tiles, in ascending order of their index.
@@ -63,22 +76,28 @@ impl<'a, A: Accumulator> Blender<'a, A> {
     /// The accumulator's; [`Error::Usage`] if a tile reaches into rows that are finished.
     pub fn add(&mut self, tiles: &[TileLogits<'_>]) -> Result<()> {
         let finished = (self.next_block_row * self.layout.block.height) as i64;
-        if let Some(tile) = tiles.iter().find(|t| t.rect.y.max(0) < finished) {
-            return Err(Error::Usage(format!("the tile {} reaches into finished rows", tile.rect)));
+        if let Some(tile) = tiles.iter().find(|t| t.part.y.max(0) < finished) {
+            return Err(Error::Usage(format!("the tile {} reaches into finished rows", tile.tile)));
         }
         self.accumulator.add(tiles)?;
         self.peak_bytes = self.peak_bytes.max(self.bytes());
         Ok(())
     }
 
-    /// Turns rows of blocks into labels, and hands out the shards that are complete with them, from left to right.
+    /// Makes background of a tile, in place of adding it: it could not be read.
+    pub fn exclude(&mut self, tile: Rect) {
+        self.excluded.push(tile);
+    }
+
+    /// Turns rows of blocks into pixels of every product, and hands out the shards that are complete with them, from left to right,
+    /// and of each place in the order of the products.
     ///
     /// # Errors
     /// [`Error::Usage`] if the rows do not follow those finished before; whatever `emit` returns.
     pub fn finish_rows<E: From<Error>>(
         &mut self,
         rows: Range<u64>,
-        mut emit: impl FnMut(TileCoord, Shard) -> Result<(), E>,
+        mut emit: impl FnMut(Product, TileCoord, Shard) -> Result<(), E>,
     ) -> Result<(), E> {
         if rows.start != self.next_block_row {
             return Err(
@@ -95,7 +114,10 @@ impl<'a, A: Accumulator> Blender<'a, A> {
                 let last = (self.strip.rect.right() as u64).div_ceil(self.layout.shard.width);
                 for column in first..last {
                     let at = TileCoord { row: shard_row, column };
-                    emit(at, self.shards.remove(&at).map_or(Shard::Background, Shard::Pixels))?;
+                    for &product in self.layout.products {
+                        let pixels = self.shards.remove(&(product, at));
+                        emit(product, at, pixels.map_or(Shard::Background, Shard::Pixels))?;
+                    }
                 }
             }
         }
@@ -103,36 +125,46 @@ impl<'a, A: Accumulator> Blender<'a, A> {
     }
 
     fn finish_row(&mut self, row: u64) -> Result<()> {
-        let Layout { image, block, shard, roi, decision } = self.layout;
-        let sums: Vec<_> = self
-            .strip
-            .block_columns
-            .clone()
-            .map(|column| TileCoord { row, column })
-            .filter_map(|at| {
-                let rect = at.rect(block).intersect(image.rect())?;
-                Some(self.accumulator.take(at).transpose()?.map(|sums| (rect, sums)))
-            })
-            .collect::<Result<_>>()?;
-        let labels: Vec<Option<Pixels>> = sums
+        let Layout { image, block, shard, roi, decision, products } = self.layout;
+        let top = (row * block.height) as i64;
+        self.excluded.retain(|tile| tile.bottom() > top);
+        let mut sums = Vec::new();
+        for column in self.strip.block_columns.clone() {
+            let at = TileCoord { row, column };
+            let (Some(rect), Some(taken)) = (at.rect(block).intersect(image.rect()), self.accumulator.take(at)?) else {
+                continue;
+            };
+            sums.push((rect, taken));
+        }
+        let excluded = &self.excluded;
+        let made: Vec<Vec<Option<Pixels>>> = sums
             .par_iter()
             .map(|(rect, sums)| {
-                let mut labels = decision.decide(sums);
-                if let Some(roi) = roi {
-                    clear_outside(&mut labels, roi, *rect);
-                }
-                (!is_background(&labels)).then_some(labels)
+                let make = |product: &Product| {
+                    let mut pixels = product.of(decision, sums);
+                    if let Some(roi) = roi {
+                        roi.for_each_outside(*rect, |y, run| clear(&mut pixels, y, run));
+                    }
+                    for common in excluded.iter().filter_map(|tile| tile.intersect(*rect)) {
+                        let columns = (common.x - rect.x) as usize..(common.right() - rect.x) as usize;
+                        for y in common.y - rect.y..common.bottom() - rect.y {
+                            clear(&mut pixels, y as usize, columns.clone());
+                        }
+                    }
+                    (!is_background(&pixels)).then_some(pixels)
+                };
+                products.iter().map(make).collect()
             })
             .collect();
-        for ((rect, sums), labels) in sums.into_iter().zip(labels) {
+        for ((rect, sums), made) in sums.into_iter().zip(made) {
             self.accumulator.recycle(sums);
-            let Some(labels) = labels else { continue };
             let at = TileCoord { row: rect.y as u64 / shard.height, column: rect.x as u64 / shard.width };
             let Some(shard_rect) = at.rect(shard).intersect(image.rect()) else { continue };
-            self.shards
-                .entry(at)
-                .or_insert_with(|| Pixels::filled(shard_rect.size(), labels.sample_type(), &[0]))
-                .blit(shard_rect, &labels, rect);
+            for (&product, pixels) in products.iter().zip(made) {
+                let Some(pixels) = pixels else { continue };
+                let empty = || Pixels::filled(shard_rect.size(), pixels.sample_type(), &vec![0; pixels.channels()]);
+                self.shards.entry((product, at)).or_insert_with(empty).blit(shard_rect, &pixels, rect);
+            }
         }
         self.peak_bytes = self.peak_bytes.max(self.bytes());
         Ok(())
@@ -149,18 +181,20 @@ impl<'a, A: Accumulator> Blender<'a, A> {
     }
 }
 
-fn clear_outside(labels: &mut Pixels, roi: &Roi, rect: Rect) {
-    let width = rect.width as usize;
-    match labels.samples_mut() {
-        Samples::U8(v) => roi.for_each_outside(rect, |y, run| v[y * width + run.start..y * width + run.end].fill(0)),
-        Samples::U16(v) => roi.for_each_outside(rect, |y, run| v[y * width + run.start..y * width + run.end].fill(0)),
+/// Makes background of a run of pixels of a row.
+fn clear(pixels: &mut Pixels, y: usize, run: Range<usize>) {
+    let (width, channels) = (pixels.size().width as usize, pixels.channels());
+    let samples = (y * width + run.start) * channels..(y * width + run.end) * channels;
+    match pixels.samples_mut() {
+        Samples::U8(v) => v[samples].fill(0),
+        Samples::U16(v) => v[samples].fill(0),
     }
 }
 
-/// True if every label is 0.
-fn is_background(labels: &Pixels) -> bool {
-    match labels.samples() {
-        Samples::U8(v) => v.iter().all(|&l| l == 0),
-        Samples::U16(v) => v.iter().all(|&l| l == 0),
+/// True if every sample is 0.
+fn is_background(pixels: &Pixels) -> bool {
+    match pixels.samples() {
+        Samples::U8(v) => v.iter().all(|&s| s == 0),
+        Samples::U16(v) => v.iter().all(|&s| s == 0),
     }
 }

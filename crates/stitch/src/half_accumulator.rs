@@ -99,8 +99,8 @@ impl Accumulator for HalfAccumulator {
 
 /// Adds what a tile and a block share.
 fn add_tile(tile: &TileLogits<'_>, window: &Window, planes: usize, block: Rect, halves: &mut Halves) {
-    let (tile_area, block_area) = (tile.rect.size().area() as usize, block.size().area() as usize);
-    for run in runs(tile.rect, block) {
+    let (tile_area, block_area) = (tile.part.size().area() as usize, block.size().area() as usize);
+    for run in runs(tile, block) {
         let weights = run.weights(window);
         for plane in 0..planes {
             let logits = &tile.values[plane * tile_area + run.tile..][..run.length];
@@ -145,7 +145,7 @@ mod tests {
         let mut sums = accumulator(image, tile, 2, WindowShape::Gaussian);
         for x in [0, 3, 6] {
             let values: Vec<f32> = (0..96).map(|i| ((i * 37 + x * 11) % 101 - 50) as f32 * 0.173).collect();
-            sums.add(&[TileLogits { rect: Rect::new(x, 0, 8, 6), values: &values }]).unwrap();
+            sums.add(&[TileLogits::whole(Rect::new(x, 0, 8, 6), &values)]).unwrap();
         }
         assert_eq!(sums.bytes(), 14 * 6 * 3 * 2);
         let values = sums.take(ALL).unwrap().unwrap().values;
@@ -159,7 +159,7 @@ mod tests {
         // The Gaussian's largest weight is 10, in column and row 4, and f16 ends at 65504.
         for (logit, fits) in [(6550.0, true), (-6553.0, false), (6600.0, false)] {
             let mut sums = accumulator(tile, tile, 1, WindowShape::Gaussian);
-            sums.add(&[TileLogits { rect: tile.rect(), values: &[logit; 64] }]).unwrap();
+            sums.add(&[TileLogits::whole(tile.rect(), &[logit; 64])]).unwrap();
             match sums.take(ALL) {
                 Ok(_) => assert!(fits, "{logit}"),
                 Err(error) => {
@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn pixels_that_no_tile_touches_are_zero() {
         let mut sums = accumulator(Size::new(12, 4), Size::new(4, 4), 1, WindowShape::Constant);
-        sums.add(&[TileLogits { rect: Rect::new(4, 0, 4, 4), values: &[2.0; 16] }]).unwrap();
+        sums.add(&[TileLogits::whole(Rect::new(4, 0, 4, 4), &[2.0; 16])]).unwrap();
         sums.taken.weights = WeightSum::Kept;
         let taken = sums.take(ALL).unwrap().unwrap();
         assert_eq!(taken.values[..12], [0.0, 0.0, 0.0, 0.0, 2.0, 2.0, 2.0, 2.0, 0.0, 0.0, 0.0, 0.0]);

@@ -1,8 +1,8 @@
 //! What is finished and safe on the disk, so that a run that was stopped goes on where it was.
 //!
 //! A journal is a text file of JSON lines beside the store. The first line says which run it belongs to; every further one names a
-//! shard that is durable, its digest, and how often each label occurs in it. Lines are only ever appended, after the shards
-//! that they name have been synced. A last line that a crash cut off is not believed.
+//! shard that is durable, its digest, and how often each label occurs in it, or a tile of the slide that could not be read. Lines are only
+//! ever appended, after the shards that they name have been synced. A last line that a crash cut off is not believed.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -13,6 +13,7 @@ use microtome_io::store::Stored;
 use microtome_io::{Level, TileCoord};
 use serde::{Deserialize, Serialize};
 
+use crate::product::Product;
 use crate::{Error, Result};
 
 /// The longest line that is believed: the header holds the settings of a run, which are a few kilobytes.
@@ -21,6 +22,9 @@ const LINE_LIMIT: u64 = 1 << 20;
 /// A finished shard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
+    /// The image that it belongs to.
+    #[serde(default, skip_serializing_if = "Product::is_labels")]
+    pub product: Product,
     /// Its level.
     pub level: Level,
     /// Its column and row.
@@ -34,7 +38,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// An entry for a shard that was stored.
+    /// An entry for a shard of labels that was stored.
     #[must_use]
     pub fn new(level: Level, shard: TileCoord, stored: Stored, counts: Vec<u64>) -> Self {
         let hex = |digest: [u8; 32]| digest.iter().map(|b| format!("{b:02x}")).collect();
@@ -42,8 +46,33 @@ impl Entry {
             Stored::Background => None,
             Stored::Sha256(digest) => Some(hex(digest)),
         };
-        Self { level, shard, sha256, counts }
+        Self { product: Product::Labels, level, shard, sha256, counts }
     }
+}
+
+/// A stored tile of the slide that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnreadableTile {
+    /// The level of the slide.
+    pub level: Level,
+    /// Its column and row.
+    #[serde(flatten)]
+    pub tile: TileCoord,
+    /// Why.
+    pub cause: String,
+}
+
+/// A line of a journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Line {
+    /// A tile that could not be read.
+    Unreadable {
+        /// Which.
+        unreadable: UnreadableTile,
+    },
+    /// A finished shard.
+    Shard(Entry),
 }
 
 /// A journal that is being written.
@@ -58,8 +87,10 @@ pub struct Journal {
 pub struct Record {
     /// What the first line says of the run.
     pub header: serde_json::Value,
-    /// Finished shards, in the order of levels, rows and columns.
-    pub entries: BTreeMap<(Level, TileCoord), Entry>,
+    /// Finished shards, in the order of products, levels, rows and columns.
+    pub entries: BTreeMap<(Product, Level, TileCoord), Entry>,
+    /// Tiles of the slide that could not be read.
+    pub unreadable: Vec<UnreadableTile>,
     /// Bytes that are whole lines.
     length: u64,
 }
@@ -100,14 +131,18 @@ impl Journal {
             Error::journal(path, std::io::Error::new(std::io::ErrorKind::InvalidData, message))
         };
         let header = serde_json::from_str(&first).map_err(|_| foreign(1))?;
-        let mut entries = BTreeMap::new();
+        let (mut entries, mut unreadable) = (BTreeMap::new(), Vec::new());
         for (number, line) in lines.enumerate() {
             let line = line.map_err(|e| Error::journal(path, e))?;
             length += line.len() as u64;
-            let entry: Entry = serde_json::from_str(&line).map_err(|_| foreign(number + 2))?;
-            entries.insert((entry.level, entry.shard), entry);
+            match serde_json::from_str(&line).map_err(|_| foreign(number + 2))? {
+                Line::Unreadable { unreadable: tile } => unreadable.push(tile),
+                Line::Shard(entry) => {
+                    entries.insert((entry.product, entry.level, entry.shard), entry);
+                }
+            }
         }
-        Ok(Some(Record { header, entries, length }))
+        Ok(Some(Record { header, entries, unreadable, length }))
     }
 
     /// Goes on with a journal that was read; what a crash cut off is dropped.
@@ -128,10 +163,10 @@ impl Journal {
     ///
     /// # Errors
     /// [`Error::Journal`] if it cannot be written.
-    pub fn append(&mut self, entries: &[Entry]) -> Result<()> {
+    pub fn append(&mut self, lines: &[Line]) -> Result<()> {
         let mut text = String::new();
-        for entry in entries {
-            let line = serde_json::to_string(entry).map_err(|e| Error::journal(&self.path, e.into()))?;
+        for line in lines {
+            let line = serde_json::to_string(line).map_err(|e| Error::journal(&self.path, e.into()))?;
             text.push_str(&line);
             text.push('\n');
         }
@@ -164,9 +199,28 @@ mod tests {
 
     use super::*;
 
-    fn entry(column: u64) -> Entry {
+    fn entry(column: u64) -> Line {
         let stored = if column == 0 { Stored::Background } else { Stored::Sha256([column as u8; 32]) };
-        Entry::new(Level(0), TileCoord { row: 3, column }, stored, vec![0, column])
+        Line::Shard(Entry::new(Level(0), TileCoord { row: 3, column }, stored, vec![0, column]))
+    }
+
+    #[test]
+    fn every_product_and_every_tile_that_could_not_be_read_comes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.jsonl");
+        let mut journal = Journal::create(&path, &json!({})).unwrap();
+        let tile = UnreadableTile { level: Level(1), tile: TileCoord { row: 2, column: 7 }, cause: "torn".into() };
+        let shard = Entry::new(Level(0), TileCoord { row: 0, column: 0 }, Stored::Background, Vec::new());
+        let probabilities = Entry { product: Product::Probabilities, ..shard.clone() };
+        let lines =
+            [Line::Unreadable { unreadable: tile.clone() }, Line::Shard(probabilities), Line::Shard(shard.clone())];
+        journal.append(&lines).unwrap();
+        let record = Journal::read(&path).unwrap().unwrap();
+        assert_eq!((record.unreadable, record.entries.len()), (vec![tile], 2));
+        assert_eq!(record.entries[&(Product::Labels, shard.level, shard.shard)], shard);
+        // The lines of a run that writes nothing but labels do not speak of products.
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().filter(|line| line.contains("product")).count(), 1);
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Weighted fusion of overlapping tiles, in bounded memory, and the label pyramid over the result.
 //!
 //! A [`Blender`] adds weighted logits of tiles into blocks (through an [`Accumulator`], on the CPU or on a device), turns
-//! blocks that no further tile touches into labels, and gives away shards; a [`LabelPyramid`] writes them, level by level.
+//! blocks that no further tile touches into labels, and gives away shards; a [`PyramidWriter`] writes them, level by level.
 //!
 //! This crate never runs a network, and never holds more than the blocks under the tiles in flight and one row of shards
-//! of a strip. Only the [`LabelPyramid`] writes masks.
+//! of a strip. Only the [`PyramidWriter`] writes masks.
 //!
 //! # Example
 //!
@@ -19,7 +19,7 @@
 //! let kept = Sums { planes: Planes::Each(1), weights: WeightSum::Kept };
 //! let mut sums = CpuAccumulator::new(image, image, kept, window, Wanted { rect: image.rect(), blocks: None });
 //! for x in [0, 4] {
-//!     sums.add(&[TileLogits { rect: Rect::new(x, 0, 8, 8), values: &[3.0; 64] }])?;
+//!     sums.add(&[TileLogits::whole(Rect::new(x, 0, 8, 8), &[3.0; 64])])?;
 //! }
 //! let block = sums.take(microtome_io::TileCoord { row: 0, column: 0 })?.unwrap();
 //! let (sums, weights) = (block.planes().next().unwrap(), block.weights().unwrap());
@@ -33,6 +33,7 @@ mod error;
 mod half_accumulator;
 mod journal;
 mod labels;
+mod product;
 mod scratch;
 mod window;
 mod writer;
@@ -43,8 +44,9 @@ pub use accumulator::{
 pub use blender::{Blender, Layout};
 pub use error::{Error, Result};
 pub use half_accumulator::HalfAccumulator;
-pub use journal::{Entry, Journal, Record};
+pub use journal::{Entry, Journal, Line, Record, UnreadableTile};
 pub use labels::Decision;
+pub use product::Product;
 pub use scratch::{Kept, Scratch};
 pub use window::{Window, WindowShape};
-pub use writer::LabelPyramid;
+pub use writer::PyramidWriter;

@@ -62,7 +62,7 @@ impl Scratch {
     /// [`Error::Scratch`] if the files cannot be rewound.
     pub fn turn(&mut self) -> Result<()> {
         let folder = self.folder.clone();
-        let turn = || -> std::io::Result<()> {
+        let mut turn = || -> std::io::Result<()> {
             self.to.sync_data()?;
             std::mem::swap(self.from.get_mut(), &mut self.to);
             self.from.seek(SeekFrom::Start(0))?;

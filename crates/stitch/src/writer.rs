@@ -1,77 +1,129 @@
-//! Finished shards on their way to the store, level by level.
+//! Finished shards on their way to the stores, level by level.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use microtome_io::store::{ImageSink, Stored};
 use microtome_io::{Level, Pixels, Samples, TileCoord};
-use microtome_tile::pyramid::{Pyramid, Reduction, Shard, ShardStore};
+use microtome_tile::pyramid::{Pyramid, Shard, ShardStore};
 
-use crate::journal::{Entry, Journal, Record};
+use crate::journal::{Entry, Journal, Line, Record, UnreadableTile};
+use crate::product::Product;
 use crate::{Error, Result};
 
-/// Work that a crash may cost: shards are synced and noted in the journal at least this often.
-const SYNC_EVERY: Duration = Duration::from_secs(2);
-
-/// Writes shards of level 0 and every shard above that they complete, and notes them in a journal once they are durable.
+/// Writes shards of level 0 of every product and every shard above that they complete, and notes them in a journal once they are durable.
 #[derive(Debug)]
-pub struct LabelPyramid<'a> {
-    pyramid: Pyramid,
-    store: Store<'a>,
+pub struct PyramidWriter<'a> {
+    outputs: BTreeMap<Product, Output<'a>>,
+    log: RefCell<Log>,
     /// Pixels of each label on level 0, by value.
     counts: Vec<u64>,
 }
 
-impl<'a> LabelPyramid<'a> {
-    /// A pyramid that ends in `sink` and holds at most `capacity` bytes of half-built shards. Without a journal nothing
-    /// is noted, and a run that stops has to begin anew.
+/// One image, and the pyramid over it.
+#[derive(Debug)]
+struct Output<'a> {
+    sink: &'a dyn ImageSink,
+    pyramid: Pyramid,
+}
+
+/// What has been written.
+#[derive(Debug)]
+struct Log {
+    journal: Option<Journal>,
+    /// Written, but not known to be durable.
+    unsynced: Vec<Line>,
+    synced: Instant,
+    sync_every: Duration,
+    unreadable: Vec<UnreadableTile>,
+}
+
+impl<'a> PyramidWriter<'a> {
+    /// A writer into `sinks`, one for each product, that holds at most `capacity` bytes of half-built shards for each.
+    /// Without a journal nothing is noted, and a run that stops has to begin anew; with one, shards are synced and noted at least
+    /// every `sync_every`.
     #[must_use]
-    pub fn new(sink: &'a dyn ImageSink, journal: Option<Journal>, capacity: usize) -> Self {
-        let image = sink.image();
-        let levels = image.levels.iter().map(|l| l.size).collect();
-        let store = Store {
-            sink,
-            journal: RefCell::new(journal),
-            unsynced: RefCell::default(),
-            synced: Cell::new(Instant::now()),
-            counts: RefCell::default(),
+    pub fn new(
+        sinks: impl IntoIterator<Item = (Product, &'a dyn ImageSink)>,
+        journal: Option<Journal>,
+        sync_every: Duration,
+        capacity: usize,
+    ) -> Self {
+        let output = |(product, sink): (Product, &'a dyn ImageSink)| {
+            let image = sink.image();
+            let levels = image.levels.iter().map(|l| l.size).collect();
+            (product, Output { sink, pyramid: Pyramid::new(levels, image.shard, product.reduction(), capacity) })
         };
-        Self { pyramid: Pyramid::new(levels, image.shard, Reduction::Mode, capacity), store, counts: Vec::new() }
+        let log = Log { journal, unsynced: Vec::new(), synced: Instant::now(), sync_every, unreadable: Vec::new() };
+        Self { outputs: sinks.into_iter().map(output).collect(), log: RefCell::new(log), counts: Vec::new() }
     }
 
     /// Goes on where the record ends: its shards are not pushed again, those above them that are missing are built.
     ///
     /// # Errors
-    /// The store's.
+    /// The stores'.
     pub fn restore(&mut self, record: &Record) -> Result<()> {
-        for entry in record.entries.values().filter(|e| e.level == Level::FINEST) {
-            add(&mut self.counts, &entry.counts);
+        for ((product, level, _), entry) in &record.entries {
+            if (*product, *level) == (Product::Labels, Level::FINEST) {
+                add(&mut self.counts, &entry.counts);
+            }
         }
-        let done = record.entries.iter().map(|(&key, entry)| (key, entry.sha256.is_some())).collect();
-        self.pyramid.restore(&done, &self.store)
+        self.log.borrow_mut().unreadable.clone_from(&record.unreadable);
+        for (&product, output) in &mut self.outputs {
+            let done = record.entries.iter().filter(|(key, _)| key.0 == product);
+            let done = done.map(|(&(_, level, shard), entry)| ((level, shard), entry.sha256.is_some())).collect();
+            let store = Store { product, sink: output.sink, log: &self.log, counts: RefCell::default() };
+            output.pyramid.restore(&done, &store)?;
+        }
+        Ok(())
     }
 
     /// Takes a finished shard of level 0.
     ///
     /// # Errors
-    /// The store's.
-    pub fn push(&mut self, at: TileCoord, shard: Shard) -> Result<()> {
+    /// The store's; [`Error::Usage`] for a product that has none.
+    pub fn push(&mut self, product: Product, at: TileCoord, shard: Shard) -> Result<()> {
+        let Some(output) = self.outputs.get_mut(&product) else {
+            return Err(Error::Usage(format!("there is no store for {product:?}")));
+        };
         let counts = match &shard {
-            Shard::Pixels(pixels) => count(pixels),
-            Shard::Background => Vec::new(),
+            Shard::Pixels(pixels) if product == Product::Labels => count(pixels),
+            _ => Vec::new(),
         };
         add(&mut self.counts, &counts);
-        self.store.counts.replace(counts);
-        self.pyramid.push(Level::FINEST, at, shard, &self.store)?;
-        if self.store.synced.get().elapsed() >= SYNC_EVERY { self.sync() } else { Ok(()) }
+        let store = Store { product, sink: output.sink, log: &self.log, counts: RefCell::new(counts) };
+        output.pyramid.push(Level::FINEST, at, shard, &store)?;
+        // Labels come last: where theirs are noted, everything of the place is.
+        let due = product == Product::Labels && {
+            let log = self.log.borrow();
+            log.synced.elapsed() >= log.sync_every
+        };
+        if due { self.sync() } else { Ok(()) }
+    }
+
+    /// Takes note of a tile of the slide that could not be read. The shards that it touches come later.
+    pub fn unreadable(&mut self, tile: UnreadableTile) {
+        let mut log = self.log.borrow_mut();
+        if !log.unreadable.iter().any(|known| (known.level, known.tile) == (tile.level, tile.tile)) {
+            log.unreadable.push(tile.clone());
+            log.note(Line::Unreadable { unreadable: tile });
+        }
     }
 
     /// Makes everything pushed so far durable, and notes it.
     ///
     /// # Errors
-    /// The store's, or the journal's.
+    /// The stores', or the journal's.
     pub fn sync(&mut self) -> Result<()> {
-        self.store.sync()
+        let mut log = self.log.borrow_mut();
+        let log = &mut *log;
+        if let Some(journal) = &mut log.journal {
+            self.outputs.values().try_for_each(|output| output.sink.sync())?;
+            journal.append(&std::mem::take(&mut log.unsynced))?;
+        }
+        log.synced = Instant::now();
+        Ok(())
     }
 
     /// How many pixels of level 0 have each label so far; background (0) is not counted. Labels never met may be missing.
@@ -80,10 +132,16 @@ impl<'a> LabelPyramid<'a> {
         &self.counts
     }
 
-    /// The most bytes of half-built shards held at once.
+    /// Tiles that could not be read, also those of the run that this one goes on with.
+    #[must_use]
+    pub fn unreadable_tiles(&self) -> Vec<UnreadableTile> {
+        self.log.borrow().unreadable.clone()
+    }
+
+    /// The most bytes of half-built shards held at once, product by product.
     #[must_use]
     pub fn peak_bytes(&self) -> u64 {
-        self.pyramid.peak_bytes() as u64
+        self.outputs.values().map(|output| output.pyramid.peak_bytes() as u64).sum()
     }
 }
 
@@ -117,14 +175,20 @@ fn add(total: &mut Vec<u64>, counts: &[u64]) {
     total.iter_mut().zip(counts).for_each(|(t, n)| *t += n);
 }
 
-/// The sink and the journal, as the pyramid engine sees them.
+impl Log {
+    fn note(&mut self, line: Line) {
+        if self.journal.is_some() {
+            self.unsynced.push(line);
+        }
+    }
+}
+
+/// The sink of a product and the journal, as the pyramid engine sees them.
 #[derive(Debug)]
-struct Store<'a> {
-    sink: &'a dyn ImageSink,
-    journal: RefCell<Option<Journal>>,
-    /// Written, but not known to be durable.
-    unsynced: RefCell<Vec<Entry>>,
-    synced: Cell<Instant>,
+struct Store<'s> {
+    product: Product,
+    sink: &'s dyn ImageSink,
+    log: &'s RefCell<Log>,
     /// Labels of the shard of level 0 that is being pushed.
     counts: RefCell<Vec<u64>>,
 }
@@ -132,18 +196,8 @@ struct Store<'a> {
 impl Store<'_> {
     fn note(&self, level: Level, shard: TileCoord, stored: Stored) {
         let counts = if level == Level::FINEST { self.counts.take() } else { Vec::new() };
-        if self.journal.borrow().is_some() {
-            self.unsynced.borrow_mut().push(Entry::new(level, shard, stored, counts));
-        }
-    }
-
-    fn sync(&self) -> Result<()> {
-        if let Some(journal) = &mut *self.journal.borrow_mut() {
-            self.sink.sync()?;
-            journal.append(&self.unsynced.take())?;
-        }
-        self.synced.set(Instant::now());
-        Ok(())
+        let entry = Entry { product: self.product, ..Entry::new(level, shard, stored, counts) };
+        self.log.borrow_mut().note(Line::Shard(entry));
     }
 }
 

@@ -47,7 +47,7 @@ fn main() -> Result<()> {
     let slide = slide::open(slide, &OpenOptions::default())?;
     match Segmenter::new(&model, settings)?.segment(slide.as_ref(), output, Existing::Keep, &Silent)? {
         Outcome::Done(summary) => println!("{}", serde_json::to_string(&summary)?),
-        Outcome::AlreadyDone => bail!("{}: done already", output.display()),
+        Outcome::AlreadyDone { .. } => bail!("{}: done already", output.display()),
     }
     Ok(())
 }

@@ -19,7 +19,7 @@
 //! let grid = TileGrid::new(Size::new(20_000, 15_000), Size::new(512, 512), 0.5)?;
 //! let schedule = Schedule::new(&grid, None, Size::new(512, 512), 8)?;
 //! assert_eq!(grid.len(), 78 * 58);
-//! // Two columns of tiles run twice at each of the four places where strips meet.
+//! // Two columns of tiles reach into two strips at each of the four places where strips meet.
 //! assert_eq!(schedule.count().repeated, 8 * 58);
 //! # Ok::<(), microtome_tile::Error>(())
 //! ```
@@ -42,6 +42,6 @@ pub use placement::{PlacedRoi, Placement};
 pub use polygon::{Polygon, Vertex};
 pub use reader::{Reader, check_channels};
 pub use roi::{Roi, RoiBuilder};
-pub use schedule::{Finished, Schedule, Strip, TileCount, TileRow};
-pub use statistics::{ChannelSums, ImageStatistics};
+pub use schedule::{Finished, Schedule, ScheduledTile, Strip, TileCount, TileRow};
+pub use statistics::{ChannelSums, Damage, ImageStatistics};
 pub use target::{Resampling, TargetGrid, TargetOptions, TargetResolution};

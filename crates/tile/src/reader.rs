@@ -1,7 +1,7 @@
 //! Pixels of the target grid.
 
 use microtome_io::slide::SlideReader;
-use microtome_io::{Pixels, Rect, SampleType, Samples, Size};
+use microtome_io::{Pixels, Rect, SampleType, Samples, Size, TileCoord};
 
 use crate::target::{Resampling, TargetGrid};
 use crate::{Error, Result};
@@ -82,6 +82,32 @@ impl<'a> Reader<'a> {
         let pixels = self.slide.read_region(self.grid.level, source)?;
         out.blit(rect, &resample(&pixels, &columns, &rows), piece);
         Ok(())
+    }
+
+    /// Reads every stored tile that the pixels of `rect` come from by itself, and gives the errors. For reports, after
+    /// [`read`](Self::read) has failed.
+    #[must_use]
+    pub fn faults(&self, rect: Rect) -> Vec<microtome_io::Error> {
+        let Some(rect) = rect.intersect(self.grid.size.rect()) else { return Vec::new() };
+        let level = match self.slide.info().level(self.grid.level) {
+            Ok(level) => level,
+            Err(error) => return vec![error],
+        };
+        let source = match self.grid.resampling {
+            Resampling::None => rect,
+            resampling => {
+                let columns = Taps::new(rect.x, rect.width, self.grid.step.x, level.size.width, resampling).source;
+                let rows = Taps::new(rect.y, rect.height, self.grid.step.y, level.size.height, resampling).source;
+                let size = (columns.end - columns.start, rows.end - rows.start);
+                Rect::new(columns.start as i64, rows.start as i64, size.0, size.1)
+            }
+        };
+        let rows = source.y as u64 / level.tile.height..(source.bottom() as u64).div_ceil(level.tile.height);
+        let columns = source.x as u64 / level.tile.width..(source.right() as u64).div_ceil(level.tile.width);
+        rows.flat_map(|row| columns.clone().map(move |column| TileCoord { row, column }))
+            .filter_map(|at| at.rect(level.tile).intersect(level.size.rect()))
+            .filter_map(|part| self.slide.read_region(self.grid.level, Rect::new(part.x, part.y, 1, 1)).err())
+            .collect()
     }
 
     /// Bytes that one request of `size` holds at its peak, besides the slide's own cache.

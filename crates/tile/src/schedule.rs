@@ -2,8 +2,9 @@
 //!
 //! The grid is worked through in *strips*: vertical bands of whole blocks, from left to right, each from top to bottom.
 //! Only the rows of blocks under the tiles in flight are held, so the memory needed is strip width × a few block rows,
-//! whatever the size of the slide. A tile that reaches into two strips runs once for each; at every pixel the tiles
-//! are still added in ascending order, so the strips' width does not change a single bit of the result.
+//! whatever the size of the slide. A tile that reaches into two strips adds to both: it runs once for each, or what it says of the
+//! second is kept meanwhile. At every pixel the tiles are still added in ascending order, so the strips' width does not change a single
+//! bit of the result.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -45,10 +46,21 @@ pub struct Strip {
 /// A row of tiles within a strip.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TileRow {
-    /// The tiles to run, ascending. Empty where the row touches nothing that is wanted.
-    pub tiles: Vec<TileIndex>,
+    /// The tiles to add, ascending. Empty where the row touches nothing that is wanted.
+    pub tiles: Vec<ScheduledTile>,
     /// Rows of blocks that are final once these tiles (and all before) have been added.
     pub finished_blocks: Range<u64>,
+}
+
+/// A tile within a strip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScheduledTile {
+    /// Which.
+    pub index: TileIndex,
+    /// It was added to an earlier strip, too.
+    pub before: bool,
+    /// It will be added to a later strip, too.
+    pub again: bool,
 }
 
 /// How many tiles there are, and what becomes of them.
@@ -60,7 +72,7 @@ pub struct TileCount {
     pub run: u64,
     /// The others: `grid - run`.
     pub skipped: u64,
-    /// How often a tile runs once more because it reaches into another strip.
+    /// How often a tile is added once more because it reaches into another strip.
     pub repeated: u64,
 }
 
@@ -119,7 +131,7 @@ impl<'a> Schedule<'a> {
         let block_rows = grid.image().cells(self.block).height;
         let mut finished = 0;
         (0..grid.rows().len()).map(move |row| {
-            let tiles = (first..last).map(|column| grid.index(row, column)).filter(|&i| self.wanted(i)).collect();
+            let tiles = (first..last).filter_map(|column| self.tile_in(strip, grid.index(row, column))).collect();
             // What lies above the next row's first pixel gets no more contributions.
             let end = grid.rows().get(row + 1).map_or(block_rows, |&y| y as u64 / self.block.height);
             let finished_blocks = finished..end.max(finished);
@@ -128,9 +140,22 @@ impl<'a> Schedule<'a> {
         })
     }
 
-    /// True if a tile touches what is wanted and not finished.
-    fn wanted(&self, index: TileIndex) -> bool {
-        let Some(rect) = self.grid.rect(index).intersect(self.grid.image().rect()) else { return false };
+    /// The tile as a part of the strip, if it touches anything there that is wanted and not finished.
+    fn tile_in(&self, strip: Rect, index: TileIndex) -> Option<ScheduledTile> {
+        let tile = self.grid.rect(index).intersect(self.grid.image().rect())?;
+        let columns = |from: i64, to: i64| {
+            let (from, to) = (from.max(tile.x), to.min(tile.right()));
+            from < to && self.wanted(Rect::new(from, tile.y, (to - from) as u64, tile.height))
+        };
+        columns(strip.x, strip.right()).then(|| ScheduledTile {
+            index,
+            before: columns(tile.x, strip.x),
+            again: columns(strip.right(), tile.right()),
+        })
+    }
+
+    /// True if a rectangle of the image touches what is wanted and not finished.
+    fn wanted(&self, rect: Rect) -> bool {
         let touches = |rect: Rect| self.roi.is_none_or(|roi| roi.touches(rect));
         let Some(Finished { cells, cell }) = self.finished else { return touches(rect) };
         let rows = rect.y as u64 / cell.height..(rect.bottom() as u64).div_ceil(cell.height);
@@ -156,13 +181,21 @@ impl<'a> Schedule<'a> {
         block.rect(self.block).intersect(self.grid.image().rect())
     }
 
-    /// Counts the tiles: once over the grid, testing each against the region of interest.
+    /// Counts the tiles, strip by strip.
     #[must_use]
     pub fn count(&self) -> TileCount {
+        let (mut run, mut repeated) = (0, 0);
+        for strip in self.strips() {
+            for tile in self.rows(&strip).flat_map(|row| row.tiles) {
+                if tile.before {
+                    repeated += 1;
+                } else {
+                    run += 1;
+                }
+            }
+        }
         let grid = self.grid.len();
-        let run = (0..grid).filter(|&i| self.wanted(TileIndex(i))).count() as u64;
-        let in_strips: u64 = self.strips().map(|s| self.rows(&s).map(|r| r.tiles.len() as u64).sum::<u64>()).sum();
-        TileCount { grid, run, skipped: grid - run, repeated: in_strips - run }
+        TileCount { grid, run, skipped: grid - run, repeated }
     }
 
     /// Rows of blocks that can be touched and not yet finished at once: what blending must hold, per column of blocks.
@@ -203,9 +236,9 @@ mod tests {
                 let mut held = 0;
                 for row in schedule.rows(&s) {
                     for &t in &row.tiles {
-                        proptest::prop_assert!(last < Some(t), "ascending");
-                        last = Some(t);
-                        let rect = grid.rect(t).intersect(grid.image().rect()).unwrap();
+                        proptest::prop_assert!(last < Some(t.index), "ascending");
+                        last = Some(t.index);
+                        let rect = grid.rect(t.index).intersect(grid.image().rect()).unwrap();
                         proptest::prop_assert!(rect.y as u64 / block >= finished, "no tile touches a finished block");
                         held = held.max((rect.bottom() as u64).div_ceil(block) - finished);
                     }

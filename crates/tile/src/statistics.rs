@@ -68,6 +68,18 @@ impl ChannelSums {
     }
 }
 
+/// What becomes of tiles of a slide that cannot be decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Damage {
+    /// They are an error.
+    Fails,
+    /// They are left out, with up to 16 pixels around them.
+    LeftOut,
+}
+
+/// Around what cannot be read, pieces of this size are left out.
+const SMALLEST_PIECE: u64 = 16;
+
 /// Statistics of every channel of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageStatistics {
@@ -112,6 +124,35 @@ impl ImageStatistics {
         Self::of_runs(pixels, &runs)
     }
 
+    /// Statistics of the pixels of a rectangle that are in the region.
+    fn of_rect(reader: Reader<'_>, rect: Rect, region: Option<&Roi>, damage: Damage) -> Result<Self> {
+        const NONE: ImageStatistics = ImageStatistics { channels: Vec::new() };
+        if region.is_some_and(|region| !region.touches(rect)) {
+            return Ok(NONE);
+        }
+        match (reader.read(rect), region) {
+            (Ok(pixels), None) => Ok(Self::of(&pixels)),
+            (Ok(pixels), Some(region)) => Ok(Self::of_region(&pixels, rect, region)),
+            (Err(Error::Slide(microtome_io::Error::Tile { .. })), _) if damage == Damage::LeftOut => {
+                // Closer and closer around what cannot be read.
+                let Size { width, height } = rect.size();
+                if width.max(height) <= SMALLEST_PIECE {
+                    return Ok(NONE);
+                }
+                let half = Size::new(width.div_ceil(2), height.div_ceil(2));
+                let mut sums = NONE;
+                for (right, below) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
+                    let (x, y) = (rect.x + (right * half.width) as i64, rect.y + (below * half.height) as i64);
+                    if let Some(quarter) = Rect::new(x, y, half.width, half.height).intersect(rect) {
+                        sums = sums.merge(Self::of_rect(reader, quarter, region, damage)?);
+                    }
+                }
+                Ok(sums)
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
     fn merge(self, other: Self) -> Self {
         if self.channels.is_empty() {
             return other;
@@ -124,7 +165,8 @@ impl ImageStatistics {
     }
 
     /// Streams over the whole target grid, on the current rayon pool, and sums every pixel, or every one of a region. Pieces that do not
-    /// touch the region are not read; where it holds no pixel, there are no channels.
+    /// touch the region are not read; where it holds no pixel, there are no channels. `damage` says what becomes of tiles of the slide that
+    /// cannot be decoded.
     ///
     /// Memory: two megapixels per thread. `progress` is told the pixels of each finished piece, read or not; once it says `false`, the
     /// pass is given up and there is no result.
@@ -134,6 +176,7 @@ impl ImageStatistics {
     pub fn stream(
         reader: Reader<'_>,
         region: Option<&Roi>,
+        damage: Damage,
         progress: &(dyn Fn(u64) -> bool + Sync),
     ) -> Result<Option<Self>> {
         let going = AtomicBool::new(true);
@@ -153,11 +196,7 @@ impl ImageStatistics {
                     Self::PIECE.height,
                 );
                 let Some(rect) = rect.intersect(size.rect()) else { unreachable!("cells cover the grid") };
-                let statistics = match region {
-                    None => Self::of(&reader.read(rect)?),
-                    Some(region) if region.touches(rect) => Self::of_region(&reader.read(rect)?, rect, region),
-                    Some(_) => Self { channels: Vec::new() },
-                };
+                let statistics = Self::of_rect(reader, rect, region, damage)?;
                 if !progress(rect.size().area()) {
                     going.store(false, Ordering::Relaxed);
                 }

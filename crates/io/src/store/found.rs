@@ -77,6 +77,24 @@ pub fn inspect(path: impl AsRef<Path>) -> Result<Found> {
     })
 }
 
+/// Makes a finished store of ours unfinished again, so that it can be gone on with. Its pixels stay.
+///
+/// # Errors
+/// [`Error::Usage`] if there is none; [`Error::Io`] if its files cannot be changed.
+pub fn reopen(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    let Found::Complete(_) = inspect(path)? else {
+        return Err(Error::usage(path, "there is no finished store to reopen"));
+    };
+    // The mark first: at no moment is it a stranger's.
+    let marker = path.join(MARKER);
+    fs::File::create(&marker).map_err(|e| Error::io(&marker, e))?;
+    folder::sync_folder(path)?;
+    let metadata = path.join(METADATA);
+    fs::remove_file(&metadata).map_err(|e| Error::io(&metadata, e))?;
+    folder::sync_folder(path)
+}
+
 /// Removes a store of ours, finished or not; nothing at all is fine, too.
 ///
 /// Anything that we did not put there makes it refuse before it removes anything. If it is interrupted, what is left is an unfinished store.

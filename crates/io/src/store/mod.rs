@@ -27,7 +27,7 @@ mod zarr;
 
 pub use content::{Channel, Content};
 pub use description::{StoreLevel, StoredImage, Translation};
-pub use found::{Found, inspect, remove};
+pub use found::{Found, inspect, remove, reopen};
 pub use memory::MemoryImage;
 pub use reader::{OmeZarr, StoreInfo};
 pub use sink::{ImageSink, Stored};
