@@ -217,7 +217,7 @@ fn the_mask_of_a_coarse_model_is_a_region_for_a_fine_one() {
 
 fn levels_name(path: &Path) -> String {
     let store = microtome::io::store::OmeZarr::open(path).unwrap();
-    store.info().classes.iter().find(|class| class.value == 1).unwrap().name.clone()
+    store.info().content.classes().iter().find(|class| class.value == 1).unwrap().name.clone()
 }
 
 #[test]

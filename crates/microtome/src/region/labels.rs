@@ -32,7 +32,7 @@ pub(super) fn read(path: &Path, asked: &[String], place: Place<'_>) -> Result<Ro
     if size.is_empty() {
         return Err(refuse(path, "this image has no pixels"));
     }
-    let mut values = Values::new(path, asked, &info.classes)?;
+    let mut values = Values::new(path, asked, info.content.classes())?;
     let mut placed = placement.builder(place.target.size);
     let band = info.chunk.height.clamp(1, BAND);
     let piece = (PIECE / band).max(1);
