@@ -167,7 +167,13 @@ impl<T: Copy + Default + PartialEq + std::ops::BitOr<Output = T>> Plane<'_, T> {
         });
         let zero = T::default();
         // Without leaving a row early: that is what lets the compiler look at many samples at once.
-        let blank = |row: &[T]| row.chunks_exact(step).fold(zero, |any, pixel| any | pixel[channel]) == zero;
+        let blank = move |row: &[T]| {
+            let any = match step {
+                1 => row.iter().fold(zero, |any, &sample| any | sample),
+                _ => row.chunks_exact(step).fold(zero, |any, pixel| any | pixel[channel]),
+            };
+            any == zero
+        };
         if rows.clone().all(blank) {
             return Gathered::Background;
         }
