@@ -85,7 +85,7 @@ fn what_is_beside_the_mask_is_named_described_verified_and_replaced_with_it() {
     std::fs::write(&shard, b"another").unwrap();
     assert_eq!(
         verify(&mask).unwrap().faults,
-        ["m.confidence.ome.zarr, level 0, shard column 0, row 0: the file has changed"]
+        ["m.confidence.ome.zarr, level 0, shard column 0 row 0: the file has changed"]
     );
 
     let run = |settings: &microtome::Settings, existing| {

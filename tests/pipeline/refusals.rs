@@ -128,9 +128,9 @@ fn too_little_memory_is_refused_with_both_figures() {
     let Error::Memory { needed, budget, ref hint } = error else { panic!("{error}") };
     assert!(budget == least - 1 && needed > budget && needed <= least, "{error}; {least} is enough");
     assert_eq!(error.exit_code(), 6);
-    // One tile at a time would do, and it does.
-    assert!(hint.contains("--batch 1"), "{hint}");
-    segment(&slide, &model, &with(&base, |s| (s.memory, s.batch) = (least - 1, 1)));
+    // The largest batch that would do, and it does.
+    assert!(hint.contains("--batch 63"), "{hint}");
+    segment(&slide, &model, &with(&base, |s| (s.memory, s.batch) = (least - 1, 63)));
     segment(&slide, &model, &with(&base, |s| s.memory = least));
 
     let error = fails(&slide, &model, &with(&base, |s| s.memory = 100 << 20), &Silent);

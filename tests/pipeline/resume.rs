@@ -168,6 +168,9 @@ fn verification_names_every_changed_shard() {
     std::fs::remove_file(output.join("1/c/0/0")).unwrap();
     assert_eq!(
         verify(&output).unwrap().faults,
-        ["level 0, shard column 3 row 2: the file has changed", "level 1, shard column 0 row 0: the file is missing"]
+        [
+            "mask.ome.zarr, level 0, shard column 3 row 2: the file has changed",
+            "mask.ome.zarr, level 1, shard column 0 row 0: the file is missing"
+        ]
     );
 }

@@ -57,7 +57,7 @@ pub fn allowance() -> Allowance {
 fn limits(groups: &str) -> impl Iterator<Item = PathBuf> {
     groups.lines().flat_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
-        let (controllers, group) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
+        let (Some(controllers), Some(group)) = (fields.next(), fields.next()) else { return Vec::new() };
         let (root, file) = match controllers {
             "" => ("/sys/fs/cgroup", "memory.max"),
             c if c.split(',').any(|c| c == "memory") => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),

@@ -3,7 +3,8 @@
 //! `cargo xtask bench` runs this program and measures it from outside. It prints the run's summary as JSON.
 //!
 //! ```text
-//! cheap_model SLIDE OUT [--memory BYTES] [--threads N] [--tile PIXELS] [--classes N] [--tissue auto|none] [--statistics]
+//! cheap_model SLIDE OUT [--memory BYTES] [--threads N] [--tile PIXELS] [--classes N] [--tissue auto|none] [--scratch DIR]
+//!             [--statistics]
 //! ```
 //!
 //! `--statistics` asks for the z-score of the whole slide, as nnU-Net's models of pictures do: one more pass over it.
@@ -33,6 +34,7 @@ fn main() -> Result<()> {
             "--tissue" => {
                 settings.tissue = if value()? == "none" { TissueMode::None } else { TissueMode::Auto };
             }
+            "--scratch" => settings.scratch = Some(value()?.into()),
             "--statistics" => normalization = Normalization::ZScore,
             flag if flag.starts_with("--") => bail!("{flag} is not an option"),
             _ => paths.push(argument.into()),
