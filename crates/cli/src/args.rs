@@ -151,6 +151,10 @@ pub(crate) struct Segment {
     #[arg(long)]
     pub(crate) no_resume: bool,
 
+    /// Say what the run would do and take (tiles, memory, disk, time), and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
     /// No progress, no summary
     #[arg(short, long)]
     pub(crate) quiet: bool,

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use microtome::{Observer, Phase};
+use microtome::{Forecast, Observer, Phase};
 
 use crate::failure::say;
 
@@ -88,6 +88,15 @@ impl Observer for Progress {
                 bar.reset();
                 bar.set_message(name(phase));
             }
+        }
+    }
+
+    fn planned(&self, forecast: &Forecast) {
+        let text = forecast.to_string();
+        match &self.show {
+            Show::Nothing => {}
+            Show::Lines => text.lines().for_each(|line| say(&format!("{}: {line}", self.name))),
+            Show::Bar(bar) => bar.println(text),
         }
     }
 

@@ -39,7 +39,7 @@ pub(crate) fn run(args: &args::Segment) -> Result<u8> {
     let segmenter = Segmenter::new(predictor.as_ref(), settings)?;
     signals::watch().context("signals cannot be watched")?;
 
-    let fresh = jobs.len() > 1 && !args.output.exists();
+    let fresh = jobs.len() > 1 && !args.dry_run && !args.output.exists();
     if fresh {
         std::fs::create_dir_all(&args.output).with_context(|| format!("{}: cannot be made", args.output.display()))?;
     }
@@ -158,6 +158,17 @@ fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, output:
         (false, true) => Existing::Restart,
         (false, false) => Existing::Keep,
     };
+    if args.dry_run {
+        let forecast = segmenter.forecast(slide.as_ref(), &progress);
+        progress.finish();
+        let forecast = forecast?;
+        if args.json {
+            print(&json!({ "slide": path, "forecast": forecast }))?;
+        } else {
+            println(&format!("{}\n{forecast}", path.display()))?;
+        }
+        return Ok(0);
+    }
     let outcome = segmenter.segment(slide.as_ref(), output, existing, &progress);
     progress.finish();
     let outcome = outcome?;

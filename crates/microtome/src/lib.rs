@@ -33,6 +33,7 @@
 
 mod damaged;
 mod error;
+mod forecast;
 mod memory;
 mod norm_stats;
 mod output;
@@ -48,6 +49,7 @@ mod units;
 mod verify;
 
 pub use error::{Error, Result};
+pub use forecast::{DiskPlan, ExpectedTime, Forecast};
 pub use memory::{Allowance, AllowanceSource, PeakMemory, allowance};
 pub use microtome_io as io;
 pub use microtome_stitch::{Accumulation, Product, UnreadableTile, WindowShape};

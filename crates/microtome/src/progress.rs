@@ -1,5 +1,7 @@
 //! Telling somebody how far a run is, and being told to stop.
 
+use crate::forecast::Forecast;
+
 /// The parts of a run that take time, one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -16,6 +18,11 @@ pub trait Observer: Sync {
     /// A phase begins.
     fn phase(&self, phase: Phase) {
         let _ = phase;
+    }
+
+    /// It is decided what the run does and takes.
+    fn planned(&self, forecast: &Forecast) {
+        let _ = forecast;
     }
 
     /// So many pixels of so many are done in this phase.

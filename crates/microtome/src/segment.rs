@@ -13,11 +13,12 @@ use microtome_stitch::{Decision, Journal, Layout, Product, PyramidWriter, Record
 use microtome_tile::pyramid::level_sizes;
 use microtome_tile::tissue::{self, Tissue, TissueOptions};
 use microtome_tile::{ChannelSums, Damage, Finished, ImageStatistics, Reader, Roi, Schedule, TileCount};
-use microtome_unet::{Normalizer, Predictor, needs_statistics};
+use microtome_unet::{ChannelStatistics, Normalizer, Predictor, needs_statistics};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::damaged::Conspicuous;
+use crate::forecast::{self, DiskPlan, FirstPass, Forecast};
 use crate::memory;
 use crate::norm_stats::{self, NormStats};
 use crate::output::{Claim, Existing, Fingerprint, RunFolder, Stores, UNREADABLE, put};
@@ -248,6 +249,7 @@ impl<'p> Segmenter<'p> {
             .collect();
         let all = Schedule::new(&geometry.tiles, roi, block, strip_blocks)?;
         let tiles = all.count();
+        observer.planned(&self.forecast_of(plan, region, &all, tiles, sinks.iter().map(|(product, _)| *product)));
         let schedule = all.without(Finished { cells: &finished, cell: shard });
         let mut writer =
             PyramidWriter::new(sinks.iter().copied(), journal, self.settings.sync_every, PYRAMID_BYTES as usize);
@@ -299,6 +301,72 @@ impl<'p> Segmenter<'p> {
         summary.unreadable = outcome.unreadable;
         summary.scratch_bytes = outcome.scratch_bytes;
         Ok(summary)
+    }
+
+    /// What [`segment`](Self::segment) would do with the slide and what it would take: everything is decided, tissue is looked for, and one
+    /// batch of tiles is read and computed to reckon with. Nothing is written.
+    ///
+    /// # Errors
+    /// As [`segment`](Self::segment), but for what concerns the output path.
+    pub fn forecast(&self, slide: &dyn SlideReader, observer: &dyn Observer) -> Result<Forecast> {
+        let geometry = Geometry::new(slide, self.predictor, &self.settings)?;
+        let given = self.given(slide, &geometry)?;
+        let plan = self.plan_beside(slide, geometry, given.as_ref())?;
+        let geometry = &plan.geometry;
+        slide.keep_decoded(plan.memory.cache);
+        let tissue = match self.settings.tissue {
+            TissueMode::Auto if given.is_none() => {
+                observer.phase(Phase::Tissue);
+                Some(Region::new(self.tissue(slide, geometry)?.roi, RegionOrigin::Tissue))
+            }
+            _ => None,
+        };
+        let region = given.as_ref().or(tissue.as_ref());
+        let block = Size::new(self.settings.chunk, self.settings.chunk);
+        let strip_blocks = plan.memory.strip_width.div_ceil(self.settings.chunk);
+        let schedule = Schedule::new(&geometry.tiles, region.map(|r| &r.roi), block, strip_blocks)?;
+        let tiles = schedule.count();
+        let mut forecast = self.forecast_of(&plan, region, &schedule, tiles, self.settings.products());
+
+        // Numbers of no slide in particular: how long the network takes does not depend on them.
+        let card = self.predictor.card();
+        let schemes = &card.normalization;
+        let usual = ChannelStatistics { mean: 128.0, std: 64.0, min: 0.0, max: 255.0 };
+        let normalizer = Normalizer::new(schemes, &vec![usual; schemes.len()])?;
+        let known = self.settings.norm_stats.known(card)?.is_some();
+        let first_pass = if needs_statistics(schemes) && !known { FirstPass::Needed } else { FirstPass::Not };
+        let reader = Reader::new(slide, &geometry.target);
+        let batch = self.settings.batch;
+        let time = forecast::calibrate(reader, &schedule, self.predictor, &normalizer, &self.pools, batch, first_pass)?;
+        forecast.seconds = Some(time);
+        Ok(forecast)
+    }
+
+    fn forecast_of(
+        &self,
+        plan: &Plan,
+        region: Option<&Region>,
+        schedule: &Schedule<'_>,
+        tiles: TileCount,
+        products: impl IntoIterator<Item = Product>,
+    ) -> Forecast {
+        let blocks = schedule.grid().image().cells(schedule.block());
+        let wanted = |i: &u64| schedule.wants_block(TileCoord { row: i / blocks.width, column: i % blocks.width });
+        let products: Vec<Product> = products.into_iter().collect();
+        let scratch = self.settings.scratch.is_some();
+        Forecast {
+            geometry: plan.geometry.clone(),
+            tiles,
+            region_share: region.map(|r| r.share),
+            strips: schedule.strips().count() as u64,
+            blocks: (0..blocks.area()).filter(wanted).count() as u64,
+            memory: plan.memory,
+            memory_total: plan.memory.total(),
+            budget: self.settings.memory,
+            disk: DiskPlan::of(schedule, &plan.geometry, &products, self.settings.shard, scratch),
+            threads: self.threads,
+            seconds: None,
+        }
     }
 
     #[allow(clippy::too_many_arguments)] // Gathers what `run` has found out.

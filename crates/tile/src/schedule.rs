@@ -165,6 +165,12 @@ impl<'a> Schedule<'a> {
             .any(|at| at.rect(cell).intersect(rect).is_some_and(touches))
     }
 
+    /// True if a rectangle of the image holds pixels that are wanted, finished or not.
+    #[must_use]
+    pub fn wants(&self, rect: Rect) -> bool {
+        self.roi.is_none_or(|roi| roi.touches(rect))
+    }
+
     /// True if a block holds pixels that are wanted and not finished.
     #[must_use]
     pub fn wants_block(&self, block: TileCoord) -> bool {
