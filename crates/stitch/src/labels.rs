@@ -59,7 +59,7 @@ impl Decision {
             (Self::Argmax { .. }, Planes::Difference) => {
                 let [background, class] = [of(0), of(1)];
                 let choose = |&sum: &f32| if sum > 0.0 { class } else { background };
-                sums.planes().flatten().map(choose).collect()
+                sums.planes().next().unwrap_or_default().iter().map(choose).collect()
             }
             (Self::Argmax { .. }, Planes::Each(_)) => argmax(sums, of),
             (Self::Regions { values }, _) => regions(sums, values, of),
