@@ -29,6 +29,7 @@ def main():
     with open(sys.argv[1]) as file:
         records = [json.loads(line) for line in file]
     machine = next(r["machine"] for r in records if r["kind"] == "machine")
+    threads = next(r["command"] for r in records if r["kind"] == "run").split("--threads ")[1].split()[0]
     memory, seconds = defaultdict(lambda: defaultdict(list)), defaultdict(lambda: defaultdict(list))
     for record in records:
         if record["kind"] == "run":
@@ -50,7 +51,7 @@ def main():
     for panel in panels:
         panel.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     panels[0].legend()
-    figure.suptitle(f"2 threads of {machine['processor']}; the same nnU-Net checkpoint, the same pixels", fontsize=10)
+    figure.suptitle(f"{machine['processor']}, {threads} threads; the same nnU-Net checkpoint, the same pixels", fontsize=10)
     figure.savefig(sys.argv[2], metadata={"Date": None})
 
 

@@ -30,7 +30,8 @@ usage: cargo xtask COMMAND
   bench NAME [OPTIONS] measures memory, overhead, seams or outofcore (beside nnU-Net and MONAI) into docs/benchmarks; Linux only
                        --quick           less of it (memory)
                        --sizes N,N,..    widths of slides, or sides of pictures
-                       --rounds N        runs of each variant whose time is compared
+                       --rounds N        runs of each variant
+                       --threads N       of every program that is measured; 2 unless given
                        --binaries DIR    release programs that are built already
                        --python PATH     a Python that has the packages of tests/python/requirements*.txt
                        --out DIR         in place of docs/benchmarks

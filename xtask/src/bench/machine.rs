@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -11,6 +12,17 @@ use crate::workspace::Workspace;
 
 /// Extensions of the instruction set that decide which kernels run.
 const EXTENSIONS: [&str; 7] = ["avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd"];
+
+/// How long all processors together were busy since the machine started, in steps of 10 ms; time that the host of a virtual machine gave
+/// to others counts.
+pub(super) fn busy() -> Duration {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    // proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal, in ticks of which x86 and ARM count 100 a second.
+    let ticks = text.lines().next().unwrap_or_default().split_whitespace().skip(1).take(8);
+    let idle = [3, 4];
+    let busy = ticks.enumerate().filter(|(index, _)| !idle.contains(index)).filter_map(|(_, t)| t.parse::<u64>().ok());
+    Duration::from_millis(busy.sum::<u64>() * 10)
+}
 
 /// The machine, its load at this moment, and the version of the program.
 pub(super) fn describe(workspace: &Workspace) -> Value {

@@ -27,8 +27,8 @@ use crate::shell;
 use crate::venv::Venv;
 use crate::workspace::{Profile, Workspace};
 
-/// Threads of every program that is measured: what the figures of different machines have in common.
-const THREADS: &str = "2";
+/// Threads of every program that is measured, unless others are asked for: what figures of different machines have in common.
+const THREADS: usize = 2;
 
 /// How much of a bench is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,8 +43,10 @@ struct Options {
     extent: Extent,
     /// Widths of slides or sides of pictures, in pixels, in place of the bench's own.
     sizes: Option<Vec<u64>>,
-    /// Runs of each variant whose time is compared, in place of the bench's own number.
+    /// Runs of each variant, in place of the bench's own number.
     rounds: Option<usize>,
+    /// Threads of every program that is measured.
+    threads: usize,
     /// A folder with `microtome` and `examples/cheap_model`, which are not built then.
     binaries: Option<PathBuf>,
     /// A Python that has every package, in place of the environments that we make.
@@ -61,6 +63,7 @@ impl Options {
             extent: Extent::Full,
             sizes: None,
             rounds: None,
+            threads: THREADS,
             binaries: None,
             python: None,
             out: None,
@@ -75,13 +78,8 @@ impl Options {
                     let sizes: Result<Vec<u64>, _> = value()?.split(',').map(str::parse).collect();
                     options.sizes = Some(sizes.context("--sizes takes numbers of pixels, such as 2048,4096")?);
                 }
-                "--rounds" => {
-                    let rounds = value()?.parse().context("--rounds takes a number")?;
-                    if rounds == 0 {
-                        bail!("--rounds takes a number from 1");
-                    }
-                    options.rounds = Some(rounds);
-                }
+                "--rounds" => options.rounds = Some(count(name, value()?)?),
+                "--threads" => options.threads = count(name, value()?)?,
                 "--binaries" => options.binaries = Some(value()?.into()),
                 "--python" => options.python = Some(value()?.into()),
                 "--out" => options.out = Some(value()?.into()),
@@ -98,6 +96,14 @@ impl Options {
 
     fn enforcer(&self) -> Enforcer {
         self.cgroup.clone().map_or(Enforcer::Data, Enforcer::ControlGroup)
+    }
+}
+
+/// A number from 1.
+fn count(name: &str, value: &str) -> Result<usize> {
+    match value.parse() {
+        Ok(0) | Err(_) => bail!("{name} takes a number from 1"),
+        Ok(count) => Ok(count),
     }
 }
 
@@ -147,13 +153,17 @@ impl<'a> Bench<'a> {
             (format!("{}/", self.workspace.target.display()), "target/".to_owned()),
             (format!("{}/", self.workspace.root.display()), String::new()),
         ];
-        // As they were typed.
-        let named = [(&self.options.binaries, "DIR"), (&self.options.out, "DIR"), (&self.options.cgroup, "DIR")];
-        places.extend(
-            named.iter().filter_map(|(path, name)| Some((path.as_ref()?.display().to_string(), (*name).into()))),
-        );
-        if let Some(python) = &self.options.python {
-            places.push((python.display().to_string(), "python".into()));
+        // As they were typed; a relative path says nothing of this machine.
+        let named = [
+            (&self.options.binaries, "DIR"),
+            (&self.options.out, "DIR"),
+            (&self.options.cgroup, "DIR"),
+            (&self.options.python, "python"),
+        ];
+        for (path, name) in named {
+            if let Some(path) = path.as_ref().filter(|path| path.is_absolute()) {
+                places.push((path.display().to_string(), name.to_owned()));
+            }
         }
         if let Some(data) = self.workspace.data() {
             places.push((format!("{}/", data.display()), "$MICROTOME_DATA/".into()));
@@ -169,15 +179,20 @@ impl<'a> Bench<'a> {
     /// The command under test: `microtome segment`.
     fn segment(&self) -> Command {
         let mut command = Command::new(self.binaries.join("microtome"));
-        command.args(["segment", "--quiet", "--json", "--threads", THREADS]);
+        command.args(["segment", "--quiet", "--json", "--threads"]).arg(self.threads());
         command
     }
 
     /// Segments with a formula in place of a network.
     fn cheap_model(&self, slide: &Path) -> Command {
         let mut command = Command::new(self.binaries.join("examples/cheap_model"));
-        command.arg(slide).arg(self.output()).args(["--threads", THREADS]);
+        command.arg(slide).arg(self.output()).arg("--threads").arg(self.threads());
         command
+    }
+
+    /// The number of threads as an argument.
+    fn threads(&self) -> String {
+        self.options.threads.to_string()
     }
 
     /// Where a store goes that nobody reads.
@@ -228,7 +243,9 @@ mod tests {
 
     #[test]
     fn wrong_options_are_refused() {
-        for arguments in [&["--sizes"][..], &["--sizes", "2k"], &["--rounds", "0"], &["--fast"], &["2048"]] {
+        for arguments in
+            [&["--sizes"][..], &["--sizes", "2k"], &["--rounds", "0"], &["--threads", "two"], &["--fast"], &["2048"]]
+        {
             assert!(Options::parse(arguments).is_err(), "{arguments:?}");
         }
     }

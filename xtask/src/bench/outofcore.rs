@@ -6,9 +6,9 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+use super::Bench;
 use super::child::{Run, Spread, alternate};
 use super::report::{Report, Table, mebibytes};
-use super::{Bench, THREADS};
 use crate::crosscheck::{NNUNET, NNUNET_FOLDER};
 use crate::shell;
 
@@ -16,12 +16,13 @@ const TITLE: &str = "\
 Peak memory and time against the side of the picture: microtome, nnU-Net's nnUNetPredictor and MONAI's sliding_window_inference.
 
 The same nnU-Net checkpoint (PlainConvUNet 2D, tiles of 128 x 128) on the same pixels, repeats of the demo slide in a lossless tiled TIFF;
-2 threads, no mirroring, step of half a tile, Gaussian window, every tile. Each run is a process of its own. Memory is anonymous memory
+no mirroring, step of half a tile, Gaussian window, every tile. Each run is a process of its own. Memory is anonymous memory
 plus dirty file pages, sampled from outside every 10 ms; `before` is what the process held when its libraries and the network were
 loaded, before it read a pixel. `seconds` are those of the segmentation itself: for the Python programs without imports, loading of the
 network, and reading and writing of pictures; for microtome the whole process. Dice and equal pixels are against nnU-Net's mask. MONAI
 lays its windows in fixed steps from the corner and pushes the last one back, where nnU-Net spreads them evenly: its mask differs by that.
-It runs 4 windows at a time, as microtome does; nnU-Net runs one.";
+It runs 4 windows at a time, as microtome does; nnU-Net runs one. PyTorch's threads wait for each other in every layer: where other
+programs want the processors too, its times are many times as long and say nothing.";
 
 const SIDES: [u64; 3] = [2048, 4096, 8192];
 /// Of microtome, in MiB.
@@ -68,7 +69,7 @@ impl Program {
     fn command(self, bench: &Bench<'_>, model: &Path, picture: &Path, mask: &Path) -> Result<Command> {
         let python = |script: &str| -> Result<Command> {
             let mut command = script_command(bench, script)?;
-            command.arg(model).arg(picture).arg(mask).args(["--threads", THREADS]);
+            command.arg(model).arg(picture).arg(mask).arg("--threads").arg(bench.threads());
             Ok(command)
         };
         let microtome = || {
@@ -230,10 +231,8 @@ fn record(
         "seconds": program.seconds(run)?,
         "dice": dice,
         "equal": equal,
-        "run": run.record(),
-        "summary": run.summary()?,
     });
-    report.record("run", record);
+    report.record_run(run, record);
     Ok(())
 }
 

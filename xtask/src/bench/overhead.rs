@@ -67,16 +67,14 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
             };
             let busy = STAGES.map(|stage| format!("{:.1}", busy(stage).median));
             stages.row(std::iter::once(label).chain(busy).collect());
-            for (run, summary) in runs.iter().zip(summaries) {
+            for run in runs {
                 let record = json!({
                     "command": report.shorten(&command(flags)),
                     "variant": name,
                     "width": slide.width,
                     "height": slide.height,
-                    "run": run.record(),
-                    "summary": summary,
                 });
-                report.record("run", record);
+                report.record_run(run, record);
             }
         }
         report.say(&format!("\nMedians and minima of {rounds}:\n{times}\n\n{stages}"));

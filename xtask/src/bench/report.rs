@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use super::child::Run;
 use super::machine;
 use crate::shell;
 use crate::workspace::Workspace;
@@ -19,8 +20,13 @@ pub(super) struct Report {
     text: String,
     records: Vec<Value>,
     missed: Vec<String>,
+    /// The most processors that other programs kept busy in a run, on average over it.
+    others: f64,
     places: Places,
 }
+
+/// More than so many processors' worth of other programs, and times are those of a busy machine.
+const QUIET: f64 = 0.1;
 
 impl Report {
     /// A report that begins with the machine and the command that we were called with.
@@ -28,7 +34,8 @@ impl Report {
         let machine = machine::describe(workspace);
         let arguments: Vec<String> = std::env::args().skip(1).map(|a| places.shorten(&a)).collect();
         let command = format!("cargo xtask {}", arguments.join(" "));
-        let mut report = Self { name, text: format!("{title}\n\n"), records: Vec::new(), missed: Vec::new(), places };
+        let mut report =
+            Self { name, text: format!("{title}\n\n"), records: Vec::new(), missed: Vec::new(), others: 0.0, places };
         let value = |key: &str| match &machine[key] {
             Value::String(text) => text.clone(),
             Value::Array(items) => items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "),
@@ -76,6 +83,16 @@ impl Report {
         self.records.push(record);
     }
 
+    /// A line of JSON about a run: the members of `value`, and the figures and the summary of the run.
+    pub(super) fn record_run(&mut self, run: &Run, value: Value) {
+        self.others = self.others.max(run.others);
+        self.record("run", value);
+        if let Some(Value::Object(record)) = self.records.last_mut() {
+            record.insert("run".into(), run.record());
+            record.insert("summary".into(), run.summary().unwrap_or_default());
+        }
+    }
+
     /// A claim that a figure is no larger than a bound.
     pub(super) fn at_most(&mut self, claim: &str, figure: f64, bound: f64) {
         self.claim(claim, figure, "at most", bound, figure <= bound);
@@ -99,11 +116,17 @@ impl Report {
     }
 
     /// Writes `NAME.txt` and `NAME.jsonl`. An error if a claim was missed.
-    pub(super) fn finish(self, folder: &Path) -> Result<()> {
+    pub(super) fn finish(mut self, folder: &Path) -> Result<()> {
+        if self.others > QUIET {
+            self.say(&format!(
+                "\nBusy machine: in one of these runs other programs kept {:.1} processors busy. Times are too long.",
+                self.others
+            ));
+        }
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         let mut lines = String::new();
         for record in &self.records {
-            writeln!(lines, "{record}")?;
+            writeln!(lines, "{}", self.places.shorten(&record.to_string()))?;
         }
         for (extension, content) in [("txt", self.text), ("jsonl", lines)] {
             let path = folder.join(self.name).with_extension(extension);
@@ -178,9 +201,10 @@ fn gibibytes(bytes: u64) -> String {
     format!("{:.1} GiB", bytes as f64 / (1 << 30) as f64)
 }
 
-/// Four significant digits, or five where a figure is close to 1 from below.
+/// Whole numbers as they are, others with four significant digits or, where shares are close to 1, five.
 fn significant(figure: f64) -> String {
     match figure.abs() {
+        _ if figure.fract() == 0.0 => format!("{figure:.0}"),
         size if size >= 1000.0 => format!("{figure:.0}"),
         size if size >= 10.0 => format!("{figure:.1}"),
         size if size >= 1.0 => format!("{figure:.3}"),
@@ -194,7 +218,7 @@ mod tests {
 
     fn report() -> Report {
         let places = Places::new(vec![("/a/".into(), String::new()), ("/a/out/".into(), "target/".into())]);
-        Report { name: "test", text: String::new(), records: Vec::new(), missed: Vec::new(), places }
+        Report { name: "test", text: String::new(), records: Vec::new(), missed: Vec::new(), others: 0.0, places }
     }
 
     #[test]
@@ -208,7 +232,7 @@ mod tests {
         let lines = fs::read_to_string(folder.join("test.jsonl")).unwrap();
         fs::remove_dir_all(folder).unwrap();
         assert!(error.contains("Dice: 0.50000, at least 0.99900") && !error.contains("peak"), "{error}");
-        assert_eq!(text, "holds   peak, MiB: 100.0, at most 512.0\nMISSED  Dice: 0.50000, at least 0.99900\n");
+        assert_eq!(text, "holds   peak, MiB: 100, at most 512\nMISSED  Dice: 0.50000, at least 0.99900\n");
         let records: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(records[0]["holds"], true);
         assert_eq!(records[1]["holds"], false);

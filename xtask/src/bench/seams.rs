@@ -99,16 +99,14 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
                 summaries[0]["tiles"]["repeated"].to_string(),
             ]);
             let command = report.shorten(&way.command(bench, &slide, &memory));
-            for (run, summary) in runs.iter().zip(summaries) {
+            for run in runs {
                 let record = json!({
                     "command": command,
                     "way": way.name(),
                     "width": slide.width,
                     "height": slide.height,
-                    "run": run.record(),
-                    "summary": summary,
                 });
-                report.record("run", record);
+                report.record_run(run, record);
             }
         }
         report.say(&format!("\n{}, --memory {memory}, medians and minima of {rounds}:\n{table}", slide.name()));
