@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Compares two masks pixel by pixel: the share of equal pixels, and Dice per class.
 
-usage: compare_masks.py MASK REFERENCE [--min-equal SHARE] [--min-dice DICE]
+usage: compare_masks.py MASK REFERENCE [--min-equal SHARE] [--min-dice DICE] [--json]
 
 A mask is a PNG or level 0 of an OME-Zarr label image. Exits with 1 where a bound is given and missed.
 """
 
 import argparse
+import json
 import pathlib
 import sys
 
@@ -43,12 +44,16 @@ def main():
     parser.add_argument("reference")
     parser.add_argument("--min-equal", type=float, default=0.0)
     parser.add_argument("--min-dice", type=float, default=0.0)
+    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     reference = read_mask(arguments.reference)
     equal, dice = compare(read_mask(arguments.mask), reference)
-    print(f"{pathlib.Path(arguments.mask).name}: {equal * 100:.4f} % of {reference.size} pixels equal "
-          f"({round((1 - equal) * reference.size)} differ), Dice {dice:.5f}; "
-          f"bounds {arguments.min_equal * 100:g} % and {arguments.min_dice:g}")
+    if arguments.json:
+        print(json.dumps({"equal": equal, "dice": dice}))
+    else:
+        print(f"{pathlib.Path(arguments.mask).name}: {equal * 100:.4f} % of {reference.size} pixels equal "
+              f"({round((1 - equal) * reference.size)} differ), Dice {dice:.5f}; "
+              f"bounds {arguments.min_equal * 100:g} % and {arguments.min_dice:g}")
     if equal < arguments.min_equal or dice < arguments.min_dice:
         sys.exit("the mask misses a bound")
 

@@ -11,8 +11,8 @@ use crate::venv::Venv;
 use crate::workspace::{Profile, Workspace};
 
 /// The nnU-Net results folder that the bundled model was made from, and masks that nnU-Net made with it, under the data folder.
-const NNUNET: &str = "models/nnunet-v2-plain";
-const NNUNET_FOLDER: &str = "Dataset501_DSBStained/nnUNetTrainer_10epochs__tinyPlans__2d";
+pub(crate) const NNUNET: &str = "models/nnunet-v2-plain";
+pub(crate) const NNUNET_FOLDER: &str = "Dataset501_DSBStained/nnUNetTrainer_10epochs__tinyPlans__2d";
 
 /// What pinned packages say of the stores that the built program leaves, with the binary of the dev profile.
 /// (What the library computes is compared in `tests/pipeline/parity.rs`.)

@@ -3,6 +3,8 @@
 //! Each command sets up by itself what it needs, under cargo's target directory, and does no set-up again on a later call.
 //! Nothing here depends on the crates of the workspace: commands build and run them as a user would.
 
+#[cfg(target_os = "linux")]
+mod bench;
 mod check;
 mod crosscheck;
 mod cuda;
@@ -25,12 +27,25 @@ usage: cargo xtask COMMAND
   demo                 segment a real slide with the bundled model and draw the result: demo/cmu-1.{ome.zarr,png}
   test [--no-python]   every test that needs no network beyond the package registries
   check [--full]       format, lints, docs, licences, CUDA lint; --full compares with nnU-Net itself (several GB of PyTorch)
+  bench NAME [OPTIONS] measures memory, overhead, seams or outofcore (beside nnU-Net and MONAI) into docs/benchmarks; Linux only
+                       --quick           less of it (memory)
+                       --sizes N,N,..    widths of slides, or sides of pictures
+                       --rounds N        runs of each variant
+                       --threads N       of every program that is measured; 2 unless given
+                       --binaries DIR    release programs that are built already
+                       --python PATH     a Python that has the packages of tests/python/requirements*.txt
+                       --out DIR         in place of docs/benchmarks
+                       --cgroup DIR      a control group of yours, to set the hard limit of bench memory in
   cuda build | lint    build the binary with CUDA and cuDNN on a machine that has neither, or only type-check that code
 ";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    #[cfg(target_os = "linux")]
+    if let ["bench", options @ ..] = &arguments[..] {
+        return end(Workspace::load().and_then(|workspace| bench::run(&workspace, options)));
+    }
     let command: fn(&Workspace) -> Result<()> = match arguments[..] {
         ["demo"] => demo::run,
         ["test"] => |workspace| test::run(workspace, test::Python::CrossCheck),
@@ -48,7 +63,12 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match Workspace::load().and_then(|workspace| command(&workspace)) {
+    end(Workspace::load().and_then(|workspace| command(&workspace)))
+}
+
+/// The exit code, and what failed.
+fn end(result: Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // On one line, without the backtrace that `RUST_BACKTRACE` would add: what failed has printed its own.

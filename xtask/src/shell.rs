@@ -35,7 +35,8 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
     command.output().is_ok_and(|output| output.status.success())
 }
 
-fn show(command: &Command) -> String {
+/// The command as one would type it.
+pub(crate) fn show(command: &Command) -> String {
     let variables = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
     let variables = variables.map(|(name, value)| format!("{}={}", name.display(), quote(value)));
     let words = std::iter::once(command.get_program()).chain(command.get_args()).map(quote);
