@@ -3,7 +3,7 @@
 //! `cargo xtask bench` runs this program and measures it from outside. It prints the run's summary as JSON.
 //!
 //! ```text
-//! cheap_model SLIDE OUT [--memory BYTES] [--threads N] [--tile PIXELS] [--classes N] [--tissue auto|none] [--scratch DIR]
+//! cheap_model SLIDE OUT [--memory BYTES] [--threads N] [--batch N] [--tile PIXELS] [--classes N] [--tissue auto|none] [--scratch DIR]
 //!             [--statistics]
 //! ```
 //!
@@ -29,6 +29,7 @@ fn main() -> Result<()> {
         match argument.as_str() {
             "--memory" => settings.memory = value()?.parse::<Bytes>().map_err(anyhow::Error::msg)?.0,
             "--threads" => settings.threads = Some(value()?.parse()?),
+            "--batch" => settings.batch = value()?.parse()?,
             "--tile" => tile = value()?.parse()?,
             "--classes" => classes = value()?.parse()?,
             "--tissue" => {

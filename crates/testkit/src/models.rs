@@ -110,8 +110,8 @@ impl FunctionModel {
         let (width, area) = (size.width as usize, size.area() as usize);
         let (columns, channels) = (tile.at.width as usize, tile.pixels.channels());
         let row_at = |row: usize| (tile.at.y as usize + row) * width + tile.at.x as usize;
-        let mut values = vec![0.0; area];
-        values.reserve_exact(area * (heads - 1));
+        let mut values = Vec::with_capacity(area * heads);
+        values.resize(area, 0.0);
         let mut sum = 0.0;
         for (head, threshold) in (1..heads).zip(&self.thresholds) {
             sum += threshold;
