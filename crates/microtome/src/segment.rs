@@ -163,7 +163,10 @@ impl<'p> Segmenter<'p> {
                     folder.create()?;
                     Journal::create(&folder.journal(), &header)?
                 }
-                Some(record) => Journal::resume(&folder.journal(), record)?,
+                Some(record) => {
+                    folder.create()?;
+                    Journal::resume(&folder.journal(), record)?
+                }
             };
             let sinks: Vec<_> = sinks.iter().map(|(product, sink)| (*product, sink as &dyn ImageSink)).collect();
             let (given, record) = (given.as_ref(), record.as_ref());
