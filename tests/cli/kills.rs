@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use microtome_testkit::tiff::{Compression, Container, TiffSlide};
+use microtome_testkit::tiff::{Container, TiffSlide};
 use microtome_testkit::{Weights, small_package};
 
 use crate::{Place, content, microtome, run};
@@ -20,7 +20,6 @@ pub(crate) fn tower(place: &Place, name: &str, height: u32) -> std::path::PathBu
     let mut slide = TiffSlide::rgb(&[(192, height)], |_, x, y, channel| {
         (60 + (x / 9 * 31 + y / 7 * 17 + (x / 3 * y / 5) % 23 * 5 + 50 * channel as u64) % 180) as u16
     });
-    slide.compression = Compression::Deflate;
     slide.container = Container::Big;
     let path = place.path(name);
     slide.write(&path).unwrap();
@@ -80,7 +79,10 @@ fn killed_fifty_times_a_run_ends_with_the_bytes_of_an_undisturbed_one() {
         assert!(verified.stdout.contains(" 0 faulty"), "{verified:?}");
         let left: Vec<_> = content(&output.with_extension("zarr.run")).into_keys().collect();
         // Of a run that was killed between its last byte and its report, there is no report.
-        assert!(left.iter().all(|name| ["journal.jsonl", "report.json"].iter().any(|n| name == Path::new(n))), "{left:?}");
+        assert!(
+            left.iter().all(|name| ["journal.jsonl", "report.json"].iter().any(|n| name == Path::new(n))),
+            "{left:?}"
+        );
     }
     // Beside the stores and their folders there is nothing.
     let mut names: Vec<String> = std::fs::read_dir(place.folder.path())

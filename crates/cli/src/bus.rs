@@ -9,7 +9,8 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// One line, as all errors are.
-const SENTENCE: &[u8] = b"error: a file has become shorter while it was read, or its disk or network mount has failed; \
+const SENTENCE: &[u8] =
+    b"error: a file has become shorter while it was read, or its disk or network mount has failed; \
     with the file as it was, the same command goes on\n";
 
 /// The code of a slide that failed, as in the table of exit codes.

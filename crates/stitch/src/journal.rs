@@ -102,9 +102,17 @@ impl Journal {
     /// # Errors
     /// [`Error::Journal`] if it cannot be written.
     pub fn create(path: &Path, header: &serde_json::Value) -> Result<Self> {
-        let file = File::create(path).map_err(|e| Error::journal(path, e))?;
+        // Under another name until the first line is durable: a journal without a whole one is nobody's.
+        let partial = path.with_extension(format!("jsonl.{}.part", std::process::id()));
+        let file = File::create(&partial).map_err(|e| Error::journal(path, e))?;
         let mut journal = Self { path: path.into(), file };
-        journal.write(&format!("{header}\n"))?;
+        journal
+            .write(&format!("{header}\n"))
+            .and_then(|()| std::fs::rename(&partial, path).map_err(|e| Error::journal(path, e)))
+            .inspect_err(|_| {
+                // The error that counts is the one at hand.
+                let _ = std::fs::remove_file(&partial);
+            })?;
         if let Some(folder) = path.parent() {
             // The name must survive, too; systems that cannot open folders have no such need.
             let _ = File::open(folder).and_then(|f| f.sync_all());

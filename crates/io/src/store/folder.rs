@@ -28,10 +28,12 @@ pub(super) fn create_inside(inside: &Path, path: &Path) -> Result<()> {
     match fs::create_dir(path) {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
-        Err(e) if e.kind() == ErrorKind::NotFound => match path.parent().filter(|p| *p != inside && p.starts_with(inside)) {
-            Some(parent) => create_inside(inside, parent).and_then(|()| create_inside(inside, path)),
-            None => Err(Error::io(path, e)),
-        },
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            match path.parent().filter(|p| *p != inside && p.starts_with(inside)) {
+                Some(parent) => create_inside(inside, parent).and_then(|()| create_inside(inside, path)),
+                None => Err(Error::io(path, e)),
+            }
+        }
         Err(e) => Err(Error::io(path, e)),
     }
 }
