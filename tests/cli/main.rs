@@ -2,6 +2,8 @@
 //!
 //! Everything here starts the built binary. Slides are small pictures, the model is the bundled one.
 
+mod faults;
+mod kills;
 mod models;
 mod outputs;
 mod pictures;

@@ -110,6 +110,10 @@ pub(crate) struct Segment {
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) threads: Option<usize>,
 
+    /// Work that a crash may cost at most, besides what is in flight
+    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = seconds, allow_negative_numbers = true)]
+    pub(crate) sync_every: std::time::Duration,
+
     /// auto: only tiles that touch tissue; none: every tile
     #[arg(long, value_enum, default_value_t = Tissue::Auto)]
     pub(crate) tissue: Tissue,
@@ -360,6 +364,11 @@ fn positive(text: &str) -> Result<f64, String> {
         Ok(mpp) if mpp > 0.0 && mpp.is_finite() => Ok(mpp),
         _ => Err("micrometres per pixel, such as 0.5".into()),
     }
+}
+
+fn seconds(text: &str) -> Result<std::time::Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "a number of seconds")?;
+    std::time::Duration::try_from_secs_f64(seconds).map_err(|_| "seconds, 0 or more".into())
 }
 
 fn device(text: &str) -> Result<microtome::unet::Device, String> {

@@ -1,6 +1,8 @@
 //! The `microtome` command: arguments, progress, exit codes, and nothing else. The work is done by the `microtome` crate.
 
 mod args;
+#[cfg(unix)]
+mod bus;
 mod failure;
 mod info;
 mod model;
@@ -29,6 +31,8 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
+    #[cfg(unix)]
+    bus::explain();
     let result = match arguments.command {
         Command::Segment(a) => segment::run(&a),
         Command::Preview(a) => preview::run(&a).map(|()| 0),

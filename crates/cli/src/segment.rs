@@ -136,6 +136,7 @@ fn settings(args: &args::Segment) -> Settings {
     settings.scratch.clone_from(&args.scratch);
     settings.batch = args.batch;
     settings.threads = args.threads;
+    settings.sync_every = args.sync_every;
     settings
 }
 

@@ -139,7 +139,7 @@ impl Error {
             | Self::Io { .. }
             | Self::Picture { .. }
             | Self::Inference { .. }
-            | Self::Stitch(microtome_stitch::Error::Overflow { .. }) => 4,
+            | Self::Stitch(microtome_stitch::Error::Overflow { .. } | microtome_stitch::Error::Scratch { .. }) => 4,
             Self::DifferentRun { .. } => 5,
             Self::Memory { .. } => 6,
             Self::Interrupted => 130,

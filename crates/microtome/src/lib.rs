@@ -39,6 +39,8 @@ mod norm_stats;
 mod output;
 mod pipeline;
 mod plan;
+#[cfg(test)]
+mod power_loss;
 pub mod preview;
 mod progress;
 mod region;

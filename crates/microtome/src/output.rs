@@ -95,8 +95,35 @@ impl RunFolder {
         self.0.join("roi.png")
     }
 
+    /// Makes the folder if it is not there, so that it stays, and takes away what a process that was killed did not get to rename.
     pub(crate) fn create(&self) -> Result<()> {
-        std::fs::create_dir_all(&self.0).map_err(|source| Error::Io { path: self.0.clone(), source })
+        let io = |source| Error::Io { path: self.0.clone(), source };
+        std::fs::create_dir_all(&self.0).map_err(io)?;
+        if let Some(parent) = self.0.parent() {
+            let parent = if parent == Path::new("") { Path::new(".") } else { parent };
+            // The name must survive a crash of the machine; systems that cannot open folders have no such need.
+            let _ = File::open(parent).and_then(|folder| folder.sync_all());
+        }
+        self.tidy().map_err(io)
+    }
+
+    /// What runs leave in the folder.
+    fn files(&self) -> [PathBuf; 4] {
+        [self.journal(), self.statistics(), self.report(), self.roi()]
+    }
+
+    /// Removes half-written files: nobody else is writing here.
+    fn tidy(&self) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(&self.0)? {
+            let path = entry?.path();
+            // NAME.PROCESS.part, as `put_with` calls them.
+            let process = path.extension().filter(|e| *e == PARTIAL).and(path.file_stem()).map(Path::new);
+            let name = process.filter(|p| p.extension().is_some()).map(|p| path.with_file_name(p).with_extension(""));
+            if name.is_some_and(|name| self.files().contains(&name)) {
+                std::fs::remove_file(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// True unless something else has the folder's name, or the journal's.
@@ -120,7 +147,8 @@ impl RunFolder {
             }
             _ => Ok(()),
         };
-        for file in [self.journal(), self.statistics(), self.report(), self.roi()] {
+        absent_is_fine(self.tidy(), &self.0)?;
+        for file in self.files() {
             absent_is_fine(std::fs::remove_file(&file), &file)?;
         }
         match std::fs::remove_dir(&self.0) {
@@ -136,12 +164,17 @@ pub(crate) fn put(path: &Path, bytes: &[u8]) -> Result<()> {
     put_with(path, |mut file| file.write_all(bytes)).map_err(|source| Error::Io { path: path.into(), source })
 }
 
-/// Writes a file that appears whole.
+/// How names of half-written files end.
+const PARTIAL: &str = "part";
+
+/// Writes a file that appears whole, also where the machine crashes.
 pub(crate) fn put_with(path: &Path, write: impl FnOnce(&File) -> std::io::Result<()>) -> std::io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.part", std::process::id()));
+    name.push(format!(".{}.{PARTIAL}", std::process::id()));
     let partial = path.with_file_name(name);
-    let written = File::create(&partial).and_then(|file| write(&file)).and_then(|()| std::fs::rename(&partial, path));
+    let written = File::create(&partial)
+        .and_then(|file| write(&file).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(&partial, path));
     if written.is_err() {
         // Best effort: the error that counts is the one at hand.
         let _ = std::fs::remove_file(&partial);

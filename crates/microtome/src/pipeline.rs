@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use microtome_io::{Pixels, Rect, TileCoord};
@@ -440,12 +440,14 @@ struct Written {
 
 fn write(mut writer: PyramidWriter<'_>, mut input: Input<Finished>) -> Result<Written> {
     let mut busy = Duration::ZERO;
-    while let Some(finished) = input.next() {
+    // Shards come in bursts, row by row: what has come is noted in time even if nothing follows for long.
+    while let Some(next) = input.next_within(writer.due()) {
         // On this thread: a store may hold a lock while it waits for the disk, and rayon must not be entered with one.
         let start = Instant::now();
-        match finished {
-            Finished::Shard(product, at, shard) => writer.push(product, at, shard)?,
-            Finished::Unreadable(tile) => writer.unreadable(tile),
+        match next {
+            Some(Finished::Shard(product, at, shard)) => writer.push(product, at, shard)?,
+            Some(Finished::Unreadable(tile)) => writer.unreadable(tile),
+            None => writer.sync()?,
         }
         busy += start.elapsed();
     }
@@ -482,6 +484,19 @@ impl<T> Input<T> {
     fn next(&mut self) -> Option<T> {
         let start = Instant::now();
         let item = self.receiver.recv().ok();
+        self.starved += start.elapsed();
+        item
+    }
+
+    /// The same, but `Some(None)` if nothing comes within that time.
+    fn next_within(&mut self, time: Option<Duration>) -> Option<Option<T>> {
+        let Some(time) = time else { return self.next().map(Some) };
+        let start = Instant::now();
+        let item = match self.receiver.recv_timeout(time) {
+            Ok(item) => Some(Some(item)),
+            Err(RecvTimeoutError::Timeout) => Some(None),
+            Err(RecvTimeoutError::Disconnected) => None,
+        };
         self.starved += start.elapsed();
         item
     }

@@ -132,6 +132,18 @@ impl<'p> Segmenter<'p> {
         existing: Existing,
         observer: &dyn Observer,
     ) -> Result<Outcome> {
+        self.segment_through(slide, output, existing, observer, |image| image)
+    }
+
+    /// The same, with a word in every call to the store: tests let the power fail there.
+    pub(crate) fn segment_through<S: ImageSink>(
+        &self,
+        slide: &dyn SlideReader,
+        output: &Path,
+        existing: Existing,
+        observer: &dyn Observer,
+        wrap: impl Fn(ZarrImage) -> S,
+    ) -> Result<Outcome> {
         let geometry = Geometry::new(slide, self.predictor, &self.settings)?;
         let given = self.given(slide, &geometry)?;
         let plan = self.plan_beside(slide, geometry, given.as_ref())?;
@@ -163,8 +175,12 @@ impl<'p> Segmenter<'p> {
                     folder.create()?;
                     Journal::create(&folder.journal(), &header)?
                 }
-                Some(record) => Journal::resume(&folder.journal(), record)?,
+                Some(record) => {
+                    folder.create()?;
+                    Journal::resume(&folder.journal(), record)?
+                }
             };
+            let sinks: Vec<_> = sinks.into_iter().map(|(product, sink)| (product, wrap(sink))).collect();
             let sinks: Vec<_> = sinks.iter().map(|(product, sink)| (*product, sink as &dyn ImageSink)).collect();
             let (given, record) = (given.as_ref(), record.as_ref());
             let run = Run { slide, plan: &plan, given, sinks: &sinks, observer, record, folder: Some(&folder) };

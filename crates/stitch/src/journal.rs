@@ -2,7 +2,8 @@
 //!
 //! A journal is a text file of JSON lines beside the store. The first line says which run it belongs to; every further one names a
 //! shard that is durable, its digest, and how often each label occurs in it, or a tile of the slide that could not be read. Lines are only
-//! ever appended, after the shards that they name have been synced. A last line that a crash cut off is not believed.
+//! ever appended, after the shards that they name have been synced. A last line that a crash cut off is not believed, nor is anything from
+//! the first line on that a crash of the machine has made unreadable: what it named is computed again.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -101,9 +102,17 @@ impl Journal {
     /// # Errors
     /// [`Error::Journal`] if it cannot be written.
     pub fn create(path: &Path, header: &serde_json::Value) -> Result<Self> {
-        let file = File::create(path).map_err(|e| Error::journal(path, e))?;
+        // Under another name until the first line is durable: a journal without a whole one is nobody's.
+        let partial = path.with_extension(format!("jsonl.{}.part", std::process::id()));
+        let file = File::create(&partial).map_err(|e| Error::journal(path, e))?;
         let mut journal = Self { path: path.into(), file };
-        journal.write(&format!("{header}\n"))?;
+        journal
+            .write(&format!("{header}\n"))
+            .and_then(|()| std::fs::rename(&partial, path).map_err(|e| Error::journal(path, e)))
+            .inspect_err(|_| {
+                // The error that counts is the one at hand.
+                let _ = std::fs::remove_file(&partial);
+            })?;
         if let Some(folder) = path.parent() {
             // The name must survive, too; systems that cannot open folders have no such need.
             let _ = File::open(folder).and_then(|f| f.sync_all());
@@ -126,21 +135,24 @@ impl Journal {
         let Some(first) = lines.next() else { return Ok(None) };
         let first = first.map_err(|e| Error::journal(path, e))?;
         let mut length = first.len() as u64;
-        let foreign = |number: usize| {
-            let message = format!("line {number} is not a journal's");
+        let header = serde_json::from_str(&first).map_err(|_| {
+            let message = "line 1 is not a journal's";
             Error::journal(path, std::io::Error::new(std::io::ErrorKind::InvalidData, message))
-        };
-        let header = serde_json::from_str(&first).map_err(|_| foreign(1))?;
+        })?;
         let (mut entries, mut unreadable) = (BTreeMap::new(), Vec::new());
-        for (number, line) in lines.enumerate() {
-            let line = line.map_err(|e| Error::journal(path, e))?;
-            length += line.len() as u64;
-            match serde_json::from_str(&line).map_err(|_| foreign(number + 2))? {
-                Line::Unreadable { unreadable: tile } => unreadable.push(tile),
-                Line::Shard(entry) => {
+        for line in lines {
+            let line = match line {
+                Err(e) if e.kind() == std::io::ErrorKind::InvalidData => break,
+                line => line.map_err(|e| Error::journal(path, e))?,
+            };
+            match serde_json::from_str(&line) {
+                Ok(Line::Unreadable { unreadable: tile }) => unreadable.push(tile),
+                Ok(Line::Shard(entry)) => {
                     entries.insert((entry.product, entry.level, entry.shard), entry);
                 }
+                Err(_) => break,
             }
+            length += line.len() as u64;
         }
         Ok(Some(Record { header, entries, unreadable, length }))
     }
@@ -250,11 +262,26 @@ mod tests {
     fn a_file_that_is_no_journal_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal.jsonl");
-        for text in ["hello\n", "{}\n[1]\n", "{}\n{\"level\":0}\n", "{}\n\u{0}\n"] {
+        for text in [b"hello\n".as_slice(), b"\0\0\n", b"\xff\n", &[b' '; (LINE_LIMIT + 1) as usize]] {
             std::fs::write(&path, text).unwrap();
-            assert!(Journal::read(&path).is_err(), "{text:?}");
+            assert!(Journal::read(&path).is_err(), "{:?}", &text[..text.len().min(9)]);
         }
-        std::fs::write(&path, vec![b' '; (LINE_LIMIT + 1) as usize]).unwrap();
-        assert!(Journal::read(&path).is_err());
+    }
+
+    #[test]
+    fn nothing_behind_a_damaged_line_is_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.jsonl");
+        let mut journal = Journal::create(&path, &json!({})).unwrap();
+        journal.append(&[entry(0), entry(1)]).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        let long = [b' '; (LINE_LIMIT + 1) as usize];
+        for damage in [b"[1]\n".as_slice(), b"{\"level\":0}\n", b"\0\0\0\n", b"\xff\n", &long] {
+            std::fs::write(&path, [&whole, damage, &whole].concat()).unwrap();
+            let record = Journal::read(&path).unwrap().unwrap();
+            assert_eq!(record.entries.len(), 2);
+            Journal::resume(&path, &record).unwrap().append(&[entry(2)]).unwrap();
+            assert_eq!(Journal::read(&path).unwrap().unwrap().entries.len(), 3);
+        }
     }
 }

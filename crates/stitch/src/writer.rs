@@ -95,11 +95,14 @@ impl<'a> PyramidWriter<'a> {
         let store = Store { product, sink: output.sink, log: &self.log, counts: RefCell::new(counts) };
         output.pyramid.push(Level::FINEST, at, shard, &store)?;
         // Labels come last: where theirs are noted, everything of the place is.
-        let due = product == Product::Labels && {
-            let log = self.log.borrow();
-            log.synced.elapsed() >= log.sync_every
-        };
-        if due { self.sync() } else { Ok(()) }
+        if product == Product::Labels && self.due() == Some(Duration::ZERO) { self.sync() } else { Ok(()) }
+    }
+
+    /// How long what was pushed may still wait to be noted; `None` where nothing waits.
+    #[must_use]
+    pub fn due(&self) -> Option<Duration> {
+        let log = self.log.borrow();
+        (!log.unsynced.is_empty()).then(|| log.sync_every.saturating_sub(log.synced.elapsed()))
     }
 
     /// Takes note of a tile of the slide that could not be read. The shards that it touches come later.

@@ -41,6 +41,14 @@ pub trait ByteSource: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`Error::Format`] if the range is not inside the file, [`Error::Io`] if it cannot be read.
     fn read_at(&self, range: Range<u64>) -> Result<Cow<'_, [u8]>>;
+
+    /// To be asked after bytes that were lent have been used: were they the file's, up to now? Where nothing is lent, they were.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file has become shorter: what was made of its bytes must not be believed.
+    fn still_whole(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// How the bytes of a slide are reached.
@@ -78,6 +86,12 @@ fn check(path: &Path, range: &Range<u64>, len: u64) -> Result<Range<usize>> {
         ));
     }
     Ok(range.start as usize..range.end as usize)
+}
+
+/// The file ends before bytes that it had when it was opened.
+fn shorter(path: &Path) -> Error {
+    let message = "the file has become shorter while it was read";
+    Error::io(path, std::io::Error::new(std::io::ErrorKind::UnexpectedEof, message))
 }
 
 /// Bytes hashed at the start, in the middle and at the end of a file by [`content_id`].
@@ -147,13 +161,22 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_shrinks_is_an_error_for_positional_reads() {
+    fn a_file_that_shrinks_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("shrinking");
-        std::fs::write(&path, [1; 100]).unwrap();
-        let source = Positional::open(&path).unwrap();
-        std::fs::write(&path, [1; 10]).unwrap();
-        assert!(matches!(source.read_at(0..100), Err(Error::Io { .. })));
+        for access in [ByteAccess::Map, ByteAccess::Read] {
+            std::fs::write(&path, [1; 100]).unwrap();
+            let source = access.open(&path).unwrap();
+            source.still_whole().unwrap();
+            std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(10).unwrap();
+            let error = source.read_at(5..100).unwrap_err();
+            let expected = format!("{}: the file has become shorter while it was read", path.display());
+            assert!(matches!(error, Error::Io { .. }) && error.to_string() == expected, "{access:?}: {error}");
+            assert_eq!(source.still_whole().is_err(), access == ByteAccess::Map, "only a map lends its bytes");
+            // Restored, it can be read again.
+            std::fs::write(&path, [1; 100]).unwrap();
+            assert_eq!(&*source.read_at(5..100).unwrap(), [1; 95]);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::{ByteSource, check};
+use super::{ByteSource, check, shorter};
 use crate::{Error, Result};
 
 /// A file read by position (`pread`). A file that shrinks or fails underneath is an [`Error::Io`].
@@ -40,7 +40,10 @@ impl ByteSource for Positional {
     fn read_at(&self, range: Range<u64>) -> Result<Cow<'_, [u8]>> {
         let checked = check(&self.path, &range, self.len)?;
         let mut bytes = vec![0; checked.len()];
-        read_exact_at(&self.file, &mut bytes, range.start).map_err(|e| Error::io(&self.path, e))?;
+        read_exact_at(&self.file, &mut bytes, range.start).map_err(|e| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => shorter(&self.path),
+            _ => Error::io(&self.path, e),
+        })?;
         Ok(Cow::Owned(bytes))
     }
 }

@@ -119,14 +119,21 @@ impl SlideReader for Picture {
 impl Picture {
     fn decode(&self) -> Result<Arc<Pixels>, String> {
         let bytes = self.source.read_at(0..self.source.len()).map_err(|e| e.to_string())?;
+        let pixels = self.decode_bytes(&bytes);
+        // Bytes that vanished meanwhile read as zeros: neither these pixels nor what is said against them counts then.
+        self.source.still_whole().map_err(|e| e.to_string())?;
+        pixels
+    }
+
+    fn decode_bytes(&self, bytes: &[u8]) -> Result<Arc<Pixels>, String> {
         let SlideInfo { channels, sample, .. } = self.info;
         let size = self.info.size();
         if self.kind == Kind::Jpeg {
-            let header = jpeg::read_header(&bytes)?;
-            let samples = jpeg::decode(None, &bytes, header, jpeg::Color::AsMarked)?;
+            let header = jpeg::read_header(bytes)?;
+            let samples = jpeg::decode(None, bytes, header, jpeg::Color::AsMarked)?;
             return Ok(Arc::new(Pixels::from_u8(size, channels, samples)));
         }
-        let decoder = decoder(self.kind, &bytes).map_err(|e| e.to_string())?;
+        let decoder = decoder(self.kind, bytes).map_err(|e| e.to_string())?;
         let color = decoder.color_type();
         let stored = usize::from(color.channel_count());
         let mut raw = vec![0; size.area() as usize * stored * sample.bytes()];

@@ -1,7 +1,7 @@
 //! Files that appear whole, and that stay.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
@@ -21,6 +21,21 @@ pub(super) fn put(path: &Path, bytes: &[u8]) -> Result<()> {
         let _ = fs::remove_file(&partial);
         Error::io(path, source)
     })
+}
+
+/// Makes a folder and those around it, up to `inside`, which is there already.
+pub(super) fn create_inside(inside: &Path, path: &Path) -> Result<()> {
+    match fs::create_dir(path) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            match path.parent().filter(|p| *p != inside && p.starts_with(inside)) {
+                Some(parent) => create_inside(inside, parent).and_then(|()| create_inside(inside, path)),
+                None => Err(Error::io(path, e)),
+            }
+        }
+        Err(e) => Err(Error::io(path, e)),
+    }
 }
 
 /// The temporary name of a file: one writer per file makes it unique.

@@ -218,7 +218,8 @@ impl ImageSink for ZarrImage {
         let mut stored = Stored::Background;
         if let Some(encoded) = self.encoder.encode(pixels).map_err(|e| Error::io(&file, e))? {
             if let Some(folder) = file.parent() {
-                fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+                // In a store that somebody has removed meanwhile nothing is made anew: it would lack what was there before.
+                folder::create_inside(&self.path.join(level.to_string()), folder)?;
             }
             folder::put(&file, &encoded)?;
             stored = Stored::Sha256(Sha256::digest(&encoded).into());
@@ -258,11 +259,13 @@ impl ImageSink for ZarrImage {
         let attributes = self.image.attributes_with(&self.path, notes)?;
         self.ledger.close()?;
         self.bring_to_disk()?;
+        let marker = self.path.join(MARKER);
+        // Where it is gone, somebody has taken the store away while it was written.
+        fs::symlink_metadata(&marker).map_err(|e| Error::io(&marker, e))?;
         let root = self.path.join(METADATA);
         folder::put(&root, &ngff::to_bytes(&ngff::root(&self.image, &attributes)))?;
         folder::sync_file(&root)?;
         folder::sync_folder(&self.path)?;
-        let marker = self.path.join(MARKER);
         fs::remove_file(&marker).map_err(|e| Error::io(&marker, e))?;
         folder::sync_folder(&self.path)
     }
