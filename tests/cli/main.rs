@@ -7,6 +7,7 @@ mod kills;
 mod models;
 mod outputs;
 mod pictures;
+mod products;
 mod refusals;
 mod regions;
 mod signals;
