@@ -441,13 +441,15 @@ struct Written {
 fn write(mut writer: PyramidWriter<'_>, mut input: Input<Finished>) -> Result<Written> {
     let mut busy = Duration::ZERO;
     // Shards come in bursts, row by row: what has come is noted in time even if nothing follows for long.
-    while let Some(next) = input.next_within(writer.due()) {
+    loop {
+        let next = input.next_within(writer.due());
         // On this thread: a store may hold a lock while it waits for the disk, and rayon must not be entered with one.
         let start = Instant::now();
         match next {
-            Some(Finished::Shard(product, at, shard)) => writer.push(product, at, shard)?,
-            Some(Finished::Unreadable(tile)) => writer.unreadable(tile),
-            None => writer.sync()?,
+            Ok(Finished::Shard(product, at, shard)) => writer.push(product, at, shard)?,
+            Ok(Finished::Unreadable(tile)) => writer.unreadable(tile),
+            Err(RecvTimeoutError::Timeout) => writer.sync()?,
+            Err(RecvTimeoutError::Disconnected) => break,
         }
         busy += start.elapsed();
     }
@@ -488,15 +490,11 @@ impl<T> Input<T> {
         item
     }
 
-    /// The same, but `Some(None)` if nothing comes within that time.
-    fn next_within(&mut self, time: Option<Duration>) -> Option<Option<T>> {
-        let Some(time) = time else { return self.next().map(Some) };
+    /// The same, but waits no longer than that.
+    fn next_within(&mut self, time: Option<Duration>) -> Result<T, RecvTimeoutError> {
+        let Some(time) = time else { return self.next().ok_or(RecvTimeoutError::Disconnected) };
         let start = Instant::now();
-        let item = match self.receiver.recv_timeout(time) {
-            Ok(item) => Some(Some(item)),
-            Err(RecvTimeoutError::Timeout) => Some(None),
-            Err(RecvTimeoutError::Disconnected) => None,
-        };
+        let item = self.receiver.recv_timeout(time);
         self.starved += start.elapsed();
         item
     }

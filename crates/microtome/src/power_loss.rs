@@ -14,13 +14,18 @@ use crate::settings::{Settings, TissueMode};
 use crate::{Error, Outcome, Result, Segmenter, Silent, verify};
 
 /// How often finished shards are noted: each at once, now and then, only at the end.
-const EVERY: [Duration; 3] = [Duration::ZERO, Duration::from_millis(3), Duration::from_secs(3600)];
+const EVERY: [Duration; 3] = [Duration::ZERO, Duration::from_millis(3), Duration::from_hours(1)];
 
 fn run(output: &Path, every: Duration, afterwards: &Path, call: usize, seed: u64) -> Result<Outcome> {
-    let mut settings = Settings::default();
-    settings.model_mpp = Some(TargetResolution::Native);
-    settings.tissue = TissueMode::None;
-    (settings.threads, settings.chunk, settings.shard, settings.sync_every) = (Some(2), 16, 32, every);
+    let settings = Settings {
+        model_mpp: Some(TargetResolution::Native),
+        tissue: TissueMode::None,
+        threads: Some(2),
+        sync_every: every,
+        chunk: 16,
+        shard: 32,
+        ..Settings::default()
+    };
     let slide = SyntheticSlide::new(Size::new(120, 150), 3).with_tissue_everywhere();
     let model = FunctionModel::new(Size::new(24, 24), &[20.5, 60.5]);
     let run = output.with_extension("zarr.run");
@@ -65,7 +70,7 @@ proptest! {
     ) {
         let folder = tempfile::tempdir().unwrap();
         let (whole, afterwards) = (folder.path().join("whole.ome.zarr"), folder.path().join("afterwards"));
-        run(&whole, Duration::from_secs(3600), &afterwards, usize::MAX, 0).unwrap();
+        run(&whole, Duration::from_hours(1), &afterwards, usize::MAX, 0).unwrap();
         let output = folder.path().join("mask.ome.zarr");
         for (call, seed, every) in failures {
             match run(&output, EVERY[every], &afterwards, call, seed) {
@@ -93,7 +98,7 @@ fn the_power_may_fail_at_any_call() {
         let finished = run(&output, Duration::ZERO, &afterwards, call, call as u64);
         if finished.is_err() {
             restart(&output, &afterwards);
-            run(&output, Duration::from_secs(3600), &afterwards, usize::MAX, 0).unwrap();
+            run(&output, Duration::from_hours(1), &afterwards, usize::MAX, 0).unwrap();
         }
         let found = files(&output);
         assert!(*expected.get_or_insert_with(|| found.clone()) == found, "call {call}");

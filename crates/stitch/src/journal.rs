@@ -262,7 +262,8 @@ mod tests {
     fn a_file_that_is_no_journal_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal.jsonl");
-        for text in [b"hello\n".as_slice(), b"\0\0\n", b"\xff\n", &[b' '; (LINE_LIMIT + 1) as usize]] {
+        let long = vec![b' '; (LINE_LIMIT + 1) as usize];
+        for text in [b"hello\n".as_slice(), b"\0\0\n", b"\xff\n", &long] {
             std::fs::write(&path, text).unwrap();
             assert!(Journal::read(&path).is_err(), "{:?}", &text[..text.len().min(9)]);
         }
@@ -275,7 +276,7 @@ mod tests {
         let mut journal = Journal::create(&path, &json!({})).unwrap();
         journal.append(&[entry(0), entry(1)]).unwrap();
         let whole = std::fs::read(&path).unwrap();
-        let long = [b' '; (LINE_LIMIT + 1) as usize];
+        let long = vec![b' '; (LINE_LIMIT + 1) as usize];
         for damage in [b"[1]\n".as_slice(), b"{\"level\":0}\n", b"\0\0\0\n", b"\xff\n", &long] {
             std::fs::write(&path, [&whole, damage, &whole].concat()).unwrap();
             let record = Journal::read(&path).unwrap().unwrap();
