@@ -24,6 +24,7 @@ pub enum Product {
 
 impl Product {
     /// True for labels: what files leave out.
+    #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature.
     pub(crate) fn is_labels(&self) -> bool {
         *self == Self::Labels
     }
