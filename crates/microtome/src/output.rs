@@ -91,6 +91,10 @@ impl RunFolder {
         self.0.join("report.json")
     }
 
+    pub(crate) fn page(&self) -> PathBuf {
+        self.0.join("report.html")
+    }
+
     pub(crate) fn roi(&self) -> PathBuf {
         self.0.join("roi.png")
     }
@@ -109,7 +113,7 @@ impl RunFolder {
 
     /// What runs leave in the folder.
     fn files(&self) -> [PathBuf; 4] {
-        [self.journal(), self.statistics(), self.report(), self.roi()]
+        [self.journal(), self.statistics(), self.report(), self.page(), self.roi()]
     }
 
     /// Removes half-written files: nobody else is writing here.
