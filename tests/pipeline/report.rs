@@ -147,11 +147,11 @@ fn a_page_says_what_the_summary_says_and_escapes_what_it_is_given() {
         let pixel = &samples[(y * 700 + x) * 3..][..3];
         i16::from(pixel[2]) - i16::from(pixel[0].max(pixel[1]))
     };
-    // The edge lies inside the region. JPEG blurs it, to a margin of 122 at least.
+    // The edge lies inside the region. JPEG blurs it: 244 of 255 are left, and elsewhere -9.
     for (x, y) in [(100, 150), (399, 150), (250, 50), (250, 249)] {
-        assert!(blue(x, y) > 100, "({x}, {y}): {}", blue(x, y));
+        assert!(blue(x, y) >= 240, "({x}, {y}): {}", blue(x, y));
     }
-    assert!(blue(250, 150) < 50 && blue(600, 400) < 50);
+    assert!(blue(250, 150) < 0 && blue(600, 400) < 0);
 }
 
 #[test]

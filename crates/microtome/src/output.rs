@@ -112,7 +112,7 @@ impl RunFolder {
     }
 
     /// What runs leave in the folder.
-    fn files(&self) -> [PathBuf; 4] {
+    fn files(&self) -> [PathBuf; 5] {
         [self.journal(), self.statistics(), self.report(), self.page(), self.roi()]
     }
 
