@@ -126,6 +126,14 @@ pub fn outline(picture: &Pixels, slide: &dyn SlideReader, mask: &OmeZarr) -> Res
             mask.info().path.display()
         )));
     }
+    outline_own(picture, mask)
+}
+
+/// The same for a mask that is known to be the slide's: its pixels may be wider than high where the slide's are not.
+///
+/// # Errors
+/// [`Error::Read`] if the mask cannot be read.
+pub(crate) fn outline_own(picture: &Pixels, mask: &OmeZarr) -> Result<Pixels> {
     let labels = MaskLabels::read(mask, picture.size())?;
     let palette = Palette::new(mask.info().content.classes());
     draw(picture, &labels.values, |label| palette.color(label))

@@ -30,7 +30,7 @@ impl Pictures {
             None => slide_alone.clone(),
         };
         let store = OmeZarr::open(mask).map_err(Error::Read)?;
-        let outlined = preview::outline(&slide_alone, slide, &store)?;
+        let outlined = preview::outline_own(&slide_alone, &store)?;
         let jpeg = |picture: &Pixels| -> Result<Jpeg> {
             Ok(Jpeg { bytes: preview::encode(picture, PictureFormat::Jpeg, mask, options)?, size: picture.size() })
         };
