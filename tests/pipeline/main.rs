@@ -17,6 +17,7 @@ mod products;
 mod recovery;
 mod refusals;
 mod regions;
+mod report;
 mod resampling;
 mod resume;
 mod seams;

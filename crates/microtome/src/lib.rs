@@ -62,7 +62,7 @@ pub use output::{Existing, store_of};
 pub use plan::{Geometry, MemoryPlan, STRIP_TILES};
 pub use progress::{Observer, Phase, Silent};
 pub use region::{Region, RegionOrigin, RoiSource};
-pub use report::{ClassArea, GivenRoi, StageTime, StageTimes, Summary};
+pub use report::{ClassArea, GivenRoi, RegionArea, RegionKind, StageTime, StageTimes, Summary};
 pub use segment::{Outcome, Plan, Segmenter};
 pub use settings::{OnBadTile, Settings, TissueMode};
 pub use units::Bytes;

@@ -91,6 +91,10 @@ impl RunFolder {
         self.0.join("report.json")
     }
 
+    pub(crate) fn page(&self) -> PathBuf {
+        self.0.join("report.html")
+    }
+
     pub(crate) fn roi(&self) -> PathBuf {
         self.0.join("roi.png")
     }
@@ -108,8 +112,8 @@ impl RunFolder {
     }
 
     /// What runs leave in the folder.
-    fn files(&self) -> [PathBuf; 4] {
-        [self.journal(), self.statistics(), self.report(), self.roi()]
+    fn files(&self) -> [PathBuf; 5] {
+        [self.journal(), self.statistics(), self.report(), self.page(), self.roi()]
     }
 
     /// Removes half-written files: nobody else is writing here.

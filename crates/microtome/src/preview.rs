@@ -7,7 +7,8 @@ use microtome_io::slide::SlideReader;
 use microtome_io::store::OmeZarr;
 use microtome_io::{Class, Downsample, Level, Pixels, Rect, SampleType, Samples, Size};
 use microtome_tile::tissue::{self, TissueOptions};
-use microtome_tile::{Reader, TargetGrid};
+use microtome_tile::{Reader, Roi, TargetGrid};
+use rayon::prelude::*;
 
 use crate::output::put;
 use crate::region::{self, Place, RegionOrigin};
@@ -31,7 +32,7 @@ impl Default for PreviewOptions {
 
 /// A picture of the whole slide, 8-bit grey or RGB: read from the level that is just fine enough, averaged down.
 ///
-/// Slides of 16 bits are shown with their upper 8.
+/// Slides of 16 bits are shown with their upper 8. Bands of it are read at the same time, by the threads of the pool that this is called on.
 ///
 /// # Errors
 /// [`Error::Read`] if the slide cannot be read, [`Error::Usage`] if it has neither 1 nor 3 channels or the size is 0.
@@ -40,7 +41,7 @@ pub fn overview(slide: &dyn SlideReader, options: PreviewOptions) -> Result<Pixe
     if options.size == 0 {
         return Err(Error::Usage("a preview of 0 pixels".into()));
     }
-    if info.channels != 1 && info.channels != 3 {
+    if !is_shown(slide) {
         return Err(Error::Usage(format!(
             "{}: a slide with {} channels cannot be shown as a picture (1 or 3 can)",
             info.path.display(),
@@ -48,13 +49,38 @@ pub fn overview(slide: &dyn SlideReader, options: PreviewOptions) -> Result<Pixe
         )));
     }
     let grid = grid(slide, options);
-    let pixels = Reader::new(slide, &grid).read(grid.size.rect())?;
+    let mut pixels = Pixels::filled(grid.size, info.sample, &vec![0; info.channels]);
+    let bands: Vec<(Rect, Pixels)> = (0..grid.size.height)
+        .step_by(BAND as usize)
+        .collect::<Vec<_>>()
+        .into_par_iter()
+        .map(|y| {
+            let band = Rect::new(0, y as i64, grid.size.width, BAND.min(grid.size.height - y));
+            Ok((band, Reader::new(slide, &grid).read(band)?))
+        })
+        .collect::<Result<_>>()?;
+    for (band, read) in bands {
+        pixels.blit(grid.size.rect(), &read, band);
+    }
     Ok(match pixels.samples() {
         Samples::U8(_) => pixels,
         Samples::U16(v) => {
             Pixels::from_u8(pixels.size(), pixels.channels(), v.iter().map(|&s| (s >> 8) as u8).collect())
         }
     })
+}
+
+/// Rows of an overview that are read together: enough that few stored tiles lie under two bands.
+const BAND: u64 = 64;
+
+/// True for slides that have an [`overview`].
+pub(crate) fn is_shown(slide: &dyn SlideReader) -> bool {
+    matches!(slide.info().channels, 1 | 3)
+}
+
+/// A picture of the [`overview`]'s size, light grey all over, to draw on where there is no overview.
+pub(crate) fn blank(slide: &dyn SlideReader, options: PreviewOptions) -> Pixels {
+    Pixels::filled(grid(slide, options).size, SampleType::U8, &[240])
 }
 
 /// The grid of an overview.
@@ -100,6 +126,14 @@ pub fn outline(picture: &Pixels, slide: &dyn SlideReader, mask: &OmeZarr) -> Res
             mask.info().path.display()
         )));
     }
+    outline_own(picture, mask)
+}
+
+/// The same for a mask that is known to be the slide's: its pixels may be wider than high where the slide's are not.
+///
+/// # Errors
+/// [`Error::Read`] if the mask cannot be read.
+pub(crate) fn outline_own(picture: &Pixels, mask: &OmeZarr) -> Result<Pixels> {
     let labels = MaskLabels::read(mask, picture.size())?;
     let palette = Palette::new(mask.info().content.classes());
     draw(picture, &labels.values, |label| palette.color(label))
@@ -133,6 +167,35 @@ pub fn outline_region(
     let width = target.size.width as usize;
     let mut wanted = vec![1; target.size.area() as usize];
     roi.for_each_outside(target.size.rect(), |y, run| wanted[y * width..][run].fill(0));
+    draw(picture, &wanted, |_| REGION)
+}
+
+/// Outlines a region at hand, over `target`, on a picture of the whole slide, as [`outline_region`] does. A pixel of the picture counts
+/// where anything under it is wanted, so that no part is too small to be seen.
+///
+/// # Errors
+/// [`Error::Usage`] for pictures that are neither grey nor RGB of 8 bits.
+pub(crate) fn outline_roi(picture: &Pixels, roi: &Roi, target: &TargetGrid) -> Result<Pixels> {
+    let (shown, all) = (picture.size(), target.size);
+    // The target pixels under a pixel of the picture, at least one.
+    let under = |i: u64, shown: u64, all: u64| {
+        let step = all as f64 / shown as f64;
+        let first = ((i as f64 * step) as u64).min(all - 1);
+        first..(((i + 1) as f64 * step).ceil() as u64).clamp(first + 1, all)
+    };
+    let mut wanted = Vec::with_capacity(shown.area() as usize);
+    for y in 0..shown.height {
+        let rows = under(y, shown.height, all.height);
+        let band = |from: u64, end: u64| Rect::new(from as i64, rows.start as i64, end - from, rows.end - rows.start);
+        if !roi.touches(band(0, all.width)) {
+            wanted.resize(wanted.len() + shown.width as usize, 0);
+            continue;
+        }
+        wanted.extend((0..shown.width).map(|x| {
+            let columns = under(x, shown.width, all.width);
+            u16::from(roi.touches(band(columns.start, columns.end)))
+        }));
+    }
     draw(picture, &wanted, |_| REGION)
 }
 
@@ -224,6 +287,15 @@ impl Palette {
     }
 }
 
+/// How a picture is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PictureFormat {
+    Png,
+    Jpeg,
+    /// Lossless.
+    WebP,
+}
+
 /// Writes an 8-bit grey or RGB picture; the ending decides the format: `.png`, `.jpg`, `.jpeg` or `.webp` (lossless).
 ///
 /// The picture appears under its name when it is complete.
@@ -233,21 +305,36 @@ impl Palette {
 /// cannot be written.
 pub fn save(picture: &Pixels, path: &Path, options: PreviewOptions) -> Result<()> {
     let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-    if !matches!(ending.as_str(), "png" | "jpg" | "jpeg" | "webp") {
-        return Err(Error::Usage(format!("{}: pictures are written as .png, .jpg or .webp", path.display())));
-    }
+    let format = match ending.as_str() {
+        "png" => PictureFormat::Png,
+        "jpg" | "jpeg" => PictureFormat::Jpeg,
+        "webp" => PictureFormat::WebP,
+        _ => return Err(Error::Usage(format!("{}: pictures are written as .png, .jpg or .webp", path.display()))),
+    };
+    put(path, &encode(picture, format, path, options)?)
+}
+
+/// The bytes of an 8-bit grey or RGB picture; `path` is what an error names.
+///
+/// # Errors
+/// [`Error::Usage`] for other pixels, [`Error::Picture`] if it cannot be encoded.
+pub(crate) fn encode(picture: &Pixels, format: PictureFormat, path: &Path, options: PreviewOptions) -> Result<Vec<u8>> {
     let (Some(samples), 1 | 3, SampleType::U8) = (picture.as_u8(), picture.channels(), picture.sample_type()) else {
         return Err(Error::Usage("pictures have 8-bit grey or RGB pixels".into()));
     };
     let color = if picture.channels() == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
     let (width, height) = (picture.size().width as u32, picture.size().height as u32);
     let mut bytes = Vec::new();
-    let encoded = match ending.as_str() {
-        "png" => image::codecs::png::PngEncoder::new(&mut bytes).write_image(samples, width, height, color),
-        "webp" => image::codecs::webp::WebPEncoder::new_lossless(&mut bytes).write_image(samples, width, height, color),
-        _ => image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, options.quality)
+    let encoded = match format {
+        PictureFormat::Png => {
+            image::codecs::png::PngEncoder::new(&mut bytes).write_image(samples, width, height, color)
+        }
+        PictureFormat::Jpeg => image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, options.quality)
             .write_image(samples, width, height, color),
+        PictureFormat::WebP => {
+            image::codecs::webp::WebPEncoder::new_lossless(&mut bytes).write_image(samples, width, height, color)
+        }
     };
     encoded.map_err(|error| Error::Picture { path: path.into(), message: error.to_string() })?;
-    put(path, &bytes)
+    Ok(bytes)
 }

@@ -26,7 +26,7 @@ use crate::pipeline::{Pipeline, Pools};
 use crate::plan::{Geometry, MemoryPlan, PYRAMID_BYTES};
 use crate::progress::{Observer, Phase};
 use crate::region::{self, Place, Region, RegionOrigin};
-use crate::report::{ClassArea, GivenRoi, StageTime, StageTimes, Summary};
+use crate::report::{ClassArea, GivenRoi, Page, RegionArea, RegionKind, StageTime, StageTimes, Summary};
 use crate::settings::{OnBadTile, Settings, TissueMode};
 use crate::{Error, Result};
 
@@ -187,12 +187,21 @@ impl<'p> Segmenter<'p> {
             self.run(&run, Some(journal))
         });
         match result {
-            Ok(mut summary) => {
+            Ok((mut summary, tissue)) => {
                 summary.peak_memory = peak;
                 let path = folder.report();
                 let text = serde_json::to_vec_pretty(&summary)
                     .map_err(|e| Error::Io { path: path.clone(), source: e.into() })?;
                 put(&path, &text)?;
+                let page = Page {
+                    slide,
+                    roi: given.as_ref().or(tissue.as_ref()).map(|region| &region.roi),
+                    mask: output,
+                    card: self.predictor.card(),
+                    attributes: &fingerprint.attributes(),
+                    summary: &summary,
+                };
+                put(&folder.page(), self.pools.pixels.install(|| page.render())?.as_bytes())?;
                 Ok(Outcome::Done(Box::new(summary)))
             }
             Err(error) => {
@@ -225,11 +234,12 @@ impl<'p> Segmenter<'p> {
         let given = given.as_ref();
         let sinks = [(Product::Labels, &sink as &dyn ImageSink)];
         let run = Run { slide, plan: &plan, given, sinks: &sinks, observer, record: None, folder: None };
-        let summary = self.run(&run, None)?;
+        let (summary, _) = self.run(&run, None)?;
         Ok((sink, summary))
     }
 
-    fn run(&self, run: &Run<'_>, journal: Option<Journal>) -> Result<Summary> {
+    /// Gives the tissue besides, where it was looked for.
+    fn run(&self, run: &Run<'_>, journal: Option<Journal>) -> Result<(Summary, Option<Region>)> {
         let &Run { slide, plan, given, sinks, observer, record, folder } = run;
         let start = Instant::now();
         let geometry = &plan.geometry;
@@ -316,7 +326,7 @@ impl<'p> Segmenter<'p> {
         );
         summary.unreadable = outcome.unreadable;
         summary.scratch_bytes = outcome.scratch_bytes;
-        Ok(summary)
+        Ok((summary, tissue))
     }
 
     /// What [`segment`](Self::segment) would do with the slide and what it would take: everything is decided, tissue is looked for, and one
@@ -399,14 +409,22 @@ impl<'p> Segmenter<'p> {
         start: Instant,
     ) -> Summary {
         let card = self.predictor.card();
-        let mpp = plan.geometry.target.mpp;
+        let target = &plan.geometry.target;
+        let mm2 = |pixels: u64| target.mpp.map(|m| pixels as f64 * m.x * m.y / 1e6);
+        let kind = match region.map(|region| &region.origin) {
+            None => RegionKind::Slide,
+            Some(RegionOrigin::Tissue) => RegionKind::Tissue,
+            Some(RegionOrigin::File(_)) => RegionKind::Region,
+        };
+        let wanted = region.map_or(target.size.area(), |region| region.roi.pixels(target.size));
         let areas = card
             .classes
             .iter()
             .filter(|class| class.value > 0)
             .map(|class| {
                 let pixels = counts.get(usize::from(class.value)).copied().unwrap_or(0);
-                ClassArea { class: class.clone(), pixels, mm2: mpp.map(|m| pixels as f64 * m.x * m.y / 1e6) }
+                let share = pixels as f64 / wanted.max(1) as f64;
+                ClassArea { class: class.clone(), pixels, mm2: mm2(pixels), share }
             })
             .collect();
         Summary {
@@ -422,6 +440,7 @@ impl<'p> Segmenter<'p> {
                 RegionOrigin::Tissue => None,
                 RegionOrigin::File(source) => Some(GivenRoi { source: source.clone(), share: region.share }),
             }),
+            region: RegionArea { kind, pixels: wanted, mm2: mm2(wanted) },
             areas,
             stages,
             seconds: start.elapsed().as_secs_f64(),

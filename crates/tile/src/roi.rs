@@ -215,6 +215,20 @@ impl Roi {
         rows.map(|y| self.runs(y).map(|run| run.end - run.start).sum::<u64>()).sum()
     }
 
+    /// The number of wanted pixels of a target grid of this size, over which the region lies.
+    #[must_use]
+    pub fn pixels(&self, grid: Size) -> u64 {
+        let length = |axis: Axis, cells: Range<u64>, n: u64| {
+            let [first, end] = [cells.start, cells.end].map(|cell| axis.first_pixel(cell).min(n as i64));
+            (end - first) as u64
+        };
+        let row = |y| {
+            let width: u64 = self.runs(y).map(|run| length(self.horizontal(), run, grid.width)).sum();
+            width * length(self.vertical(), y..y + 1, grid.height)
+        };
+        (0..self.rows.rows.len() as u64).map(row).sum()
+    }
+
     /// Bytes that the region holds.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -381,6 +395,11 @@ mod tests {
                 prop_assert_eq!(roi.touches(rect), wanted);
             }
             prop_assert_eq!(roi.covers(rect), outside.iter().all(|o| !o));
+
+            let grid = Size::new((CELLS.width as f64 * step.x) as u64 + 1, (CELLS.height as f64 * step.y) as u64 + 1);
+            let mut unwanted = 0;
+            roi.for_each_outside(grid.rect(), |_, run| unwanted += run.len() as u64);
+            prop_assert_eq!(roi.pixels(grid), grid.area() - unwanted);
         }
     }
 

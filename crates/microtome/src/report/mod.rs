@@ -1,15 +1,22 @@
 //! What a run did, in numbers with units.
 
+mod base64;
+mod html;
+mod page;
+mod pictures;
+
 use std::time::Duration;
 
 use microtome_io::Class;
 use microtome_stitch::UnreadableTile;
-use microtome_tile::TileCount;
+use microtome_tile::{Resampling, TargetGrid, TileCount};
 use serde::Serialize;
 
 use crate::memory::PeakMemory;
 use crate::plan::{Geometry, MemoryPlan};
 use crate::region::RoiSource;
+
+pub(crate) use page::Page;
 
 /// How long a stage worked, and how long it waited for its neighbours.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -62,6 +69,39 @@ impl StageTimes {
     }
 }
 
+/// What a run worked on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RegionKind {
+    /// The tissue that was found.
+    Tissue,
+    /// The region that the user gave.
+    Region,
+    /// The whole slide.
+    Slide,
+}
+
+impl std::fmt::Display for RegionKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tissue => "tissue",
+            Self::Region => "region",
+            Self::Slide => "slide",
+        })
+    }
+}
+
+/// How much of the slide was wanted: outside of it everything is background.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct RegionArea {
+    /// What it is.
+    pub kind: RegionKind,
+    /// Pixels of the target grid.
+    pub pixels: u64,
+    /// Square millimetres, where the resolution is known.
+    pub mm2: Option<f64>,
+}
+
 /// How much of the slide a class covers.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ClassArea {
@@ -71,6 +111,8 @@ pub struct ClassArea {
     pub pixels: u64,
     /// Square millimetres, where the resolution is known.
     pub mm2: Option<f64>,
+    /// Share of [`Summary::region`], 0 to 1; 0 where that is empty.
+    pub share: f64,
 }
 
 /// A user's region.
@@ -104,6 +146,8 @@ pub struct Summary {
     pub tissue_note: Option<&'static str>,
     /// The region that the user gave in place of the tissue.
     pub roi: Option<GivenRoi>,
+    /// Area of what was wanted: tissue, region or the whole slide.
+    pub region: RegionArea,
     /// Area of each class but background.
     pub areas: Vec<ClassArea>,
     /// Who worked and who waited, in seconds.
@@ -148,16 +192,7 @@ impl std::fmt::Display for Summary {
         if let Some(mpp) = target.mpp {
             write!(f, " of {:.4} x {:.4} um", mpp.x, mpp.y)?;
         }
-        writeln!(
-            f,
-            ", from level {} ({})",
-            target.level,
-            match target.resampling {
-                microtome_tile::Resampling::None => "as it is",
-                microtome_tile::Resampling::Area => "area average",
-                microtome_tile::Resampling::Bilinear => "enlarged, bilinear",
-            }
-        )?;
+        writeln!(f, ", from {}", level_and_resampling(target))?;
         let t = self.tiles;
         write!(f, "tiles        {} of {} run, {} skipped", t.run, t.grid, t.skipped)?;
         if t.repeated > 0 {
@@ -182,10 +217,10 @@ impl std::fmt::Display for Summary {
         }
         for area in &self.areas {
             write!(f, "area         {}: {} pixels", area.class.name, area.pixels)?;
-            match area.mm2 {
-                Some(mm2) => writeln!(f, ", {mm2:.4} mm2")?,
-                None => writeln!(f)?,
+            if let Some(mm2) = area.mm2 {
+                write!(f, ", {mm2:.4} mm2")?;
             }
+            writeln!(f, ", {:.1} % of the {}", area.share * 100.0, self.region.kind)?;
         }
         writeln!(
             f,
@@ -218,4 +253,14 @@ impl std::fmt::Display for Summary {
         }
         Ok(())
     }
+}
+
+/// Which level is read, and what becomes of its pixels: `level 1 (area average)`.
+fn level_and_resampling(target: &TargetGrid) -> String {
+    let how = match target.resampling {
+        Resampling::None => "as it is",
+        Resampling::Area => "area average",
+        Resampling::Bilinear => "enlarged, bilinear",
+    };
+    format!("level {} ({how})", target.level)
 }
