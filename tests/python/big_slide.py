@@ -5,7 +5,7 @@ usage: big_slide.py OUT.svs SOURCE WIDTHxHEIGHT [--tissue SHARE] [--mpp UM] [--d
 
 OUT.svs is a BigTIFF with a pyramid as Aperio's scanners leave it; SOURCE a slide that OpenSlide reads, of whose level 0 the tissue
 is made. The slide is divided into blocks of 2048 x 2048 pixels, each of which is all tissue or all white: tissue where its centre
-lies in one of the ellipses that are drawn, from a fixed seed, until they cover SHARE of the slide. Every block of tissue shows the
+lies in a band across the middle, or in one of the ellipses that are drawn, from a fixed seed, until both cover SHARE of the slide. Every block of tissue shows the
 same pixels, and the entries of the table of tiles that show the same pixels point at the same bytes. That suits questions of
 memory, geometry and overhead; it says little of reading, because a cache of bytes would hold the few tiles there are.
 With --distinct the pixels of each block are shifted, around its own edges, by one of 16129 offsets, and so nearly each tile of
@@ -23,7 +23,7 @@ import numpy as np
 import openslide
 from PIL import Image
 
-TILE, BLOCK, QUALITY, SEED = 256, 2048, 90, 7
+TILE, BLOCK, QUALITY, SEED, BAND = 256, 2048, 90, 7, 2
 # Coarsest level: its longer side has at most so many pixels. A block then has at least one pixel up to slides of 2 million.
 COARSEST = 1024
 
@@ -40,6 +40,8 @@ def tissue_blocks(columns, rows, share):
     chance = random.Random(SEED)
     y, x = np.mgrid[0:rows, 0:columns] + 0.5
     tissue = np.zeros((rows, columns), bool)
+    # A band from edge to edge: wherever strips lie, one of them is full of tissue for a while, as it may be on any slide.
+    tissue[rows // 2 : rows // 2 + BAND] = True
     while tissue.mean() < share:
         centre = chance.uniform(0, columns), chance.uniform(0, rows)
         radius = chance.uniform(0.02, 0.12) * columns + 0.5, chance.uniform(0.02, 0.12) * rows + 0.5

@@ -4,6 +4,7 @@ mod args;
 #[cfg(unix)]
 mod bus;
 mod failure;
+mod heap;
 mod info;
 mod model;
 mod preview;
@@ -19,6 +20,7 @@ use clap::Parser;
 use args::{Command, ModelCommand};
 
 fn main() -> ExitCode {
+    heap::share();
     let arguments = match args::Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) if error.use_stderr() => {

@@ -186,6 +186,8 @@ impl<'a> Bench<'a> {
     /// Segments with a formula in place of a network.
     fn cheap_model(&self, slide: &Path) -> Command {
         let mut command = Command::new(self.binaries.join("examples/cheap_model"));
+        // As the command does for itself; an example holds no unsafe code.
+        command.env("MALLOC_ARENA_MAX", "1");
         command.arg(slide).arg(self.output()).arg("--threads").arg(self.threads());
         command
     }
