@@ -91,7 +91,7 @@ fn after_a_kill_the_same_command_finishes_the_job() {
     let place = Place::new();
     let slide = place.slide("slide.png");
     let output = place.path("mask.ome.zarr");
-    let small = |output: &Path| begin(&slide, output, "0.2");
+    let small = |output: &Path| begin(&slide, output, "0.1");
     let child = started(&mut small(&output));
     // The store is in use by now: nobody else may write there.
     let second = run(small(&output).arg("--quiet"));
