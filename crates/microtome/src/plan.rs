@@ -15,8 +15,9 @@ use crate::{Error, Result};
 
 /// Batches that may wait between two stages.
 pub(crate) const QUEUE: usize = 2;
-/// Bytes of half-built shards that the label pyramid may hold; what does not fit is built from the store again.
-pub(crate) const PYRAMID_BYTES: u64 = 32 << 20;
+/// Bytes of half-built shards that a pyramid may hold: a row of those above the shards of a strip. What does not fit is built from the
+/// store again: on wide slides, those that wait for the next strip.
+pub(crate) const PYRAMID_BYTES: u64 = 16 << 20;
 /// Pages of written files that may wait for the disk: the store syncs whenever it has written so much.
 const DIRTY_BYTES: u64 = 32 << 20;
 /// The largest side of a shard, in pixels: a store takes no more than 2^30 pixels in a shard.
