@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::Result;
-use crate::pipeline::Pools;
+use crate::pipeline::{Pools, network_tile};
 use crate::plan::{Geometry, MemoryPlan};
 use crate::units::Bytes;
 
@@ -130,14 +130,8 @@ pub(crate) fn calibrate(
         tiles.par_iter().map(|(_, visible)| reader.read(*visible)).collect::<microtome_tile::Result<Vec<_>>>()
     })?;
     let reading = start.elapsed().as_secs_f64() / tiles.len() as f64;
-    let inputs: Vec<Tile<'_>> = tiles
-        .iter()
-        .zip(&pixels)
-        .map(|((rect, _), pixels)| {
-            let size = pixels.size();
-            Tile { pixels, at: Rect::new((-rect.x).max(0), (-rect.y).max(0), size.width, size.height) }
-        })
-        .collect();
+    let inputs: Vec<Tile<'_>> =
+        tiles.iter().zip(&pixels).map(|((rect, _), pixels)| network_tile(*rect, pixels)).collect();
     let start = Instant::now();
     pools.network.install(|| predictor.predict(&inputs, normalizer))?;
     let inference = start.elapsed().as_secs_f64() / tiles.len() as f64;

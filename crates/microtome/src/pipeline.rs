@@ -224,14 +224,7 @@ impl Pipeline<'_> {
                     |event| if let Event::Tile(place, pixels) = event { Some((place.rect, pixels)) } else { None },
                 )
                 .collect();
-            let inputs: Vec<Tile<'_>> = tiles
-                .iter()
-                .map(|(rect, pixels)| {
-                    // Where the tile sticks out of the image, its pixels begin further in.
-                    let size = pixels.size();
-                    Tile { pixels, at: Rect::new((-rect.x).max(0), (-rect.y).max(0), size.width, size.height) }
-                })
-                .collect();
+            let inputs: Vec<Tile<'_>> = tiles.iter().map(|(rect, pixels)| network_tile(*rect, pixels)).collect();
             let logits = if inputs.is_empty() {
                 Vec::new()
             } else {
@@ -320,6 +313,12 @@ impl Pipeline<'_> {
             .map(|i| self.schedule.wants_block(TileCoord { row: i / blocks.width, column: i % blocks.width }))
             .collect()
     }
+}
+
+/// The pixels of a tile as the network takes them: where the tile sticks out of the image, its pixels begin further in.
+pub(crate) fn network_tile(tile: Rect, pixels: &Pixels) -> Tile<'_> {
+    let size = pixels.size();
+    Tile { pixels, at: Rect::new((-tile.x).max(0), (-tile.y).max(0), size.width, size.height) }
 }
 
 /// The blender's state.
