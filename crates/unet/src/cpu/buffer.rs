@@ -1,4 +1,8 @@
 //! Memory for vectors.
+#![allow(unsafe_code)]
+
+#[cfg(target_os = "linux")]
+use std::ops::Range;
 
 /// Values of which the first lies at the start of a cache line.
 #[derive(Debug)]
@@ -15,6 +19,7 @@ impl Buffer {
     /// So many zeros.
     pub(super) fn zeros(length: usize) -> Self {
         let values = vec![0.0; length + Self::LINE];
+        ask_for_large_pages(&values);
         let start = values.as_ptr().align_offset(Self::LINE * size_of::<f32>()).min(Self::LINE);
         Self { values, start, length }
     }
@@ -26,6 +31,24 @@ impl Buffer {
 
     pub(super) fn len(&self) -> usize {
         self.length
+    }
+}
+
+/// Lets the system back large buffers with large pages: kernels walk through hundreds of places at once, and each page takes a look-up.
+fn ask_for_large_pages(values: &[f32]) {
+    /// Smaller buffers have little to gain.
+    const LARGE: usize = 4 << 20;
+    if size_of_val(values) < LARGE {
+        return;
+    }
+    #[cfg(target_os = "linux")]
+    {
+        const PAGE: usize = 1 << 21;
+        let Range { start, end } = values.as_ptr_range();
+        let skipped = start.addr().next_multiple_of(PAGE) - start.addr();
+        let whole = (end.addr() - start.addr() - skipped) / PAGE * PAGE;
+        // SAFETY: whole large pages inside a buffer of our own; the advice changes no byte, and a refusal leaves all as it was.
+        unsafe { libc::madvise(start.cast_mut().byte_add(skipped).cast(), whole, libc::MADV_HUGEPAGE) };
     }
 }
 

@@ -143,9 +143,11 @@ impl Direct {
     fn load(&self, kernels: &Kernels, operands: &[Operand], top: usize, memory: &mut Memory<'_>) {
         let y = (top * self.stride.height) as isize - ((self.kernel.height - 1) / 2) as isize;
         let window = Window { y, ..self.window };
-        for (block, target) in self.input.of.iter().zip(memory.scratch.chunks_exact_mut(self.block_words())) {
-            let source = operands[block.part].source(memory.arena, memory.affines);
-            load(kernels, self.input.block, &source, block.first, window, target);
+        let plane = self.block_words();
+        for (blocks, part, channels) in self.input.loads() {
+            let source = operands[part].source(memory.arena, memory.affines);
+            let target = &mut memory.scratch[blocks.start * plane..blocks.end * plane];
+            load(kernels, self.input.block, &source, channels, window, plane, target);
         }
     }
 

@@ -7,7 +7,7 @@ use microtome_io::Size;
 
 use super::buffer::Buffer;
 use super::kernel::{Block, Kernels, Lanes};
-use super::loader::Source;
+use super::loader::{Channels, MOST_CHANNELS, Source};
 use super::moments::{LaneMap, Moments};
 use super::program::Convolution;
 use crate::weights::Weight;
@@ -85,6 +85,25 @@ impl InputBlocks {
         let words = |b: &Block| parts.iter().map(|c| c.next_multiple_of(b.words())).sum::<usize>();
         let block = Block::ALL.into_iter().min_by_key(words).unwrap_or(Block::Sixteen);
         Self::new(parts, block)
+    }
+
+    /// Blocks that are loaded together: the first one's index, how many they are, the part, and the part's channels that they hold.
+    pub(super) fn loads(&self) -> impl Iterator<Item = (Range<usize>, usize, Channels)> {
+        let together = MOST_CHANNELS / self.block.words();
+        self.of
+            .chunk_by(|a, b| a.part == b.part)
+            .scan(0, move |start, blocks| {
+                let first = *start;
+                *start += blocks.len();
+                Some((first, blocks))
+            })
+            .flat_map(move |(start, blocks)| {
+                blocks.chunks(together).enumerate().map(move |(i, blocks)| {
+                    let first = start + i * together;
+                    let count = blocks.iter().map(|b| b.channels).sum();
+                    (first..first + blocks.len(), blocks[0].part, Channels { first: blocks[0].first, count })
+                })
+            })
     }
 
     /// The view's channel at a word of a block, if there is one.

@@ -2,7 +2,10 @@
 
 use microtome_io::Size;
 
-use super::kernel::{Block, Kernels};
+use super::kernel::{Block, Kernels, LoadedRow};
+
+/// At most so many channels are loaded together: they lie side by side in memory, and what they fill fits into second-level caches.
+pub(super) const MOST_CHANNELS: usize = 64;
 
 /// One part of a view with everything that happens to it on the way.
 #[derive(Debug, Clone, Copy)]
@@ -38,46 +41,73 @@ impl Window {
     }
 }
 
-/// Fills `target`, rows × phases × columns × block, with up to a block of channels from `first` on.
+/// The channels that are loaded together: so many from the first one on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Channels {
+    pub(super) first: usize,
+    pub(super) count: usize,
+}
+
+/// Fills `target` with some channels of a source: for each block of them rows × phases × columns × block, `plane` words apart.
 pub(super) fn load(
     kernels: &Kernels,
     block: Block,
     source: &Source<'_>,
-    first: usize,
+    channels: Channels,
     window: Window,
+    plane: usize,
     target: &mut [f32],
 ) {
     let words = block.words();
-    let channels = (source.channels - first).min(words);
-    let mut affine = [0.0; 32];
+    let Channels { first, count } = channels;
+    let blocks = count.div_ceil(words);
+    let mut affine = [[0.0; MOST_CHANNELS]; 2];
+    let slopes = [source.slope; MOST_CHANNELS];
     match source.affine {
         Some(values) => {
-            affine[..channels].copy_from_slice(&values[first..][..channels]);
-            affine[words..][..channels].copy_from_slice(&values[source.channels + first..][..channels]);
+            affine[0][..count].copy_from_slice(&values[first..][..count]);
+            affine[1][..count].copy_from_slice(&values[source.channels + first..][..count]);
         }
-        None => affine[..channels].fill(1.0),
+        None => affine[0][..count].fill(1.0),
     }
     let (width, height) = (source.size.width as usize, source.size.height as usize);
-    for (row, line) in target.chunks_exact_mut(window.row() * words).take(window.rows).enumerate() {
+    let each_block = |target: &mut [f32], at: usize, length: usize| {
+        (0..blocks).for_each(|b| target[b * plane + at..][..length].fill(0.0));
+    };
+    let row_words = window.row() * words;
+    for row in 0..window.rows {
+        let at = row * row_words;
         let Some(y) = window.y.checked_add_unsigned(row).and_then(|y| usize::try_from(y).ok()).filter(|y| *y < height)
         else {
-            line.fill(0.0);
+            each_block(target, at, row_words);
             continue;
         };
-        for (phase, line) in line.chunks_exact_mut(window.columns * words).enumerate() {
+        for phase in 0..window.phases {
+            let at = at + phase * window.columns * words;
             let x = window.x + phase as isize;
             // Column j lies at x + j * step: those inside begin at the first that is not negative.
             let before = x.min(0).unsigned_abs().div_ceil(window.step).min(window.columns);
             let start = (x + (before * window.step) as isize).unsigned_abs();
             let inside = width.saturating_sub(start).div_ceil(window.step).min(window.columns - before);
-            let (left, rest) = line.split_at_mut(before * words);
-            let (middle, right) = rest.split_at_mut(inside * words);
-            left.fill(0.0);
-            right.fill(0.0);
+            let after = window.columns - before - inside;
+            each_block(target, at, before * words);
+            each_block(target, at + (before + inside) * words, after * words);
             if inside > 0 {
-                let from = &source.values[(y * width + start) * source.channels + first..];
-                let stride = window.step * source.channels;
-                kernels.load_row(block, (from, stride, channels), middle, &affine[..2 * words], source.slope);
+                kernels.load_row(
+                    block,
+                    LoadedRow {
+                        source: &source.values[(y * width + start) * source.channels + first..],
+                        stride: window.step * source.channels,
+                        row_stride: width * source.channels,
+                        pixels: inside,
+                        channels: count,
+                        target: &mut target[at + before * words..],
+                        plane,
+                        factors: &affine[0][..blocks * words],
+                        summands: &affine[1][..blocks * words],
+                        slopes: &slopes[..blocks * words],
+                    },
+                );
             }
         }
     }

@@ -12,7 +12,7 @@ use microtome_io::Size;
 use super::buffer::Buffer;
 use super::kernel::{Block, InputTile, Kernels, Lanes, OutputTile, Rows, Runs};
 use super::layer::{Group, InputBlocks, Memory, Operand, Packed, Values};
-use super::loader::{Window, load};
+use super::loader::{MOST_CHANNELS, Window, load};
 use super::moments::{LaneMap, LaneSums};
 use super::program::Convolution;
 use crate::network::Extent;
@@ -21,8 +21,11 @@ use crate::network::Extent;
 const OUTPUT: usize = 4;
 const INPUT: usize = 6;
 const POSITIONS: usize = INPUT * INPUT;
-/// Tiles in a block: as many as make good use of the weights, as few as second-level caches hold.
+/// Tiles in a block: as many as make good use of the weights, as few as second-level caches hold; eight of them side by side.
 const TILES: usize = 32;
+const COLUMNS: usize = 8;
+/// Layers with more weights than this per position of the kernel read them from memory, once per block: their blocks are twice as large.
+const MANY_WEIGHTS: usize = 1 << 17;
 const WORDS: usize = Block::Sixteen.words();
 /// Between the values of two positions, so that they do not all fall into the same set of a cache.
 const SKEW: usize = 5 * WORDS;
@@ -74,10 +77,18 @@ impl Winograd {
             (first, count, LaneMap::new(Lanes::Single, kernels.lanes(), first, count, channels))
         });
         let tiles = Size::new(output.width.div_ceil(OUTPUT as u64), output.height.div_ceil(OUTPUT as u64));
-        let width = (tiles.width as usize).div_ceil((tiles.width as usize).div_ceil(TILES));
-        let block = Extent { width, height: (TILES / width).clamp(1, tiles.height as usize) };
+        let block = Self::block(tiles, parts.iter().sum::<usize>() * channels);
         let runs = Runs::new((0..input.of.len()).map(|b| b * block.area() * WORDS), WORDS);
         Self { output, channels, groups, vectors: vectors.collect(), runs, block, input }
+    }
+
+    /// Tiles of a block along each axis, for a layer with so many weights per position of its kernel.
+    /// Blocks are as square as can be, because neighbours read the pixels on their common borders twice, and all equally large.
+    fn block(tiles: Size, weights: usize) -> Extent {
+        let most = if weights > MANY_WEIGHTS { 2 * TILES } else { TILES };
+        let equal = |all: usize, most: usize| all.div_ceil(all.div_ceil(most));
+        let width = equal(tiles.width as usize, COLUMNS);
+        Extent { width, height: equal(tiles.height as usize, most / width) }
     }
 
     /// Rows and columns of pixels that a block reads.
@@ -86,8 +97,13 @@ impl Winograd {
         Window { y: 0, x: 0, rows: side(self.block.height), step: 1, phases: 1, columns: side(self.block.width) }
     }
 
-    fn pixels(&self) -> usize {
+    fn window_words(&self) -> usize {
         self.window().rows * self.window().row() * WORDS
+    }
+
+    /// Words of the pixels that are loaded together.
+    fn pixels(&self) -> usize {
+        self.window_words() * self.input.of.len().min(MOST_CHANNELS / WORDS)
     }
 
     /// Words from one position's transformed input to the next's, and the same for the products.
@@ -163,19 +179,22 @@ impl Winograd {
         let (pixels, rest) = memory.scratch.split_at_mut(self.pixels());
         let (stride, _) = self.strides();
         let tiles = self.block.area();
-        for (index, block) in self.input.of.iter().enumerate() {
-            let source = operands[block.part].source(memory.arena, memory.affines);
-            load(kernels, Block::Sixteen, &source, block.first, window, pixels);
-            for tile in 0..tiles {
-                let (row, column) = (tile / self.block.width, tile % self.block.width);
-                kernels.input_tile(InputTile {
-                    input: pixels,
-                    from: (row * OUTPUT * window.columns + column * OUTPUT) * WORDS,
-                    row_stride: window.columns * WORDS,
-                    output: rest,
-                    to: (index * tiles + tile) * WORDS,
-                    position_stride: stride,
-                });
+        let plane = self.window_words();
+        for (blocks, part, channels) in self.input.loads() {
+            let source = operands[part].source(memory.arena, memory.affines);
+            load(kernels, Block::Sixteen, &source, channels, window, plane, pixels);
+            for (index, pixels) in blocks.zip(pixels.chunks_exact(plane)) {
+                for tile in 0..tiles {
+                    let (row, column) = (tile / self.block.width, tile % self.block.width);
+                    kernels.input_tile(InputTile {
+                        input: pixels,
+                        from: (row * OUTPUT * window.columns + column * OUTPUT) * WORDS,
+                        row_stride: window.columns * WORDS,
+                        output: rest,
+                        to: (index * tiles + tile) * WORDS,
+                        position_stride: stride,
+                    });
+                }
             }
         }
     }
@@ -228,11 +247,14 @@ impl Winograd {
         // Of the last blocks, only what lies inside the output.
         let rows = (height - y).min(self.block.height * OUTPUT);
         let columns = (width - x).min(self.block.width * OUTPUT);
-        for (first, channels, map) in &self.vectors {
-            let mut sums = memory.moments.as_ref().map(|moments| LaneSums::new(map, moments));
-            for row in (0..rows).step_by(OUTPUT) {
-                for column in (0..columns).step_by(OUTPUT) {
-                    let tile = row / OUTPUT * self.block.width + column / OUTPUT;
+        let mut sums: Vec<_> = match &memory.moments {
+            Some(moments) => self.vectors.iter().map(|(_, _, map)| Some(LaneSums::new(map, moments))).collect(),
+            None => self.vectors.iter().map(|_| None).collect(),
+        };
+        for row in (0..rows).step_by(OUTPUT) {
+            for column in (0..columns).step_by(OUTPUT) {
+                let tile = row / OUTPUT * self.block.width + column / OUTPUT;
+                for ((first, channels, _), sums) in self.vectors.iter().zip(&mut sums) {
                     kernels.output_tile(OutputTile {
                         input: products,
                         from: tile * self.lanes() + first,
@@ -249,7 +271,9 @@ impl Winograd {
                     });
                 }
             }
-            if let (Some(sums), Some(moments)) = (&sums, &mut memory.moments) {
+        }
+        if let Some(moments) = &mut memory.moments {
+            for ((_, _, map), sums) in self.vectors.iter().zip(sums.iter().flatten()) {
                 sums.merge(map, rows * columns, moments);
             }
         }

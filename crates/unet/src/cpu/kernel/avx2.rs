@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use super::generic;
 use super::vector::Vector;
-use super::{Kernels, RawInputTile, RawOutputTile, RawTile, by_block, by_pixels};
+use super::{Kernels, RawInputTile, RawOutputTile, RawRow, RawTile, by_block, by_pixels};
 
 #[derive(Clone, Copy)]
 struct Lanes(__m256);
@@ -33,9 +33,40 @@ impl Vector for Lanes {
     }
 
     #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> Self {
+        debug_assert!(count <= 8);
+        // SAFETY: see above; with at most eight lanes the mask is read from inside `MASKS`.
+        unsafe {
+            let mask = _mm256_loadu_si256(MASKS.as_ptr().add(8 - count).cast());
+            Self(_mm256_maskload_ps(from, mask))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn bend(self, slope: Self) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let positive = _mm256_cmp_ps::<_CMP_GT_OQ>(self.0, _mm256_setzero_ps());
+            Self(_mm256_blendv_ps(_mm256_mul_ps(self.0, slope.0), self.0, positive))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn splat(from: *const f32) -> Self {
         // SAFETY: see above.
         Self(unsafe { _mm256_broadcast_ss(&*from) })
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(from: *const f32) {
+        // SAFETY: see above; a prefetch reads nothing that the program could see, wherever it points to.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch_to_write(to: *mut f32) {
+        // SAFETY: see above.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(to.cast()) }
     }
 
     #[inline(always)]
@@ -123,9 +154,12 @@ unsafe fn output_tile(t: &RawOutputTile) {
     unsafe { generic::output_tile::<Lanes>(t) }
 }
 
+/// # Safety
+/// The CPU has the features, and the argument is as [`generic::load_row`] asks.
 #[target_feature(enable = "avx2,fma")]
-fn load_row<const CB: usize>(s: &[f32], stride: usize, channels: usize, t: &mut [f32], affine: &[f32], slope: f32) {
-    generic::load_row::<CB>(s, stride, channels, t, affine, slope);
+unsafe fn load_row<const CB: usize>(row: &RawRow) {
+    // SAFETY: the caller's contract.
+    unsafe { generic::load_row::<Lanes, CB>(row) }
 }
 
 /// 16 registers: six pixels of two vectors take twelve, the weights two.

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use super::generic;
 use super::vector::{PairedVector, Vector};
-use super::{Kernels, RawInputTile, RawOutputTile, RawTile, by_block, by_pixels};
+use super::{Kernels, RawInputTile, RawOutputTile, RawRow, RawTile, by_block, by_pixels};
 
 #[derive(Clone, Copy)]
 struct Lanes(__m512);
@@ -37,9 +37,36 @@ impl Vector for Lanes {
     }
 
     #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_maskz_loadu_ps(first(count), from) })
+    }
+
+    #[inline(always)]
+    unsafe fn bend(self, slope: Self) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let positive = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, _mm512_setzero_ps());
+            Self(_mm512_mask_mov_ps(_mm512_mul_ps(self.0, slope.0), positive, self.0))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn splat(from: *const f32) -> Self {
         // SAFETY: see above.
         Self(unsafe { _mm512_set1_ps(*from) })
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(from: *const f32) {
+        // SAFETY: see above; a prefetch reads nothing that the program could see, wherever it points to.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch_to_write(to: *mut f32) {
+        // SAFETY: see above.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(to.cast()) }
     }
 
     #[inline(always)]
@@ -171,9 +198,12 @@ unsafe fn output_tile(t: &RawOutputTile) {
     unsafe { generic::output_tile::<Lanes>(t) }
 }
 
+/// # Safety
+/// The CPU has the features, and the argument is as [`generic::load_row`] asks.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-fn load_row<const CB: usize>(s: &[f32], stride: usize, channels: usize, t: &mut [f32], affine: &[f32], slope: f32) {
-    generic::load_row::<CB>(s, stride, channels, t, affine, slope);
+unsafe fn load_row<const CB: usize>(row: &RawRow) {
+    // SAFETY: the caller's contract.
+    unsafe { generic::load_row::<Lanes, CB>(row) }
 }
 
 /// 32 registers: twelve pixels of two vectors take 24, the weights two.

@@ -173,13 +173,27 @@ fn loaders_touch_nothing_outside() {
     for (kernels, guard) in guards() {
         for block in Block::ALL {
             let words = block.words();
-            for (pixels, channels) in (1..=9).flat_map(|pixels| (1..=words).map(move |c| (pixels, c))) {
-                let stride = channels + pixels % 2 * 5;
+            for (pixels, channels) in (1..=9).flat_map(|pixels| (1..=3 * words).map(move |c| (pixels, c))) {
+                let (stride, blocks) = (channels + pixels % 2 * 5, channels.div_ceil(words));
+                let plane = pixels * words + pixels % 3;
                 let mut source = Guarded::new((pixels - 1) * stride + channels, guard);
-                let mut target = Guarded::new(pixels * words, guard);
-                let mut affine = Guarded::new(2 * words, guard);
-                let from = (&*source.values(), stride, channels);
-                kernels.load_row(block, from, target.values(), affine.values(), 0.5);
+                let mut target = Guarded::new((blocks - 1) * plane + pixels * words, guard);
+                let [mut factors, mut summands, mut slopes] = [0; 3].map(|_| Guarded::new(blocks * words, guard));
+                kernels.load_row(
+                    block,
+                    LoadedRow {
+                        source: source.values(),
+                        stride,
+                        row_stride: pixels * stride,
+                        pixels,
+                        channels,
+                        target: target.values(),
+                        plane,
+                        factors: factors.values(),
+                        summands: summands.values(),
+                        slopes: slopes.values(),
+                    },
+                );
             }
         }
     }

@@ -7,7 +7,11 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::vector::{PairedVector, Vector};
-use super::{RawInputTile, RawOutputTile, RawTile};
+use super::{RawInputTile, RawOutputTile, RawRow, RawTile};
+
+/// Weights are fetched so many values before they are multiplied: large layers read them from the last cache or from memory,
+/// and the CPU's own prefetching stops at the end of every page.
+const AHEAD: usize = 1024;
 
 /// A convolution's output for `PX` neighbouring pixels and `OV` vectors of channels.
 /// Neighbouring pixels lie `CB` words apart in the input.
@@ -34,6 +38,7 @@ pub(super) unsafe fn tile<V: Vector, const PX: usize, const OV: usize, const CB:
                     let mut w = [V::zero(); OV];
                     for v in 0..OV {
                         w[v] = V::load(weights.add((c * OV + v) * V::LANES));
+                        V::prefetch(weights.wrapping_add((c * OV + v) * V::LANES + AHEAD));
                     }
                     for x in 0..PX {
                         let word = V::splat(input.add(x * CB + c));
@@ -196,7 +201,9 @@ pub(super) unsafe fn input_tile<V: Vector>(t: &RawInputTile) {
             for i in 0..6 {
                 let d = input_transform(columns[i]);
                 for j in 0..6 {
-                    d[j].store(t.output.add((6 * i + j) * t.position_stride + first));
+                    let to = t.output.add((6 * i + j) * t.position_stride + first);
+                    d[j].store(to);
+                    V::prefetch_to_write(to.wrapping_add(16));
                 }
             }
         }
@@ -215,7 +222,9 @@ pub(super) unsafe fn output_tile<V: Vector>(t: &RawOutputTile) {
         for j in 0..6 {
             let mut m = [V::zero(); 6];
             for i in 0..6 {
-                m[i] = V::load(t.input.add((6 * i + j) * t.position_stride));
+                let from = t.input.add((6 * i + j) * t.position_stride);
+                m[i] = V::load(from);
+                V::prefetch(from.wrapping_add(16));
             }
             let m = output_transform(m);
             for i in 0..4 {
@@ -238,6 +247,7 @@ pub(super) unsafe fn output_tile<V: Vector>(t: &RawOutputTile) {
                 sum = sum.add(d);
                 squares = squares.plus_product(d, d);
                 let output = t.output.add(i * t.row_stride + j * t.pixel_stride);
+                V::prefetch_to_write(output.wrapping_add(4 * t.pixel_stride));
                 if t.channels == V::LANES {
                     value.store(output);
                 } else {
@@ -252,38 +262,38 @@ pub(super) unsafe fn output_tile<V: Vector>(t: &RawOutputTile) {
     }
 }
 
-/// Copies pixels `stride` words apart into blocks of `CB` words, through `x * factor + summand` and a leaky ReLU.
-/// Words beyond `channels` become 0. Plain Rust: compilers turn it into the instruction set's vectors.
+/// Pixels into blocks of `CB` words, through `x * factor + summand` and a leaky ReLU.
+/// A pixel's channels are read one after the other, because memory is fastest that way.
+///
+/// # Safety
+/// The CPU has the vector's instruction set, and `r` is as [`RawRow`] says.
 #[inline(always)]
-pub(super) fn load_row<const CB: usize>(
-    source: &[f32],
-    stride: usize,
-    channels: usize,
-    target: &mut [f32],
-    affine: &[f32],
-    slope: f32,
-) {
-    let mut factor = [0.0; CB];
-    let mut summand = [0.0; CB];
-    factor[..channels].copy_from_slice(&affine[..channels]);
-    summand[..channels].copy_from_slice(&affine[CB..CB + channels]);
-    let (pixels, _) = target.as_chunks_mut::<CB>();
-    let apply = |x: f32, c: usize| {
-        let y = x * factor[c] + summand[c];
-        if y > 0.0 { y } else { y * slope }
-    };
-    if channels == CB {
-        for (to, from) in pixels.iter_mut().zip(source.chunks(stride)) {
-            let Some(from) = from.first_chunk::<CB>() else { return };
-            for c in 0..CB {
-                to[c] = apply(from[c], c);
-            }
-        }
-    } else {
-        for (to, from) in pixels.iter_mut().zip(source.chunks(stride)) {
-            *to = [0.0; CB];
-            for c in 0..channels {
-                to[c] = apply(from[c], c);
+pub(super) unsafe fn load_row<V: Vector, const CB: usize>(r: &RawRow) {
+    // SAFETY: the caller's contract bounds every pointer that is formed here: see the assertions of `Kernels::load_row`.
+    unsafe {
+        for pixel in 0..r.pixels {
+            let from = r.source.add(pixel * r.stride);
+            let to = r.target.add(pixel * CB);
+            for block in 0..r.channels.div_ceil(CB) {
+                for first in (block * CB..(block + 1) * CB).step_by(V::LANES) {
+                    let channels = r.channels.saturating_sub(first).min(CB.min(V::LANES));
+                    V::prefetch(from.wrapping_add(first + r.row_stride));
+                    let x = if channels == V::LANES {
+                        V::load(from.add(first))
+                    } else {
+                        V::load_first(from.wrapping_add(first), channels)
+                    };
+                    let to = to.add(block * r.plane + first % CB);
+                    if CB < V::LANES {
+                        let [factor, summand, slope] =
+                            [r.factors, r.summands, r.slopes].map(|values| V::load_first(values.add(first), CB));
+                        summand.plus_product(x, factor).bend(slope).store_first(to, CB);
+                    } else {
+                        let [factor, summand, slope] =
+                            [r.factors, r.summands, r.slopes].map(|values| V::load(values.add(first)));
+                        summand.plus_product(x, factor).bend(slope).store(to);
+                    }
+                }
             }
         }
     }

@@ -134,6 +134,29 @@ pub(super) struct OutputTile<'a> {
     pub(super) statistics: Option<&'a mut [f32]>,
 }
 
+/// Pixels on their way into blocks of words, through `x * factor + summand` and a leaky ReLU.
+#[derive(Debug)]
+pub(super) struct LoadedRow<'a> {
+    /// The first pixel's first channel and what follows.
+    pub(super) source: &'a [f32],
+    /// Distance between pixels of the source.
+    pub(super) stride: usize,
+    /// Distance to the row that is loaded next.
+    pub(super) row_stride: usize,
+    pub(super) pixels: usize,
+    /// Channels that are read; blocks are filled up with 0.
+    pub(super) channels: usize,
+    /// The first block's first pixel and what follows.
+    pub(super) target: &'a mut [f32],
+    /// Distance between blocks of the target; pixels lie a block apart.
+    pub(super) plane: usize,
+    /// As many factors, summands and slopes as there are words in all blocks.
+    pub(super) factors: &'a [f32],
+    pub(super) summands: &'a [f32],
+    /// Factors for negative values.
+    pub(super) slopes: &'a [f32],
+}
+
 /// Part of [`Rows`] as the kernels see it: pointers to the first word of each thing.
 struct RawTile {
     input: *const f32,
@@ -170,8 +193,22 @@ struct RawOutputTile {
     statistics: *mut f32,
 }
 
+/// [`LoadedRow`] likewise.
+struct RawRow {
+    source: *const f32,
+    stride: usize,
+    row_stride: usize,
+    pixels: usize,
+    channels: usize,
+    target: *mut f32,
+    plane: usize,
+    factors: *const f32,
+    summands: *const f32,
+    slopes: *const f32,
+}
+
 type TileKernel = unsafe fn(&RawTile);
-type RowLoader = unsafe fn(&[f32], usize, usize, &mut [f32], &[f32], f32);
+type RowLoader = unsafe fn(&RawRow);
 
 /// One kernel for each number of pixels, for each [`Block`].
 type Form = [&'static [TileKernel]; 3];
@@ -372,20 +409,32 @@ impl Kernels {
         unsafe { (self.output_tile)(&raw) }
     }
 
-    /// Fills `target`, blocks of pixels, from every `stride` words of `source`, through `x * factor + summand` and a leaky ReLU.
-    /// `affine` holds a block of factors and a block of summands; words beyond `channels` become 0.
+    /// Brings pixels into blocks.
     ///
     /// # Panics
-    /// If `channels` is more than a block, or `source` is too short.
-    pub(super) fn load_row(
-        &self,
-        block: Block,
-        (source, stride, channels): (&[f32], usize, usize),
-        target: &mut [f32],
-        affine: &[f32],
-        slope: f32,
-    ) {
-        // SAFETY: the CPU has the instruction set; the function itself is plain Rust.
-        unsafe { self.load_row[block as usize](source, stride, channels, target, affine, slope) }
+    /// If the row reads or writes outside of its slices.
+    pub(super) fn load_row(&self, block: Block, row: LoadedRow<'_>) {
+        if row.pixels == 0 || row.channels == 0 {
+            return;
+        }
+        let (last, blocks) = (row.pixels - 1, row.channels.div_ceil(block.words()));
+        assert!(last * row.stride + row.channels <= row.source.len());
+        assert!((blocks - 1) * row.plane + row.pixels * block.words() <= row.target.len());
+        let words = blocks * block.words();
+        assert!([row.factors, row.summands, row.slopes].iter().all(|values| words <= values.len()));
+        let raw = RawRow {
+            source: row.source.as_ptr(),
+            stride: row.stride,
+            row_stride: row.row_stride,
+            pixels: row.pixels,
+            channels: row.channels,
+            target: row.target.as_mut_ptr(),
+            plane: row.plane,
+            factors: row.factors.as_ptr(),
+            summands: row.summands.as_ptr(),
+            slopes: row.slopes.as_ptr(),
+        };
+        // SAFETY: the CPU has the instruction set; all that is read and written lies inside the slices by the assertions above.
+        unsafe { self.load_row[block as usize](&raw) }
     }
 }

@@ -3,7 +3,7 @@
 
 use super::generic;
 use super::vector::Portable;
-use super::{Kernels, RawInputTile, RawOutputTile, RawTile, by_block, by_pixels};
+use super::{Kernels, RawInputTile, RawOutputTile, RawRow, RawTile, by_block, by_pixels};
 
 /// # Safety
 /// The argument is as [`generic::tile`] asks.
@@ -26,8 +26,11 @@ unsafe fn output_tile(t: &RawOutputTile) {
     unsafe { generic::output_tile::<Portable>(t) }
 }
 
-fn load_row<const CB: usize>(s: &[f32], stride: usize, channels: usize, t: &mut [f32], affine: &[f32], slope: f32) {
-    generic::load_row::<CB>(s, stride, channels, t, affine, slope);
+/// # Safety
+/// The argument is as [`generic::load_row`] asks.
+unsafe fn load_row<const CB: usize>(row: &RawRow) {
+    // SAFETY: the caller's contract.
+    unsafe { generic::load_row::<Portable, CB>(row) }
 }
 
 /// Eight lanes are two of the sixteen registers of SSE2 or NEON.

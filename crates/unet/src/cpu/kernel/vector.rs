@@ -13,8 +13,16 @@ pub(super) trait Vector: Copy {
     unsafe fn zero() -> Self;
     /// Reads [`LANES`](Self::LANES) values.
     unsafe fn load(from: *const f32) -> Self;
+    /// Reads the first `count` values, at most [`LANES`](Self::LANES); the other lanes are 0.
+    unsafe fn load_first(from: *const f32, count: usize) -> Self;
     /// Reads one value into all lanes.
     unsafe fn splat(from: *const f32) -> Self;
+    /// Asks for the cache line to be fetched; the pointer need not be valid.
+    #[inline(always)]
+    unsafe fn prefetch(_from: *const f32) {}
+    /// Likewise, to be written.
+    #[inline(always)]
+    unsafe fn prefetch_to_write(_to: *mut f32) {}
     /// The constant in all lanes.
     unsafe fn constant(value: f32) -> Self;
     unsafe fn add(self, other: Self) -> Self;
@@ -24,6 +32,8 @@ pub(super) trait Vector: Copy {
     unsafe fn plus_product(self, a: Self, b: Self) -> Self;
     /// `self - a * b`, likewise.
     unsafe fn minus_product(self, a: Self, b: Self) -> Self;
+    /// Lanes that are positive as they are, all others times `slope`.
+    unsafe fn bend(self, slope: Self) -> Self;
     /// Writes [`LANES`](Self::LANES) values.
     unsafe fn store(self, to: *mut f32);
     /// Writes the first `count` values, at most [`LANES`](Self::LANES).
@@ -73,6 +83,20 @@ impl Vector for Portable {
     unsafe fn load(from: *const f32) -> Self {
         // SAFETY: eight values may be read.
         Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> Self {
+        debug_assert!(count <= 8);
+        let mut lanes = [0.0; 8];
+        // SAFETY: `count` values may be read, and they do not overlap a local.
+        unsafe { std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), count) };
+        Self(lanes)
+    }
+
+    #[inline(always)]
+    unsafe fn bend(self, slope: Self) -> Self {
+        self.zip(slope, |y, slope| if y > 0.0 { y } else { y * slope })
     }
 
     #[inline(always)]
