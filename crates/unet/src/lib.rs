@@ -43,6 +43,7 @@ mod nnunet;
 mod normalization;
 mod package;
 mod predictor;
+mod taps;
 mod torch;
 mod weights;
 

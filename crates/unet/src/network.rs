@@ -60,7 +60,7 @@ pub enum Source {
 pub struct Layer {
     /// What it computes.
     pub operation: Operation,
-    /// What it reads: two sources for [`Operation::Concatenate`], one for all others.
+    /// What it reads: two sources for [`Operation::Concatenate`] and [`Operation::Add`], one for all others.
     pub sources: Vec<Source>,
 }
 
@@ -117,13 +117,104 @@ pub enum Operation {
         /// Added to the variance.
         epsilon: f64,
     },
+    /// `(x - mean) / sqrt(variance + epsilon) * weight + bias` with mean and biased variance of each group of neighbouring channels
+    /// of the tile itself; weight and bias are each channel's.
+    GroupNorm {
+        /// Names of weight and bias, if the layer has them.
+        affine: Option<Affine>,
+        /// Groups, all of `channels / groups` channels.
+        groups: usize,
+        /// Channels.
+        channels: usize,
+        /// Added to the variance.
+        epsilon: f64,
+    },
+    /// A function of each value.
+    Activation {
+        /// Which.
+        function: Function,
+    },
+    /// The channels of the first source, then those of the second.
+    Concatenate,
+    /// The sum of two sources of one shape.
+    Add,
+    /// The mean under a kernel that lies inside the source: `AvgPool2d(kernel, stride)`.
+    AveragePool {
+        /// Extent of the kernel.
+        kernel: Extent,
+        /// Distance between the kernel's positions.
+        stride: Extent,
+    },
+    /// The largest value under a kernel: `MaxPool2d(kernel, stride, padding)`.
+    MaxPool {
+        /// Extent of the kernel.
+        kernel: Extent,
+        /// Distance between the kernel's positions.
+        stride: Extent,
+        /// How far the kernel may stick out on each side, at most half of its extent; what lies outside does not count.
+        padding: Padding,
+    },
+    /// Another number of pixels: `interpolate(x, scale_factor=(height, width), mode, align_corners)`.
+    Resize {
+        /// How many times larger the output is, rounded down to whole pixels.
+        factor: Factor,
+        /// What lies between pixels.
+        interpolation: Interpolation,
+    },
+}
+
+/// A function of one value.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Function {
     /// `x` where it is positive, `slope * x` elsewhere; slope 0 is ReLU.
     LeakyRelu {
         /// Factor for negative values.
         slope: f64,
     },
-    /// The channels of the first source, then those of the second.
-    Concatenate,
+    /// The same with a slope from training.
+    PRelu {
+        /// Name of the slope.
+        weight: String,
+        /// Values of the slope: one, or one for each channel.
+        values: usize,
+    },
+    /// `x / (1 + exp(-x))`.
+    Silu,
+    /// `x * tanh(ln(1 + exp(x)))`.
+    Mish,
+    /// `x / 2 * (1 + erf(x / sqrt(2)))`.
+    Gelu,
+    /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))`.
+    GeluTanh,
+}
+
+/// How far a kernel sticks out on each side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Padding {
+    /// Above and below.
+    pub height: usize,
+    /// On the left and the right.
+    pub width: usize,
+}
+
+/// How many times larger something becomes along both axes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Factor {
+    /// Along y.
+    pub height: f64,
+    /// Along x.
+    pub width: f64,
+}
+
+/// What lies between pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interpolation {
+    /// The pixel at the position rounded down, PyTorch's `nearest`.
+    Nearest,
+    /// Weighted means of the neighbours; pixels are areas (`align_corners=False`).
+    Bilinear,
+    /// The same, but pixels are points, and the outermost of input and output coincide (`align_corners=True`).
+    BilinearCorners,
 }
 
 /// Names of the per-channel factor and summand of a normalisation.
@@ -180,7 +271,7 @@ impl Network {
     /// # Panics
     /// If a source lies ahead, or the number of sources is not the operation's: those are mistakes of the architecture.
     pub fn push(&mut self, operation: Operation, sources: &[Source]) -> Source {
-        let expected = if operation == Operation::Concatenate { 2 } else { 1 };
+        let expected = if matches!(operation, Operation::Concatenate | Operation::Add) { 2 } else { 1 };
         assert_eq!(sources.len(), expected, "sources of {operation:?}");
         let known = |source: &Source| {
             matches!(source, Source::Input) || matches!(source, Source::Layer(i) if *i < self.layers.len())
@@ -223,7 +314,7 @@ impl Network {
                         add(bias, &[*output]);
                     }
                 }
-                Operation::InstanceNorm { affine, channels, .. } => {
+                Operation::InstanceNorm { affine, channels, .. } | Operation::GroupNorm { affine, channels, .. } => {
                     for name in affine.iter().flat_map(|a| [&a.weight, &a.bias]) {
                         add(name, &[*channels]);
                     }
@@ -234,7 +325,13 @@ impl Network {
                         .chain(affine.iter().flat_map(|a| [&a.weight, &a.bias]))
                         .for_each(|name| add(name, &[*channels]));
                 }
-                Operation::LeakyRelu { .. } | Operation::Concatenate => {}
+                Operation::Activation { function: Function::PRelu { weight, values } } => add(weight, &[*values]),
+                Operation::Activation { .. }
+                | Operation::Concatenate
+                | Operation::Add
+                | Operation::AveragePool { .. }
+                | Operation::MaxPool { .. }
+                | Operation::Resize { .. } => {}
             }
         }
         weights
@@ -275,7 +372,22 @@ impl Network {
                 Operation::Concatenate => {
                     Shape { channels: first.channels + of(layer.sources[1]).channels, size: first.size }
                 }
-                Operation::InstanceNorm { .. } | Operation::BatchNorm { .. } | Operation::LeakyRelu { .. } => first,
+                Operation::AveragePool { kernel, stride } => {
+                    Shape { size: pooled(first.size, *kernel, *stride, Padding::default()), ..first }
+                }
+                Operation::MaxPool { kernel, stride, padding } => {
+                    Shape { size: pooled(first.size, *kernel, *stride, *padding), ..first }
+                }
+                Operation::Resize { factor, .. } => {
+                    let times = |n: u64, factor: f64| (n as f64 * factor) as u64;
+                    let Size { width, height } = first.size;
+                    Shape { size: Size::new(times(width, factor.width), times(height, factor.height)), ..first }
+                }
+                Operation::InstanceNorm { .. }
+                | Operation::GroupNorm { .. }
+                | Operation::BatchNorm { .. }
+                | Operation::Activation { .. }
+                | Operation::Add => first,
             };
             shapes.push(shape);
         }
@@ -307,6 +419,17 @@ impl Network {
         }
         last
     }
+}
+
+/// Positions of a kernel: `floor((n + 2 * p - k) / s) + 1`, none where it does not fit.
+fn pooled(size: Size, kernel: Extent, stride: Extent, padding: Padding) -> Size {
+    let positions = |n: u64, kernel: usize, stride: usize, padding: usize| {
+        n.saturating_add(2 * padding as u64).checked_sub(kernel as u64).map_or(0, |rest| rest / stride as u64 + 1)
+    };
+    Size::new(
+        positions(size.width, kernel.width, stride.width, padding.width),
+        positions(size.height, kernel.height, stride.height, padding.height),
+    )
 }
 
 #[cfg(test)]
@@ -345,8 +468,26 @@ mod tests {
     }
 
     #[test]
+    fn pools_and_resizing_round_down() {
+        let mut network = Network::new(2);
+        let (two, three) = (Extent { height: 2, width: 2 }, Extent { height: 3, width: 3 });
+        network.push(Operation::AveragePool { kernel: two, stride: Extent { height: 2, width: 1 } }, &[Source::Input]);
+        let padding = Padding { height: 1, width: 1 };
+        network.push(Operation::MaxPool { kernel: three, stride: two, padding }, &[Source::Input]);
+        let factor = Factor { height: 2.0, width: 0.7 };
+        network.push(Operation::Resize { factor, interpolation: Interpolation::Nearest }, &[Source::Input]);
+        network.push(Operation::Add, &[Source::Input, Source::Input]);
+        let weight = "slope".to_owned();
+        network.push(Operation::Activation { function: Function::PRelu { weight, values: 2 } }, &[Source::Input]);
+        let shapes = network.shapes(Size::new(8, 5));
+        let sizes = [(7, 2), (4, 3), (5, 10), (8, 5), (8, 5)].map(|(width, height)| Size::new(width, height));
+        assert_eq!(shapes, sizes.map(|size| Shape { channels: 2, size }));
+        assert_eq!((network.parameters(), network.multiplications(Size::new(8, 5))), (2, 0));
+    }
+
+    #[test]
     #[should_panic(expected = "not been computed yet")]
     fn a_layer_cannot_read_ahead() {
-        Network::new(1).push(Operation::LeakyRelu { slope: 0.0 }, &[Source::Layer(0)]);
+        Network::new(1).push(Operation::Add, &[Source::Input, Source::Layer(0)]);
     }
 }

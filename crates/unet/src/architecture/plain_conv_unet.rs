@@ -7,7 +7,7 @@ use microtome_io::Size;
 use serde::{Deserialize, Serialize};
 
 use super::{Activation, Norm};
-use crate::network::{Affine, Extent, Network, Operation, Source};
+use crate::network::{Affine, Extent, Function, Network, Operation, Source};
 
 /// Parameters of the network. Lists run from the finest stage to the coarsest, but for `decoder_convolutions`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -200,7 +200,10 @@ impl PlainConvUnet {
             Norm::None => {}
         }
         match self.activation {
-            Activation::LeakyRelu { slope } => network.push(Operation::LeakyRelu { slope }, &[at]),
+            Activation::LeakyRelu { slope } => {
+                let function = Function::LeakyRelu { slope };
+                network.push(Operation::Activation { function }, &[at])
+            }
             Activation::None => at,
         }
     }

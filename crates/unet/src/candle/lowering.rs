@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use candle_core::{D, DType, Device, Result, Tensor};
 use microtome_io::Size;
 
-use crate::network::{Extent, Network, Operation, Source};
+use crate::network::{Affine, Extent, Function, Layer, Network, Operation, Shape, Source};
+use crate::taps::{Combination, Separable, Taps};
 use crate::weights::Weight;
 
 /// The network of one fold, ready to run.
@@ -30,8 +31,10 @@ enum Step {
         bias: Option<Tensor>,
         stride: Extent,
     },
-    InstanceNorm {
+    /// Statistics of each channel, or of groups of them.
+    Norm {
         scale: Option<(Tensor, Tensor)>,
+        groups: Option<usize>,
         epsilon: f64,
     },
     /// Batch normalisation with its statistics folded into one factor and one summand.
@@ -39,10 +42,20 @@ enum Step {
         factor: Tensor,
         summand: Tensor,
     },
-    LeakyRelu {
-        slope: f64,
-    },
+    Activation(Curve),
     Concatenate,
+    Add,
+    Separable(Separable),
+}
+
+#[derive(Debug)]
+enum Curve {
+    LeakyRelu(f64),
+    PRelu(Tensor),
+    Silu,
+    Mish,
+    Gelu,
+    GeluTanh,
 }
 
 impl Lowering {
@@ -50,6 +63,7 @@ impl Lowering {
     /// If a weight is missing: they have been matched with the network before.
     pub(super) fn new(
         network: &Network,
+        tile: Size,
         weights: &BTreeMap<String, Weight>,
         dtype: DType,
         device: &Device,
@@ -60,8 +74,15 @@ impl Lowering {
         };
         let place = |tensor: &Tensor, dtype: DType| tensor.to_device(device)?.to_dtype(dtype)?.contiguous();
         let per_channel = |name: &String, dtype: DType| place(&host(name)?.reshape((1, (), 1, 1))?, dtype);
-        let step = |operation: &Operation| -> Result<Step> {
-            Ok(match operation {
+        let scale = |affine: &Option<Affine>| -> Result<Option<(Tensor, Tensor)>> {
+            let pair =
+                |a: &Affine| Result::Ok((per_channel(&a.weight, DType::F32)?, per_channel(&a.bias, DType::F32)?));
+            affine.as_ref().map(pair).transpose()
+        };
+        let layers = network.layers();
+        let shapes = network.shapes(tile);
+        let step = |(layer, to): (&Layer, &Shape)| -> Result<Step> {
+            Ok(match &layer.operation {
                 Operation::Convolution { weight, bias, kernel, stride, .. } => Step::Convolution {
                     weight: place(&host(weight)?, dtype)?,
                     bias: bias.as_ref().map(|b| per_channel(b, dtype)).transpose()?,
@@ -76,13 +97,12 @@ impl Lowering {
                         stride: *stride,
                     }
                 }
-                Operation::InstanceNorm { affine, epsilon, .. } => Step::InstanceNorm {
-                    scale: affine
-                        .as_ref()
-                        .map(|a| Result::Ok((per_channel(&a.weight, DType::F32)?, per_channel(&a.bias, DType::F32)?)))
-                        .transpose()?,
-                    epsilon: *epsilon,
-                },
+                Operation::InstanceNorm { affine, epsilon, .. } => {
+                    Step::Norm { scale: scale(affine)?, groups: None, epsilon: *epsilon }
+                }
+                Operation::GroupNorm { affine, groups, epsilon, .. } => {
+                    Step::Norm { scale: scale(affine)?, groups: Some(*groups), epsilon: *epsilon }
+                }
                 Operation::BatchNorm { mean, variance, affine, epsilon, .. } => {
                     let mut factor = (per_channel(variance, DType::F32)? + *epsilon)?.sqrt()?.recip()?;
                     let mean = per_channel(mean, DType::F32)?;
@@ -95,13 +115,27 @@ impl Lowering {
                     }
                     Step::Affine { factor: place(&factor, dtype)?, summand: place(&summand, dtype)? }
                 }
-                Operation::LeakyRelu { slope } => Step::LeakyRelu { slope: *slope },
+                Operation::Activation { function } => Step::Activation(match function {
+                    Function::LeakyRelu { slope } => Curve::LeakyRelu(*slope),
+                    Function::PRelu { weight, .. } => Curve::PRelu(per_channel(weight, dtype)?),
+                    Function::Silu => Curve::Silu,
+                    Function::Mish => Curve::Mish,
+                    Function::Gelu => Curve::Gelu,
+                    Function::GeluTanh => Curve::GeluTanh,
+                }),
                 Operation::Concatenate => Step::Concatenate,
+                Operation::Add => Step::Add,
+                operation @ (Operation::AveragePool { .. } | Operation::MaxPool { .. } | Operation::Resize { .. }) => {
+                    let from = match layer.sources[0] {
+                        Source::Input => tile,
+                        Source::Layer(i) => shapes[i].size,
+                    };
+                    Step::Separable(Separable::new(operation, from, to.size).expect("it is one of these"))
+                }
             })
         };
-        let layers = network.layers();
         Ok(Self {
-            steps: layers.iter().map(|l| step(&l.operation)).collect::<Result<_>>()?,
+            steps: layers.iter().zip(&shapes).map(step).collect::<Result<_>>()?,
             sources: layers.iter().map(|l| l.sources.clone()).collect(),
             last_reads: network.last_reads(),
         })
@@ -148,12 +182,66 @@ impl Step {
                     None => Ok(y),
                 }
             }
-            Self::InstanceNorm { scale, epsilon } => instance_norm(x, scale.as_ref(), *epsilon),
+            Self::Norm { scale, groups, epsilon } => normalize(x, scale.as_ref(), *groups, *epsilon),
             Self::Affine { factor, summand } => x.broadcast_mul(factor)?.broadcast_add(summand),
-            Self::LeakyRelu { slope } => candle_nn::ops::leaky_relu(x, *slope),
+            Self::Activation(curve) => curve.run(x),
             Self::Concatenate => Tensor::cat(&[x, &sources[1]], 1),
+            Self::Add => x + &sources[1],
+            Self::Separable(Separable { combination, rows, columns }) => {
+                combine(&combine(x, rows, *combination, 2)?, columns, *combination, 3)
+            }
         }
     }
+}
+
+impl Curve {
+    fn run(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::LeakyRelu(slope) => candle_nn::ops::leaky_relu(x, *slope),
+            Self::PRelu(slopes) => {
+                let positive = x.relu()?;
+                let negative = (x - &positive)?.broadcast_mul(slopes)?;
+                positive + negative
+            }
+            Self::Silu => x.silu(),
+            Self::Mish => mish(x),
+            Self::Gelu => x.gelu_erf(),
+            Self::GeluTanh => x.gelu(),
+        }
+    }
+}
+
+/// `tanh(ln(1 + e))` is `n / (n + 2)` with `n = e * (e + 2)` and `e = exp(x)`; from 20 on that is 1 in f32.
+fn mish(x: &Tensor) -> Result<Tensor> {
+    let wide = x.to_dtype(DType::F32)?;
+    let e = wide.minimum(20.0)?.exp()?;
+    let n = (&e * (&e + 2.0)?)?;
+    let ratio = (&n / (&n + 2.0)?)?;
+    (wide * ratio)?.to_dtype(x.dtype())
+}
+
+/// One axis of pooling or resizing, in f32 where there are weights.
+fn combine(x: &Tensor, taps: &Taps, combination: Combination, axis: usize) -> Result<Tensor> {
+    let outputs = taps.positions.len() / taps.each;
+    let mut extents = [1; 4];
+    extents[axis] = outputs;
+    let mut all: Option<Tensor> = None;
+    for tap in 0..taps.each {
+        let positions: Vec<u32> = taps.positions.iter().skip(tap).step_by(taps.each).map(|p| *p as u32).collect();
+        let taken = x.index_select(&Tensor::new(positions, x.device())?, axis)?;
+        let weights: Vec<f32> = taps.weights.iter().skip(tap).step_by(taps.each).copied().collect();
+        let taken = if weights.iter().all(|w| *w == 1.0) {
+            taken
+        } else {
+            taken.to_dtype(DType::F32)?.broadcast_mul(&Tensor::from_vec(weights, &extents, x.device())?)?
+        };
+        all = Some(match (all, combination) {
+            (None, _) => taken,
+            (Some(all), Combination::Sum) => (all + taken)?,
+            (Some(all), Combination::Maximum) => all.maximum(&taken)?,
+        });
+    }
+    all.unwrap_or_else(|| x.clone()).to_dtype(x.dtype())
 }
 
 /// Zero padding of `(k - 1) / 2`. candle knows one padding and one stride for both axes; where they differ, padding becomes explicit
@@ -183,18 +271,27 @@ fn upsample(x: &Tensor, matrix: &Tensor, stride: Extent) -> Result<Tensor> {
 }
 
 /// In f32 whatever the precision. Sums run first along rows, then over rows, so that no long sum loses small summands.
-fn instance_norm(x: &Tensor, scale: Option<&(Tensor, Tensor)>, epsilon: f64) -> Result<Tensor> {
+fn normalize(x: &Tensor, scale: Option<&(Tensor, Tensor)>, groups: Option<usize>, epsilon: f64) -> Result<Tensor> {
     let dtype = x.dtype();
-    let x = x.to_dtype(DType::F32)?;
+    let shape = x.dims4()?;
+    let (n, channels, height, width) = shape;
+    let groups = groups.unwrap_or(channels);
+    let x = x.to_dtype(DType::F32)?.reshape((n, groups, channels / groups * height, width))?;
     let mean = |t: &Tensor| t.mean_keepdim(D::Minus1)?.mean_keepdim(D::Minus2);
     let centred = x.broadcast_sub(&mean(&x)?)?;
     let variance = mean(&centred.sqr()?)?;
     let factor = (variance + epsilon)?.sqrt()?.recip()?;
     let y = match scale {
-        Some((weight, bias)) => centred.broadcast_mul(&factor.broadcast_mul(weight)?)?.broadcast_add(bias)?,
+        // One product in place of two where a group is a channel.
+        Some((weight, bias)) if groups == channels => {
+            centred.broadcast_mul(&factor.broadcast_mul(weight)?)?.broadcast_add(bias)?
+        }
+        Some((weight, bias)) => {
+            centred.broadcast_mul(&factor)?.reshape(shape)?.broadcast_mul(weight)?.broadcast_add(bias)?
+        }
         None => centred.broadcast_mul(&factor)?,
     };
-    y.to_dtype(dtype)
+    y.reshape(shape)?.to_dtype(dtype)
 }
 
 /// Bytes that one forward over one tile needs at its widest: what waits to be read, the layer's input and output, and its scratch.
@@ -209,12 +306,16 @@ pub(super) fn activation_bytes(network: &Network, tile: Size, width: u64) -> u64
         // candle's operations are not fused: bias, normalisation and activation each hold their operands and result,
         // and a convolution copies its input channels-last.
         let scratch = match &layer.operation {
-            Operation::Convolution { .. } | Operation::InstanceNorm { .. } | Operation::LeakyRelu { .. } => {
-                output.saturating_mul(2).max(match layer.sources[0] {
-                    Source::Input => input,
-                    Source::Layer(s) => shapes[s].elements(),
-                })
-            }
+            Operation::Convolution { .. }
+            | Operation::InstanceNorm { .. }
+            | Operation::GroupNorm { .. }
+            | Operation::Activation { .. }
+            | Operation::AveragePool { .. }
+            | Operation::MaxPool { .. }
+            | Operation::Resize { .. } => output.saturating_mul(2).max(match layer.sources[0] {
+                Source::Input => input,
+                Source::Layer(s) => shapes[s].elements(),
+            }),
             _ => output,
         };
         most = most.max(input.saturating_add(waiting).saturating_add(output).saturating_add(scratch));

@@ -36,7 +36,7 @@ pub(crate) fn ensemble(model: &Model, execution: &Execution, device: &Device) ->
     };
     let (network, tile) = (model.network(), model.card().tile);
     let lower = |fold: &Fold| -> Result<CandleNetwork> {
-        let lowering = Lowering::new(&network, &fold.weights, dtype, device)?;
+        let lowering = Lowering::new(&network, tile, &fold.weights, dtype, device)?;
         Ok(CandleNetwork { lowering, channels: network.channels(), tile, device: device.clone(), dtype })
     };
     let folds = model.folds().iter().map(lower).collect::<Result<Vec<_>>>()?;
@@ -56,4 +56,20 @@ impl Engine for CandleNetwork {
         let input = input.to_device(&self.device)?.to_dtype(self.dtype)?;
         Ok(self.lowering.forward(&input)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?)
     }
+}
+
+/// Logits of any network, to compare with.
+///
+/// # Errors
+/// If candle fails.
+#[cfg(test)]
+pub(crate) fn run_on_cpu(
+    network: &crate::Network,
+    tile: Size,
+    weights: &std::collections::BTreeMap<String, crate::weights::Weight>,
+    input: &[f32],
+) -> Result<Vec<f32>> {
+    let (device, dtype) = (Device::Cpu, DType::F32);
+    let lowering = Lowering::new(network, tile, weights, dtype, &device)?;
+    CandleNetwork { lowering, channels: network.channels(), tile, device, dtype }.forward(input)
 }

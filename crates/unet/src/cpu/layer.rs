@@ -19,9 +19,9 @@ pub(super) struct Operand {
     pub(super) place: Range<usize>,
     pub(super) channels: usize,
     pub(super) size: Size,
-    /// Where among the factors and summands.
+    /// Where among the factors, summands and slopes: those of its normalisation, and those of its activation.
     pub(super) affine: Option<Range<usize>>,
-    pub(super) slope: f32,
+    pub(super) slopes: Option<Range<usize>>,
 }
 
 impl Operand {
@@ -31,7 +31,33 @@ impl Operand {
             channels: self.channels,
             size: self.size,
             affine: self.affine.clone().map(|range| &affines[range]),
-            slope: self.slope,
+            slopes: self.slopes.clone().map(|range| &affines[range]),
+        }
+    }
+}
+
+/// All tensors but the one that is being written.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Others<'a> {
+    before: &'a [f32],
+    /// Where the rest begins.
+    end: usize,
+    after: &'a [f32],
+}
+
+impl<'a> Others<'a> {
+    /// Takes one tensor out of the arena.
+    pub(super) fn split(arena: &'a mut [f32], output: &Range<usize>) -> (Self, &'a mut [f32]) {
+        let (before, rest) = arena.split_at_mut(output.start);
+        let (written, after) = rest.split_at_mut(output.len());
+        (Self { before, end: output.end, after }, written)
+    }
+
+    /// The values of a tensor.
+    pub(super) fn get(self, place: &Range<usize>) -> &'a [f32] {
+        match place.start.checked_sub(self.end) {
+            Some(start) => &self.after[start..][..place.len()],
+            None => &self.before[place.clone()],
         }
     }
 }
@@ -41,7 +67,7 @@ impl Operand {
 pub(super) struct Memory<'a> {
     /// All tensors.
     pub(super) arena: &'a mut [f32],
-    /// Factors and summands of all normalisations.
+    /// Factors, summands and slopes of all views.
     pub(super) affines: &'a [f32],
     pub(super) scratch: &'a mut [f32],
     /// Of the tensor that is written, if they are wanted.

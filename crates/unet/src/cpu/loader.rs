@@ -16,8 +16,8 @@ pub(super) struct Source<'a> {
     pub(super) size: Size,
     /// Factors of all channels, then summands of all channels; none where nothing is to be done.
     pub(super) affine: Option<&'a [f32]>,
-    /// Factor for negative values; 1 leaves them.
-    pub(super) slope: f32,
+    /// A factor for negative values for each channel; none where they stay.
+    pub(super) slopes: Option<&'a [f32]>,
 }
 
 /// The pixels that are read: rows one after the other, columns every `step` pixels, once for each of `phases` first columns.
@@ -61,14 +61,17 @@ pub(super) fn load(
     let words = block.words();
     let Channels { first, count } = channels;
     let blocks = count.div_ceil(words);
-    let mut affine = [[0.0; MOST_CHANNELS]; 2];
-    let slopes = [source.slope; MOST_CHANNELS];
+    let [mut factors, mut summands, mut slopes] = [[0.0; MOST_CHANNELS]; 3];
     match source.affine {
         Some(values) => {
-            affine[0][..count].copy_from_slice(&values[first..][..count]);
-            affine[1][..count].copy_from_slice(&values[source.channels + first..][..count]);
+            factors[..count].copy_from_slice(&values[first..][..count]);
+            summands[..count].copy_from_slice(&values[source.channels + first..][..count]);
         }
-        None => affine[0][..count].fill(1.0),
+        None => factors[..count].fill(1.0),
+    }
+    match source.slopes {
+        Some(values) => slopes[..count].copy_from_slice(&values[first..][..count]),
+        None => slopes[..count].fill(1.0),
     }
     let (width, height) = (source.size.width as usize, source.size.height as usize);
     let each_block = |target: &mut [f32], at: usize, length: usize| {
@@ -103,8 +106,8 @@ pub(super) fn load(
                         channels: count,
                         target: &mut target[at + before * words..],
                         plane,
-                        factors: &affine[0][..blocks * words],
-                        summands: &affine[1][..blocks * words],
+                        factors: &factors[..blocks * words],
+                        summands: &summands[..blocks * words],
                         slopes: &slopes[..blocks * words],
                     },
                 );

@@ -12,7 +12,7 @@ use crate::architecture::{Activation, Norm, PlainConvUnet};
 use crate::ensemble::Ensemble;
 use crate::model::tests::random;
 use crate::model::{Model, ModelOptions};
-use crate::network::Extent;
+use crate::network::{Extent, Factor, Function, Interpolation, Operation, Padding, Source};
 use crate::{Architecture, Execution, Mirroring, candle, ensemble};
 
 /// The network that nnU-Net 2 plans for large 2D images.
@@ -142,6 +142,55 @@ fn profile(name: &str, model: &Model, arithmetic: Arithmetic, passes: usize) {
             100.0 * time / all,
             2e-6 * products / time
         );
+    }
+}
+
+/// What is no convolution, on 32 channels at 512 x 512 that a convolution, an instance norm and a leaky ReLU come from.
+#[test]
+#[ignore = "a measurement"]
+fn measure_writes() {
+    let (channels, tile, two) = (32, Size::new(512, 512), Extent { height: 2, width: 2 });
+    let up = |interpolation| Operation::Resize { factor: Factor { height: 2.0, width: 2.0 }, interpolation };
+    let activation = |function| Operation::Activation { function };
+    for (name, operation) in [
+        ("residual add", Operation::Add),
+        ("average pool", Operation::AveragePool { kernel: two, stride: two }),
+        ("max pool", Operation::MaxPool { kernel: two, stride: two, padding: Padding::default() }),
+        ("nearest", up(Interpolation::Nearest)),
+        ("bilinear", up(Interpolation::Bilinear)),
+        ("SiLU", activation(Function::Silu)),
+        ("Mish", activation(Function::Mish)),
+        ("GELU", activation(Function::Gelu)),
+    ] {
+        let mut network = Network::new(channels);
+        let convolution = Operation::Convolution {
+            weight: "weight".into(),
+            bias: None,
+            input: channels,
+            output: channels,
+            kernel: Extent::ONE,
+            stride: Extent::ONE,
+        };
+        let at = network.push(convolution, &[Source::Input]);
+        let at = network.push(Operation::InstanceNorm { affine: None, channels, epsilon: 1e-5 }, &[at]);
+        let bent = network.push(activation(Function::LeakyRelu { slope: 0.01 }), &[at]);
+        let sources = if operation == Operation::Add { vec![at, bent] } else { vec![bent] };
+        network.push(operation, &sources);
+        let weight = Weight { shape: vec![channels, channels, 1, 1], values: vec![0.1; channels * channels].into() };
+        let weights = BTreeMap::from([("weight".to_owned(), weight)]);
+        for set in InstructionSet::available() {
+            let packed = PackedNetwork::new(Arc::new(Plan::new(&network, tile, set, Arithmetic::Exact)), &weights);
+            let mut workspace = packed.plan.workspace();
+            packed.run(&vec![0.5; tile.area() as usize * channels], &mut workspace);
+            let last = packed.plan.layers.len() - 1;
+            let mut least = f64::MAX;
+            for _ in 0..9 {
+                let started = Instant::now();
+                packed.step(last, &mut workspace);
+                least = least.min(started.elapsed().as_secs_f64() * 1e3);
+            }
+            println!("{name:14} {set:9} {least:7.2} ms");
+        }
     }
 }
 

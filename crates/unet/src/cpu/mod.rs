@@ -5,16 +5,19 @@
 //! shape and the instruction set alone; so the same plan gives the same bits whatever runs beside it. Folds share the plan; each
 //! packs its weights in the order in which the kernels read them.
 //!
-//! Tensors lie channels last and hold what a convolution has written, before any normalisation. The next convolution's loader
+//! Tensors lie channels last and hold what a step has written, before any normalisation. The next convolution's loader
 //! normalises, bends, pads and joins while it copies rows into a scratch that second-level caches hold, in blocks of 4, 8 or 16 channels;
 //! kernels then compute a few neighbouring pixels of up to two vectors of output channels in registers, and sum what the next
 //! normalisation needs on the way out. A layer of up to half a vector of channels is computed with neighbouring lanes sharing a channel.
 //!
+//! What is no convolution and cannot be part of a loader (residual sums, curved activations, pooling, resizing) goes through memory once,
+//! a strip or a row at a time ([`elementwise`], [`neighbours`]), with the same reading and the same statistics.
+//!
 //! One forward pass runs on one thread; passes run side by side, each in a [`Workspace`] of its own.
 
 mod buffer;
-mod copy;
 mod direct;
+mod elementwise;
 mod instructions;
 mod kernel;
 mod layer;
@@ -22,7 +25,10 @@ mod loader;
 #[cfg(test)]
 mod measurements;
 mod moments;
+mod neighbours;
+mod planes;
 mod program;
+mod strip;
 #[cfg(test)]
 mod tests;
 mod winograd;
@@ -33,12 +39,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use buffer::Buffer;
 use direct::Direct;
+use elementwise::Elementwise;
 pub(crate) use instructions::InstructionSet;
 use kernel::Kernels;
 use layer::{Memory, Operand, Packed, Values};
-use loader::Source;
 use moments::Moments;
-use program::{Normalization, Program, Rule, Step, View};
+use neighbours::Neighbours;
+use program::{Bend, Map, Normalization, Program, Rule, Slope, Step, View};
 use winograd::Winograd;
 
 use crate::ensemble::Engine;
@@ -55,8 +62,9 @@ pub(crate) struct Plan {
     /// Where the network's input lies in the arena.
     input: Range<usize>,
     result: Vec<Operand>,
-    /// Where each normalisation's factors and summands lie.
+    /// Where each normalisation's factors and summands lie, then where each activation's slopes do.
     affines: Vec<Range<usize>>,
+    slopes: Vec<Range<usize>>,
     arena: usize,
     scratch: usize,
     idle: Mutex<Vec<Workspace>>,
@@ -74,7 +82,8 @@ struct Layer {
 enum Algorithm {
     Direct(Direct),
     Winograd(Winograd),
-    Copy,
+    Elementwise(Elementwise),
+    Neighbours(Neighbours),
 }
 
 /// The memory of one forward pass, allocated once and used again.
@@ -96,14 +105,15 @@ impl Plan {
         let kernels = Kernels::of(set);
         let program = Program::new(network, tile);
         let (places, arena) = program.places();
-        let mut affines = Vec::with_capacity(program.normalizations.len());
         let mut end = 0;
-        for normalization in &program.normalizations {
-            affines.push(end..end + 2 * normalization.channels);
-            end += 2 * normalization.channels;
-        }
+        let mut next = |length: usize| {
+            end += length;
+            end - length..end
+        };
+        let affines: Vec<Range<usize>> = program.normalizations.iter().map(|n| next(2 * n.channels)).collect();
+        let slopes: Vec<Range<usize>> = program.bends.iter().map(|b| next(b.channels)).collect();
         let range = |t: usize| places[t]..places[t] + program.tensors[t].shape.elements() as usize;
-        let operands = |view: &View| -> Vec<Operand> {
+        let operands = |views: &[View]| -> Vec<Operand> {
             let operand = |part: &program::Part| {
                 let shape = program.tensors[part.tensor].shape;
                 Operand {
@@ -111,17 +121,16 @@ impl Plan {
                     channels: shape.channels,
                     size: shape.size,
                     affine: part.normalization.map(|n| affines[n].clone()),
-                    slope: part.slope.unwrap_or(1.0),
+                    slopes: part.bend.map(|b| slopes[b].clone()),
                 }
             };
-            view.parts.iter().map(operand).collect()
+            views.iter().flat_map(|v| &v.parts).map(operand).collect()
         };
         let layer = |step: &Step| {
-            let operands = operands(step.view());
+            let operands = operands(step.views());
             let parts: Vec<usize> = operands.iter().map(|o| o.channels).collect();
             let size = program.tensors[step.output()].shape.size;
             let algorithm = match step {
-                Step::Copy { .. } => Algorithm::Copy,
                 Step::Convolve { convolution, .. } => {
                     if arithmetic == Arithmetic::Fast && Winograd::pays(convolution, &parts, size) {
                         Algorithm::Winograd(Winograd::new(kernels, convolution, &parts, size))
@@ -129,24 +138,34 @@ impl Plan {
                         Algorithm::Direct(Direct::new(kernels, convolution, &parts, size))
                     }
                 }
+                Step::Write { map: Map::Separable(taps), .. } => {
+                    Algorithm::Neighbours(Neighbours::new(&operands, taps.clone()))
+                }
+                Step::Write { map, views, .. } => {
+                    let curve = if let Map::Curve(curve) = map { Some(*curve) } else { None };
+                    let output = range(step.output());
+                    Algorithm::Elementwise(Elementwise::new(&operands, views[0].parts.len(), curve, &output))
+                }
             };
             Layer { operands, output: range(step.output()), algorithm }
         };
         let layers: Vec<Layer> = program.steps.iter().map(layer).collect();
-        let result = operands(&program.result);
+        let result = operands(std::slice::from_ref(&program.result));
         let scratch = layers.iter().map(|l| l.algorithm.scratch()).max().unwrap_or(0);
         let input = range(0);
-        Self { kernels, program, layers, input, result, affines, arena, scratch, idle: Mutex::default() }
+        Self { kernels, program, layers, input, result, affines, slopes, arena, scratch, idle: Mutex::default() }
     }
 
     /// Bytes that one forward pass works in, besides its input and its result.
     pub(crate) fn bytes(&self) -> u64 {
-        let affines = self.affines.last().map_or(0, |a| a.end) * size_of::<f32>();
+        let affines = self.coefficients() * size_of::<f32>();
         let moments = self.most_channels() * size_of::<Moments>();
-        let copied = self.program.steps.iter().filter(|s| matches!(s, Step::Copy { .. }));
-        let copied = copied.map(|s| self.program.tensors[s.output()].shape.elements()).max().unwrap_or(0);
-        let copied = copied * size_of::<f32>() as u64;
-        Buffer::bytes(self.arena) + Buffer::bytes(self.scratch) + (affines + moments) as u64 + copied
+        Buffer::bytes(self.arena) + Buffer::bytes(self.scratch) + (affines + moments) as u64
+    }
+
+    /// Factors, summands and slopes of all views.
+    fn coefficients(&self) -> usize {
+        self.affines.iter().chain(&self.slopes).last().map_or(0, |last| last.end)
     }
 
     fn most_channels(&self) -> usize {
@@ -173,7 +192,8 @@ impl Algorithm {
         match self {
             Self::Direct(direct) => direct.scratch(),
             Self::Winograd(winograd) => winograd.scratch(),
-            Self::Copy => 0,
+            Self::Elementwise(elementwise) => elementwise.scratch(),
+            Self::Neighbours(neighbours) => neighbours.scratch(),
         }
     }
 }
@@ -184,7 +204,7 @@ pub(crate) struct PackedNetwork {
     plan: Arc<Plan>,
     /// For each step; none for those that have no weights.
     layers: Vec<Option<Packed>>,
-    /// Factors and summands of all normalisations; those that depend on the tile are filled in during a forward pass.
+    /// Factors, summands and slopes of all views; those that depend on the tile are filled in during a forward pass.
     affines: Vec<f32>,
     /// Factor and summand of each normalisation after statistics are divided out, if it has them.
     scales: Vec<Option<(Vec<f32>, Vec<f32>)>>,
@@ -209,15 +229,26 @@ impl PackedNetwork {
         let rules = plan.program.normalizations.iter().map(|n| &n.rule);
         let scales: Vec<_> = rules
             .map(|rule| match rule {
-                Rule::Instance { affine, .. } | Rule::Batch { affine, .. } => scale(affine),
+                Rule::Instance { affine, .. } | Rule::Group { affine, .. } | Rule::Batch { affine, .. } => {
+                    scale(affine)
+                }
             })
             .collect();
-        let mut affines = vec![0.0; plan.affines.last().map_or(0, |a| a.end)];
+        let mut affines = vec![0.0; plan.coefficients()];
         for ((normalization, range), scale) in plan.program.normalizations.iter().zip(&plan.affines).zip(&scales) {
             if let Rule::Batch { mean, variance, epsilon, .. } = &normalization.rule {
                 let (mean, variance) = (values(mean), values(variance));
                 let statistics = |c: usize| (f64::from(mean[c]), f64::from(variance[c]));
                 fill(&mut affines[range.clone()], *epsilon, scale.as_ref(), statistics);
+            }
+        }
+        for (Bend { slope, .. }, range) in plan.program.bends.iter().zip(&plan.slopes) {
+            match slope {
+                Slope::Constant(slope) => affines[range.clone()].fill(*slope),
+                Slope::Weight { name, first } => match &*weights[name].values {
+                    [slope] => affines[range.clone()].fill(*slope),
+                    slopes => affines[range.clone()].copy_from_slice(&slopes[*first..][..range.len()]),
+                },
             }
         }
         Self { plan, layers, affines, scales }
@@ -236,7 +267,7 @@ impl PackedNetwork {
         workspace.affines.extend_from_slice(&self.affines);
         workspace.arena[plan.input.clone()].copy_from_slice(input);
         (0..plan.layers.len()).for_each(|index| self.step(index, workspace));
-        copy::planes(&sources(&plan.result, &workspace.arena, &workspace.affines))
+        planes::planes(plan.result.iter().map(|o| o.source(&workspace.arena, &workspace.affines)))
     }
 
     /// Writes one tensor, and what follows from its statistics.
@@ -259,14 +290,9 @@ impl PackedNetwork {
             (Algorithm::Winograd(winograd), Some(packed)) => {
                 winograd.run(plan.kernels, packed, &layer.operands, &layer.output, &mut memory);
             }
-            _ => {
-                let mut values = Vec::with_capacity(layer.output.len());
-                copy::channels_last(&sources(&layer.operands, arena, affines), &mut values);
-                if tensor.statistics {
-                    copy::measure(&values, moments);
-                }
-                arena[layer.output.clone()].copy_from_slice(&values);
-            }
+            (Algorithm::Elementwise(step), _) => step.run(plan.kernels, &layer.operands, &layer.output, &mut memory),
+            (Algorithm::Neighbours(step), _) => step.run(plan.kernels, &layer.operands, &layer.output, &mut memory),
+            (Algorithm::Direct(_) | Algorithm::Winograd(_), None) => unreachable!("convolutions have weights"),
         }
         if tensor.statistics {
             self.normalize(written, moments, affines);
@@ -282,14 +308,18 @@ impl PackedNetwork {
                     let statistics = |c: usize| moments[c].mean_and_variance();
                     fill(&mut affines[range.clone()], *epsilon, scale.as_ref(), statistics);
                 }
+                Rule::Group { tensor, groups, epsilon, .. } if *tensor == written => {
+                    let channels = moments.len() / groups;
+                    let statistics = |c: usize| {
+                        let group = &moments[c / channels * channels..][..channels];
+                        group.iter().fold(Moments::default(), |all, m| all.merged(m)).mean_and_variance()
+                    };
+                    fill(&mut affines[range.clone()], *epsilon, scale.as_ref(), statistics);
+                }
                 _ => {}
             }
         }
     }
-}
-
-fn sources<'a>(operands: &[Operand], arena: &'a [f32], affines: &'a [f32]) -> Vec<Source<'a>> {
-    operands.iter().map(|o| o.source(arena, affines)).collect()
 }
 
 /// `(x - mean) / sqrt(variance + epsilon) * weight + bias` as a factor and a summand per channel.

@@ -20,17 +20,24 @@ impl Moments {
     }
 
     /// Adds so many values, given as sums of differences from a pivot and of their squares.
-    ///
-    /// Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances" (1979).
     pub(super) fn add(&mut self, values: usize, pivot: f32, sum: f64, squares: f64) {
         let n = values as f64;
         let mean = f64::from(pivot) + sum / n;
         let deviations = (squares - sum * sum / n).max(0.0);
-        let count = self.count + n;
-        let delta = mean - self.mean;
-        self.mean += delta * (n / count);
-        self.deviations += deviations + delta * delta * (self.count * n / count);
-        self.count = count;
+        *self = self.merged(&Self { count: n, mean, deviations });
+    }
+
+    /// Both together.
+    ///
+    /// Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances" (1979).
+    pub(super) fn merged(&self, other: &Self) -> Self {
+        let count = self.count + other.count;
+        let delta = other.mean - self.mean;
+        Self {
+            count,
+            mean: self.mean + delta * (other.count / count),
+            deviations: self.deviations + (other.deviations + delta * delta * (self.count * other.count / count)),
+        }
     }
 
     /// Mean and biased variance.

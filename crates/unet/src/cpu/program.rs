@@ -1,10 +1,13 @@
 //! From a network's layers to the steps that the CPU takes.
 //!
-//! Normalisation, activation and concatenation are no steps of their own: they become part of how the next convolution reads its input.
-//! What a layer reads is therefore a [`View`]: tensors in memory, one after the other, each through a factor and a summand per channel
-//! and a leaky ReLU. Only where a network asks for something that no view can express is a view written out ([`Step::Copy`]).
+//! Normalisation, activation by two slopes and concatenation are no steps of their own: they become part of how the next step reads
+//! its input. What a step reads is therefore a [`View`]: tensors in memory, one after the other, each through a factor and a summand per
+//! channel and a slope for what is negative then. Where a network asks for something that no view can express, a tensor is written
+//! ([`Step::Write`]): sums of views, curved activations, pooling, resizing, and views of views.
 
-use crate::network::{Affine, Extent, Network, Operation, Shape, Source};
+use super::kernel::Curve;
+use crate::network::{Affine, Extent, Function, Network, Operation, Shape, Source};
+use crate::taps::Separable;
 
 /// A tensor in memory: channels last, so that a pixel's channels lie together.
 #[derive(Debug, Clone)]
@@ -14,6 +17,8 @@ pub(super) struct Tensor {
     pub(super) statistics: bool,
     /// Indices of the first and the last step that need it.
     pub(super) life: (usize, usize),
+    /// The tensor in whose memory it is written, value by value as that one is read.
+    pub(super) over: Option<usize>,
 }
 
 /// What a layer reads: the channels of its parts, one after the other.
@@ -28,8 +33,14 @@ pub(super) struct Part {
     pub(super) tensor: usize,
     /// Index of the normalisation whose factors and summands come first.
     pub(super) normalization: Option<usize>,
-    /// The factor for negative values, after the normalisation.
-    pub(super) slope: Option<f32>,
+    /// Index of the slopes for negative values, after the normalisation.
+    pub(super) bend: Option<usize>,
+}
+
+impl Part {
+    fn whole(tensor: usize) -> Self {
+        Self { tensor, normalization: None, bend: None }
+    }
 }
 
 /// Where the factors and summands of a normalisation come from. Weights are named.
@@ -37,6 +48,8 @@ pub(super) struct Part {
 pub(super) enum Rule {
     /// From the statistics of a tensor.
     Instance { tensor: usize, affine: Option<Affine>, epsilon: f64 },
+    /// From the statistics of so many groups of a tensor's channels.
+    Group { tensor: usize, groups: usize, affine: Option<Affine>, epsilon: f64 },
     /// From training.
     Batch { mean: String, variance: String, affine: Option<Affine>, epsilon: f64 },
 }
@@ -48,31 +61,51 @@ pub(super) struct Normalization {
     pub(super) channels: usize,
 }
 
+/// Where the slopes for negative values come from.
+#[derive(Debug, Clone)]
+pub(super) enum Slope {
+    /// The same for all channels.
+    Constant(f32),
+    /// A weight of one value, or a part of one with a value per channel, from this one on.
+    Weight { name: String, first: usize },
+}
+
+/// Slopes of so many channels.
+#[derive(Debug, Clone)]
+pub(super) struct Bend {
+    pub(super) slope: Slope,
+    pub(super) channels: usize,
+}
+
+/// What is written where no convolution is.
+#[derive(Debug, Clone)]
+pub(super) enum Map {
+    /// The sum of one or two views.
+    Sum,
+    /// A function of each value of a view.
+    Curve(Curve),
+    /// Neighbours, combined.
+    Separable(Separable),
+}
+
 /// One step: a tensor is written.
 #[derive(Debug, Clone)]
 pub(super) enum Step {
-    Convolve {
-        view: View,
-        output: usize,
-        convolution: Convolution,
-    },
-    /// The view, written out.
-    Copy {
-        view: View,
-        output: usize,
-    },
+    Convolve { view: View, output: usize, convolution: Convolution },
+    Write { map: Map, views: Vec<View>, output: usize },
 }
 
 impl Step {
-    pub(super) fn view(&self) -> &View {
+    pub(super) fn views(&self) -> &[View] {
         match self {
-            Self::Convolve { view, .. } | Self::Copy { view, .. } => view,
+            Self::Convolve { view, .. } => std::slice::from_ref(view),
+            Self::Write { views, .. } => views,
         }
     }
 
     pub(super) fn output(&self) -> usize {
         match self {
-            Self::Convolve { output, .. } | Self::Copy { output, .. } => *output,
+            Self::Convolve { output, .. } | Self::Write { output, .. } => *output,
         }
     }
 }
@@ -104,6 +137,7 @@ pub(super) struct Program {
     /// The first is the network's input.
     pub(super) tensors: Vec<Tensor>,
     pub(super) normalizations: Vec<Normalization>,
+    pub(super) bends: Vec<Bend>,
     pub(super) steps: Vec<Step>,
     /// The logits.
     pub(super) result: View,
@@ -112,13 +146,18 @@ pub(super) struct Program {
 impl Program {
     pub(super) fn new(network: &Network, tile: microtome_io::Size) -> Self {
         let shapes = network.shapes(tile);
-        let input =
-            Tensor { shape: Shape { channels: network.channels(), size: tile }, statistics: false, life: (0, 0) };
+        let input = Tensor {
+            shape: Shape { channels: network.channels(), size: tile },
+            statistics: false,
+            life: (0, 0),
+            over: None,
+        };
         let mut program = Self {
             tensors: vec![input],
             normalizations: Vec::new(),
+            bends: Vec::new(),
             steps: Vec::new(),
-            result: View { parts: vec![Part { tensor: 0, normalization: None, slope: None }] },
+            result: View { parts: vec![Part::whole(0)] },
         };
         let input = program.result.clone();
         let mut views: Vec<View> = Vec::with_capacity(shapes.len());
@@ -169,28 +208,34 @@ impl Program {
                     };
                     program.normalize(view, Normalization { rule, channels: *channels })
                 }
-                Operation::LeakyRelu { slope } => {
-                    let view = if view.parts.iter().any(|p| p.slope.is_some()) {
-                        program.write_out(view, shapes[index])
-                    } else {
-                        view
-                    };
-                    let bend = |p: &Part| Part { slope: Some(*slope as f32), ..*p };
-                    View { parts: view.parts.iter().map(bend).collect() }
+                Operation::GroupNorm { affine, groups, channels, epsilon } => {
+                    let (view, tensor) = program.plain(view, shapes[index]);
+                    program.tensors[tensor].statistics = true;
+                    let (affine, epsilon) = (affine.clone(), *epsilon);
+                    let rule = Rule::Group { tensor, groups: *groups, affine, epsilon };
+                    program.normalize(view, Normalization { rule, channels: *channels })
                 }
+                Operation::Activation { function } => program.activate(view, shapes[index], function),
                 Operation::Concatenate => View { parts: [view.parts, read(layer.sources[1]).parts].concat() },
+                Operation::Add => program.write(Map::Sum, vec![view, read(layer.sources[1])], shapes[index]),
+                operation @ (Operation::AveragePool { .. } | Operation::MaxPool { .. } | Operation::Resize { .. }) => {
+                    let from = program.tensors[view.parts[0].tensor].shape.size;
+                    let taps = Separable::new(operation, from, shapes[index].size).expect("it is one of these");
+                    program.write(Map::Separable(taps), vec![view], shapes[index])
+                }
             };
             views.push(view);
         }
         program.result = views.pop().unwrap_or(input);
         program.set_lives();
+        program.write_over();
         program
     }
 
     fn tensor(&mut self, shape: Shape) -> (View, usize) {
-        self.tensors.push(Tensor { shape, statistics: false, life: (0, 0) });
+        self.tensors.push(Tensor { shape, statistics: false, life: (0, 0), over: None });
         let tensor = self.tensors.len() - 1;
-        (View { parts: vec![Part { tensor, normalization: None, slope: None }] }, tensor)
+        (View { parts: vec![Part::whole(tensor)] }, tensor)
     }
 
     fn convolve(&mut self, view: View, shape: Shape, convolution: Convolution) -> View {
@@ -199,25 +244,55 @@ impl Program {
         written
     }
 
-    fn write_out(&mut self, view: View, shape: Shape) -> View {
+    fn write(&mut self, map: Map, views: Vec<View>, shape: Shape) -> View {
         let (written, output) = self.tensor(shape);
-        self.steps.push(Step::Copy { view, output });
+        self.steps.push(Step::Write { map, views, output });
         written
     }
 
     /// The view, if it is just a tensor that a step has written, or else a copy that is.
     fn plain(&mut self, view: View, shape: Shape) -> (View, usize) {
         match view.parts.as_slice() {
-            [Part { tensor, normalization: None, slope: None }] if *tensor > 0 => {
+            [Part { tensor, normalization: None, bend: None }] if *tensor > 0 => {
                 let tensor = *tensor;
                 (view, tensor)
             }
             _ => {
-                let view = self.write_out(view, shape);
+                let view = self.write(Map::Sum, vec![view], shape);
                 let tensor = view.parts[0].tensor;
                 (view, tensor)
             }
         }
+    }
+
+    /// The view through a function of each value.
+    fn activate(&mut self, view: View, shape: Shape, function: &Function) -> View {
+        let curve = match function {
+            Function::LeakyRelu { slope } => return self.bend(view, shape, |_| Slope::Constant(*slope as f32)),
+            Function::PRelu { weight, values } => {
+                let first = |channel: usize| if *values == 1 { 0 } else { channel };
+                return self.bend(view, shape, |channel| Slope::Weight { name: weight.clone(), first: first(channel) });
+            }
+            Function::Silu => Curve::Silu,
+            Function::Mish => Curve::Mish,
+            Function::Gelu => Curve::Gelu,
+            Function::GeluTanh => Curve::GeluTanh,
+        };
+        self.write(Map::Curve(curve), vec![view], shape)
+    }
+
+    /// The view with slopes for negative values, given those of the channels from a first one on.
+    fn bend(&mut self, view: View, shape: Shape, slope: impl Fn(usize) -> Slope) -> View {
+        let view =
+            if view.parts.iter().any(|p| p.bend.is_some()) { self.write(Map::Sum, vec![view], shape) } else { view };
+        let mut first = 0;
+        let mut bend = |part: &Part| {
+            let channels = self.tensors[part.tensor].shape.channels;
+            self.bends.push(Bend { slope: slope(first), channels });
+            first += channels;
+            Part { bend: Some(self.bends.len() - 1), ..*part }
+        };
+        View { parts: view.parts.iter().map(&mut bend).collect() }
     }
 
     /// A plain view through a normalisation.
@@ -231,12 +306,28 @@ impl Program {
     fn set_lives(&mut self) {
         for (index, step) in self.steps.iter().enumerate() {
             self.tensors[step.output()].life = (index, index);
-            for part in &step.view().parts {
+            for part in step.views().iter().flat_map(|v| &v.parts) {
                 self.tensors[part.tensor].life.1 = index;
             }
         }
         for part in &self.result.parts {
             self.tensors[part.tensor].life.1 = self.steps.len();
+        }
+    }
+
+    /// What is written value by value goes where one of its operands was, if nothing reads that one any more:
+    /// memory that has just been read is written faster than any other.
+    fn write_over(&mut self) {
+        for (index, step) in self.steps.iter_mut().enumerate() {
+            let Step::Write { map: Map::Sum | Map::Curve(_), views, output } = step else { continue };
+            let reads = |tensor: usize| views.iter().flat_map(|v| &v.parts).filter(|p| p.tensor == tensor).count();
+            let done = |view: &View| match view.parts.as_slice() {
+                [part] => self.tensors[part.tensor].life.1 == index && reads(part.tensor) == 1,
+                _ => false,
+            };
+            let Some(first) = views.iter().position(done) else { continue };
+            views.swap(0, first);
+            self.tensors[*output].over = Some(views[0].parts[0].tensor);
         }
     }
 
@@ -246,13 +337,22 @@ impl Program {
         /// Tensors begin at cache lines.
         const LINE: usize = 16;
         let length = |t: usize| (self.tensors[t].shape.elements() as usize).next_multiple_of(LINE);
-        let mut order: Vec<usize> = (0..self.tensors.len()).collect();
+        // Tensors that are written over one another lie in the place of the first, for as long as any of them is needed.
+        let mut lives: Vec<(usize, usize)> = self.tensors.iter().map(|t| t.life).collect();
+        let mut homes: Vec<usize> = (0..self.tensors.len()).collect();
+        for (t, tensor) in self.tensors.iter().enumerate() {
+            if let Some(over) = tensor.over {
+                homes[t] = homes[over];
+                lives[homes[t]].1 = tensor.life.1;
+            }
+        }
+        let mut order: Vec<usize> = (0..self.tensors.len()).filter(|&t| homes[t] == t).collect();
         order.sort_by_key(|&t| std::cmp::Reverse(length(t)));
         let mut places = vec![0; self.tensors.len()];
         let mut placed: Vec<usize> = Vec::new();
         for t in order {
-            let (first, last) = self.tensors[t].life;
-            let meets = |&&o: &&usize| self.tensors[o].life.0 <= last && first <= self.tensors[o].life.1;
+            let (first, last) = lives[t];
+            let meets = |&&o: &&usize| lives[o].0 <= last && first <= lives[o].1;
             let mut taken: Vec<(usize, usize)> =
                 placed.iter().filter(meets).map(|&o| (places[o], places[o] + length(o))).collect();
             taken.sort_unstable();
@@ -266,6 +366,7 @@ impl Program {
             places[t] = place;
             placed.push(t);
         }
+        (0..places.len()).for_each(|t| places[t] = places[homes[t]]);
         let end = (0..places.len()).map(|t| places[t] + length(t)).max().unwrap_or(0);
         (places, end)
     }
@@ -308,7 +409,7 @@ mod tests {
             assert!(range(a).end <= length);
             for b in 0..a {
                 let (la, lb) = (program.tensors[a].life, program.tensors[b].life);
-                if la.0 <= lb.1 && lb.0 <= la.1 {
+                if la.0 <= lb.1 && lb.0 <= la.1 && program.tensors[a].over != Some(b) {
                     assert!(range(a).end <= range(b).start || range(b).end <= range(a).start, "{a} and {b}");
                 }
             }
@@ -318,10 +419,31 @@ mod tests {
     }
 
     #[test]
+    fn a_sum_is_written_over_what_nothing_else_reads() {
+        let mut network = Network::new(2);
+        let bend = |slope| Operation::Activation { function: Function::LeakyRelu { slope } };
+        let twice = |network: &mut Network, at: Source| {
+            let bent = network.push(bend(0.5), &[at]);
+            network.push(bend(0.5), &[bent])
+        };
+        let a = twice(&mut network, Source::Input);
+        let b = twice(&mut network, a);
+        let sum = network.push(Operation::Add, &[a, b]);
+        network.push(Operation::Add, &[sum, sum]);
+        let program = Program::new(&network, Size::new(4, 4));
+        let over: Vec<Option<usize>> = program.tensors.iter().map(|t| t.over).collect();
+        // 1 is read twice, by 2 and by the sum 4; 5 reads 4 twice.
+        assert_eq!(over, [None, Some(0), None, Some(2), Some(1), None]);
+        let (places, _) = program.places();
+        assert!(places[0] == places[1] && places[1] == places[4] && places[2] == places[3]);
+        assert!(places[2] != places[1] && places[4] != places[5]);
+    }
+
+    #[test]
     fn what_no_view_can_express_is_written_out() {
         let mut network = Network::new(2);
         let norm = Operation::InstanceNorm { affine: None, channels: 2, epsilon: 1e-5 };
-        let bend = Operation::LeakyRelu { slope: 0.5 };
+        let bend = Operation::Activation { function: Function::LeakyRelu { slope: 0.5 } };
         let a = network.push(norm.clone(), &[Source::Input]);
         let b = network.push(bend.clone(), &[a]);
         let c = network.push(bend, &[b]);

@@ -9,7 +9,7 @@ use crate::architecture::tests::tiny;
 use crate::architecture::{Activation, Norm};
 use crate::model::tests::{random, reference_model};
 use crate::model::{Model, ModelOptions};
-use crate::network::{Extent, Operation, Shape, Source};
+use crate::network::{Extent, Factor, Function, Interpolation, Operation, Padding, Shape, Source};
 use crate::{Architecture, Execution, Mirroring, candle, ensemble};
 
 /// Numbers that look random, are the same on every machine, and lie in -1..1.
@@ -108,30 +108,142 @@ fn by_formula(network: &Network, tile: Size, weights: &BTreeMap<String, Weight>,
             Operation::BatchNorm { mean, variance, affine, epsilon, .. } => {
                 normalize(&mut y, affine, *epsilon, &|c| (value(mean, c), value(variance, c)));
             }
-            Operation::LeakyRelu { slope } => {
-                let slope = f64::from(*slope as f32);
-                y.iter_mut().zip(&x).for_each(|(y, x)| *y = if *x > 0.0 { *x } else { x * slope });
+            Operation::GroupNorm { affine, groups, channels, epsilon } => {
+                let together = channels / groups * width * height;
+                let statistics = |c: usize| {
+                    let group = &x[c / (channels / groups) * together..][..together];
+                    let mean = group.iter().sum::<f64>() / together as f64;
+                    (mean, group.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / together as f64)
+                };
+                normalize(&mut y, affine, *epsilon, &statistics);
+            }
+            Operation::Activation { function } => {
+                for (i, (y, x)) in y.iter_mut().zip(&x).enumerate() {
+                    let bent = |slope: f64| if *x > 0.0 { *x } else { x * slope };
+                    *y = match function {
+                        Function::LeakyRelu { slope } => bent(f64::from(*slope as f32)),
+                        Function::PRelu { weight, values } => bent(value(weight, i / (width * height) % values)),
+                        Function::Silu => x / (1.0 + (-x).exp()),
+                        Function::Mish => x * x.exp().ln_1p().tanh(),
+                        Function::Gelu => x / 2.0 * (1.0 + erf(x / std::f64::consts::SQRT_2)),
+                        Function::GeluTanh => {
+                            x / 2.0 * (1.0 + (std::f64::consts::FRAC_2_PI.sqrt() * (x + 0.044_715 * x.powi(3))).tanh())
+                        }
+                    };
+                }
             }
             Operation::Concatenate => y = [x, read(layer.sources[1]).0].concat(),
+            Operation::Add => y = x.iter().zip(read(layer.sources[1]).0).map(|(a, b)| a + b).collect(),
+            Operation::AveragePool { kernel, stride } => {
+                pool(&mut y, to, |c: usize, oy: usize, ox: usize| {
+                    let under = (0..kernel.height).flat_map(|ky| (0..kernel.width).map(move |kx| (ky, kx)));
+                    let at =
+                        |ky: usize, kx: usize| (c * height + oy * stride.height + ky) * width + ox * stride.width + kx;
+                    under.map(|(ky, kx)| x[at(ky, kx)]).sum::<f64>() / kernel.area() as f64
+                });
+            }
+            Operation::MaxPool { kernel, stride, padding } => {
+                pool(&mut y, to, |c: usize, oy: usize, ox: usize| {
+                    let under = (0..kernel.height).flat_map(|ky| (0..kernel.width).map(move |kx| (ky, kx)));
+                    let place = |(ky, kx): (usize, usize)| {
+                        let iy: usize = (oy * stride.height + ky).wrapping_sub(padding.height);
+                        let ix: usize = (ox * stride.width + kx).wrapping_sub(padding.width);
+                        (iy < height && ix < width).then(|| x[(c * height + iy) * width + ix])
+                    };
+                    under.filter_map(place).fold(f64::NEG_INFINITY, f64::max)
+                });
+            }
+            Operation::Resize { factor, interpolation } => {
+                let axis = |o: usize, outputs: usize, inputs: usize, factor: f64| {
+                    let at = match interpolation {
+                        // PyTorch's f32 never falls short of a whole number with the factors of these tests.
+                        Interpolation::Nearest => (o as f64 / factor + 1e-9).floor(),
+                        Interpolation::Bilinear => ((o as f64 + 0.5) / factor - 0.5).max(0.0),
+                        Interpolation::BilinearCorners if outputs > 1 => {
+                            o as f64 * (inputs - 1) as f64 / (outputs - 1) as f64
+                        }
+                        Interpolation::BilinearCorners => 0.0,
+                    }
+                    .min((inputs - 1) as f64);
+                    let lower = at.floor();
+                    (lower as usize, (lower as usize + 1).min(inputs - 1), at - lower)
+                };
+                pool(&mut y, to, |c: usize, oy: usize, ox: usize| {
+                    let (top, bottom, down) = axis(oy, rows, height, factor.height);
+                    let (left, right, across) = axis(ox, columns, width, factor.width);
+                    let at = |iy: usize, ix: usize| x[(c * height + iy) * width + ix];
+                    let row = |iy: usize| at(iy, left) * (1.0 - across) + at(iy, right) * across;
+                    row(top) * (1.0 - down) + row(bottom) * down
+                });
+            }
         }
         outputs.push(y);
     }
     outputs.pop().unwrap_or(planar)
 }
 
+/// Fills planes from channel, row and column.
+fn pool(y: &mut [f64], shape: &Shape, of: impl Fn(usize, usize, usize) -> f64) {
+    let (columns, rows) = (shape.size.width as usize, shape.size.height as usize);
+    y.iter_mut().enumerate().for_each(|(i, y)| *y = of(i / (rows * columns), i / columns % rows, i % columns));
+}
+
+/// The error function in f64, by the series of `erf(x) * exp(x^2)`, whose terms all have one sign.
+pub(in crate::cpu) fn erf(x: f64) -> f64 {
+    if x.abs() > 6.0 {
+        return x.signum();
+    }
+    let (mut term, mut sum) = (x, x);
+    for n in 1..200 {
+        term *= 2.0 * x * x / f64::from(2 * n + 1);
+        sum += term;
+    }
+    std::f64::consts::FRAC_2_SQRT_PI * (-x * x).exp() * sum
+}
+
+/// Whose work is compared with the formulas.
+#[derive(Debug, Clone, Copy)]
+enum Worker {
+    Ours(InstructionSet, Arithmetic),
+    Candle,
+}
+
+impl Worker {
+    fn all() -> impl Iterator<Item = Self> {
+        let ours = |set| [Arithmetic::Exact, Arithmetic::Fast].map(|arithmetic| Self::Ours(set, arithmetic));
+        InstructionSet::available().flat_map(ours).chain([Self::Candle])
+    }
+}
+
+impl std::fmt::Display for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ours(set, arithmetic) => write!(f, "{set} {arithmetic}"),
+            Self::Candle => f.write_str("candle's operations"),
+        }
+    }
+}
+
 /// The largest difference from the formulas, relative to the largest value.
-fn error(network: &Network, tile: Size, seed: u32, set: InstructionSet, arithmetic: Arithmetic) -> f64 {
+fn error(network: &Network, tile: Size, seed: u32, worker: Worker) -> f64 {
     let weights = weights(network, seed);
     let input: Vec<f32> =
         std::iter::repeat_with(noise(!seed)).take(tile.area() as usize * network.channels()).collect();
     let expected = by_formula(network, tile, &weights, &input);
+    let largest = expected.iter().fold(1.0, |m: f64, v| m.max(v.abs()));
+    let difference = |found: &[f32]| {
+        assert_eq!(found.len(), expected.len());
+        found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max) / largest
+    };
+    let (set, arithmetic) = match worker {
+        Worker::Ours(set, arithmetic) => (set, arithmetic),
+        Worker::Candle => return difference(&candle::run_on_cpu(network, tile, &weights, &input).unwrap()),
+    };
     let packed = PackedNetwork::new(Arc::new(Plan::new(network, tile, set, arithmetic)), &weights);
     // Twice, because the second pass finds what the first has left in memory.
     let found = packed.forward(&input).unwrap();
     assert_eq!(found, packed.forward(&input).unwrap());
-    assert_eq!(found.len(), expected.len());
-    let largest = expected.iter().fold(1.0, |m: f64, v| m.max(v.abs()));
-    found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max) / largest
+    difference(&found)
 }
 
 fn convolution(index: usize, input: usize, output: usize, kernel: Extent, stride: Extent, bias: bool) -> Operation {
@@ -169,7 +281,31 @@ enum Choice {
     Batch {
         affine: bool,
     },
+    /// With the greatest number of groups up to this one that divides the channels.
+    Group {
+        groups: usize,
+        affine: bool,
+    },
     Bend,
+    PRelu {
+        single: bool,
+    },
+    Curve(Function),
+    /// Kernel, stride, padding if there is room for it.
+    Pool {
+        kernel: (usize, usize),
+        stride: (usize, usize),
+        largest: bool,
+        padded: bool,
+    },
+    Resize {
+        factor: (f64, f64),
+        interpolation: Interpolation,
+    },
+    /// With an earlier tensor of the same shape.
+    Add {
+        back: usize,
+    },
     /// With an earlier tensor of the same size.
     Join {
         back: usize,
@@ -189,9 +325,26 @@ fn choice() -> impl Strategy<Value = Choice> {
             .prop_map(|(output, stride, bias)| Choice::Upsampling { output, stride, bias }),
         3 => any::<bool>().prop_map(|affine| Choice::Instance { affine }),
         2 => any::<bool>().prop_map(|affine| Choice::Batch { affine }),
+        2 => (1_usize..=8, any::<bool>()).prop_map(|(groups, affine)| Choice::Group { groups, affine }),
         4 => Just(Choice::Bend),
+        2 => any::<bool>().prop_map(|single| Choice::PRelu { single }),
+        2 => prop::sample::select(vec![Function::Silu, Function::Mish, Function::Gelu, Function::GeluTanh])
+            .prop_map(Choice::Curve),
+        2 => ((1_usize..=3, 1_usize..=3), (1_usize..=3, 1_usize..=3), any::<bool>(), any::<bool>())
+            .prop_map(|(kernel, stride, largest, padded)| Choice::Pool { kernel, stride, largest, padded }),
+        2 => (factors(), factors(), interpolations())
+            .prop_map(|(y, x, interpolation)| Choice::Resize { factor: (y, x), interpolation }),
+        4 => (0_usize..4).prop_map(|back| Choice::Add { back }),
         3 => (0_usize..4).prop_map(|back| Choice::Join { back }),
     ]
+}
+
+fn factors() -> impl Strategy<Value = f64> {
+    prop::sample::select(vec![0.5, 0.7, 1.0, 1.5, 1.7, 2.0, 3.0, 4.0])
+}
+
+fn interpolations() -> impl Strategy<Value = Interpolation> {
+    prop::sample::select(vec![Interpolation::Nearest, Interpolation::Bilinear, Interpolation::BilinearCorners])
 }
 
 fn build(channels: usize, tile: Size, choices: &[Choice]) -> Network {
@@ -230,7 +383,47 @@ fn build(channels: usize, tile: Size, choices: &[Choice]) -> Network {
                 let (mean, variance) = (format!("{index}.mean"), format!("{index}.variance"));
                 (Operation::BatchNorm { mean, variance, affine: affine(*has), channels, epsilon: 0.1 }, vec![at])
             }
-            Choice::Bend => (Operation::LeakyRelu { slope: 0.2 }, vec![at]),
+            Choice::Group { groups, affine: has } => {
+                let groups = (1..=*groups).rev().find(|g| channels.is_multiple_of(*g)).unwrap_or(1);
+                (Operation::GroupNorm { affine: affine(*has), groups, channels, epsilon: 0.1 }, vec![at])
+            }
+            Choice::Bend => (Operation::Activation { function: Function::LeakyRelu { slope: 0.2 } }, vec![at]),
+            Choice::PRelu { single } => {
+                let values = if *single { 1 } else { channels };
+                let function = Function::PRelu { weight: format!("{index}.slope"), values };
+                (Operation::Activation { function }, vec![at])
+            }
+            Choice::Curve(function) => (Operation::Activation { function: function.clone() }, vec![at]),
+            Choice::Pool { kernel, stride, largest, padded } => {
+                let (kernel, stride) = (extent(kernel.0, kernel.1), extent(stride.0, stride.1));
+                if kernel.height as u64 > shape.size.height || kernel.width as u64 > shape.size.width {
+                    continue;
+                }
+                let padding = Padding { height: kernel.height / 2, width: kernel.width / 2 };
+                let padding = if *padded { padding } else { Padding::default() };
+                let pool = if *largest {
+                    Operation::MaxPool { kernel, stride, padding }
+                } else {
+                    Operation::AveragePool { kernel, stride }
+                };
+                (pool, vec![at])
+            }
+            Choice::Resize { factor: (y, x), .. }
+                if shape.size.width.max(shape.size.height) as f64 * y.max(*x) > 40.0
+                    || (shape.size.height as f64 * y) < 1.0
+                    || (shape.size.width as f64 * x) < 1.0 =>
+            {
+                continue;
+            }
+            Choice::Resize { factor, interpolation } => {
+                let factor = Factor { height: factor.0, width: factor.1 };
+                (Operation::Resize { factor, interpolation: *interpolation }, vec![at])
+            }
+            Choice::Add { back } => {
+                let same = made.iter().rev().filter(|(_, s)| *s == shape);
+                let Some((other, _)) = same.clone().nth(*back).or(same.clone().next()) else { continue };
+                (Operation::Add, vec![at, *other])
+            }
             Choice::Join { back } => {
                 let same = made.iter().rev().filter(|(_, s)| s.size == shape.size && s.channels + channels < 150);
                 let Some((other, _)) = same.clone().nth(*back).or(same.clone().next()) else { continue };
@@ -255,11 +448,10 @@ proptest! {
     ) {
         let tile = Size::new(width, height);
         let network = build(channels, tile, &choices);
-        for set in InstructionSet::available() {
-            for (arithmetic, tolerance) in [(Arithmetic::Exact, EXACT), (Arithmetic::Fast, FAST)] {
-                let error = error(&network, tile, seed, set, arithmetic);
-                prop_assert!(error <= tolerance, "{error:e} by {set}, {arithmetic}");
-            }
+        for worker in Worker::all() {
+            let tolerance = if let Worker::Ours(_, Arithmetic::Fast) = worker { FAST } else { EXACT };
+            let error = error(&network, tile, seed, worker);
+            prop_assert!(error <= tolerance, "{error:e} by {worker}");
         }
     }
 }
@@ -279,12 +471,9 @@ fn how_large_the_errors_become() {
         let (channels, (width, height), choices, seed) = drawn.new_tree(&mut runner).unwrap().current();
         let tile = Size::new(width, height);
         let network = build(channels, tile, &choices);
-        for set in InstructionSet::available() {
-            for arithmetic in [Arithmetic::Exact, Arithmetic::Fast] {
-                let name = format!("{set} {arithmetic}");
-                let most: &mut f64 = largest.entry(name).or_default();
-                *most = most.max(error(&network, tile, seed, set, arithmetic));
-            }
+        for worker in Worker::all() {
+            let most: &mut f64 = largest.entry(worker.to_string()).or_default();
+            *most = most.max(error(&network, tile, seed, worker));
         }
     }
     println!("{largest:?}");
@@ -302,8 +491,9 @@ fn all_widths_and_channels() {
                     let at = network.push(operation, &[Source::Input]);
                     network.push(Operation::InstanceNorm { affine: None, channels: output, epsilon: 0.1 }, &[at]);
                     for arithmetic in [Arithmetic::Exact, Arithmetic::Fast] {
-                        let error = error(&network, Size::new(width as u64, 6), n as u32, set, arithmetic);
-                        assert!(error < EXACT, "{error:e} by {set} for {input} to {output} channels, {width} wide");
+                        let worker = Worker::Ours(set, arithmetic);
+                        let error = error(&network, Size::new(width as u64, 6), n as u32, worker);
+                        assert!(error < EXACT, "{error:e} by {worker} for {input} to {output} channels, {width} wide");
                     }
                 }
             }

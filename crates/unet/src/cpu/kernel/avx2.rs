@@ -5,6 +5,7 @@
 
 use std::arch::x86_64::*;
 
+use super::elementwise::elementwise;
 use super::generic;
 use super::vector::Vector;
 use super::{Kernels, RawInputTile, RawOutputTile, RawRow, RawTile, by_block, by_pixels};
@@ -162,6 +163,8 @@ unsafe fn load_row<const CB: usize>(row: &RawRow) {
     unsafe { generic::load_row::<Lanes, CB>(row) }
 }
 
+elementwise!(#[target_feature(enable = "avx2,fma")]);
+
 /// 16 registers: six pixels of two vectors take twelve, the weights two.
 pub(super) static KERNELS: Kernels = Kernels {
     lanes: 8,
@@ -171,4 +174,5 @@ pub(super) static KERNELS: Kernels = Kernels {
     input_tile,
     output_tile,
     load_row: by_block!(load_row),
+    elementwise: ELEMENTWISE,
 };

@@ -5,6 +5,7 @@
 
 use std::arch::x86_64::*;
 
+use super::elementwise::elementwise;
 use super::generic;
 use super::vector::{PairedVector, Vector};
 use super::{Kernels, RawInputTile, RawOutputTile, RawRow, RawTile, by_block, by_pixels};
@@ -206,6 +207,8 @@ unsafe fn load_row<const CB: usize>(row: &RawRow) {
     unsafe { generic::load_row::<Lanes, CB>(row) }
 }
 
+elementwise!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]);
+
 /// 32 registers: twelve pixels of two vectors take 24, the weights two.
 pub(super) static KERNELS: Kernels = Kernels {
     lanes: 16,
@@ -215,4 +218,5 @@ pub(super) static KERNELS: Kernels = Kernels {
     input_tile,
     output_tile,
     load_row: by_block!(load_row),
+    elementwise: ELEMENTWISE,
 };

@@ -12,11 +12,16 @@ mod avx2;
 mod avx512;
 #[cfg(all(test, target_os = "linux"))]
 mod bounds;
+mod curve;
+mod elementwise;
 mod generic;
 mod portable;
 mod vector;
 
 use super::InstructionSet;
+pub(super) use curve::Curve;
+use elementwise::Elementwise;
+pub(super) use elementwise::{Blend, Gather};
 
 /// How many input words lie together for each pixel of the scratch that convolutions read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,6 +228,7 @@ pub(super) struct Kernels {
     input_tile: unsafe fn(&RawInputTile),
     output_tile: unsafe fn(&RawOutputTile),
     load_row: [RowLoader; 3],
+    elementwise: Elementwise,
 }
 
 /// The table of a kernel's instances: numbers of pixels in ascending order from 1.

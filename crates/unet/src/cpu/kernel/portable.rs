@@ -1,6 +1,7 @@
 //! Plain Rust for any CPU, and what the other instruction sets are compared with.
 #![allow(unsafe_code)]
 
+use super::elementwise::elementwise;
 use super::generic;
 use super::vector::Portable;
 use super::{Kernels, RawInputTile, RawOutputTile, RawRow, RawTile, by_block, by_pixels};
@@ -33,6 +34,8 @@ unsafe fn load_row<const CB: usize>(row: &RawRow) {
     unsafe { generic::load_row::<Portable, CB>(row) }
 }
 
+elementwise!();
+
 /// Eight lanes are two of the sixteen registers of SSE2 or NEON.
 pub(super) static KERNELS: Kernels = Kernels {
     lanes: 8,
@@ -42,4 +45,5 @@ pub(super) static KERNELS: Kernels = Kernels {
     input_tile,
     output_tile,
     load_row: by_block!(load_row),
+    elementwise: ELEMENTWISE,
 };
