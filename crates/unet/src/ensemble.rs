@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use microtome_io::{Samples, Size};
 
 use crate::cpu::{InstructionSet, PackedNetwork, Plan};
+use crate::crew::Crew;
 use crate::model::Model;
 use crate::{
     Card, Error, Execution, Logits, MemoryEstimate, MirrorAxes, Mirroring, Normalizer, Precision, Predictor, Result,
@@ -15,7 +16,22 @@ use crate::{
 /// The network of one fold on one device.
 pub(crate) trait Engine: Send + Sync + std::fmt::Debug {
     /// The logits of one tile: height × width × channels values in, heads × height × width out.
-    fn forward(&self, input: &[f32]) -> Result<Vec<f32>>;
+    /// The calling thread leads the crew.
+    fn forward(&self, input: &[f32], crew: &Crew) -> Result<Vec<f32>>;
+
+    /// Helps the crew's leader until it leaves. Engines whose passes cannot be shared are never asked to.
+    fn help(&self, _crew: &Crew) {}
+}
+
+/// Bytes that an engine needs.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Needs {
+    /// Weights of all folds.
+    pub(crate) weights: u64,
+    /// Of each forward pass at a time, besides input and logits.
+    pub(crate) forward: u64,
+    /// Of each thread.
+    pub(crate) thread: u64,
 }
 
 /// All folds of a model with the mirrored passes over them.
@@ -26,16 +42,16 @@ pub(crate) struct Ensemble<E> {
     passes: Vec<MirrorAxes>,
     /// Engine, device or instruction set, and arithmetic.
     engine: String,
-    /// Bytes of all folds' weights, and of one forward pass besides input and logits.
-    weights: u64,
-    forward: u64,
+    needs: Needs,
     concurrency: Concurrency,
 }
 
 /// How many forward passes run at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Concurrency {
-    /// As many as rayon has threads.
+    /// As many as rayon has threads; those without a pass of their own help others with theirs.
+    Crews,
+    /// As many as rayon has threads, each with passes of its own.
     Threads,
     /// A GPU is driven by one thread.
     One,
@@ -61,33 +77,36 @@ pub(crate) fn predictor(model: &Model, execution: &Execution) -> Result<Box<dyn 
 pub(crate) fn on_cpu(model: &Model, execution: &Execution, set: InstructionSet) -> Ensemble<PackedNetwork> {
     let plan = Arc::new(Plan::new(&model.network(), model.card().tile, set, execution.arithmetic));
     let folds: Vec<_> = model.folds().iter().map(|f| PackedNetwork::new(plan.clone(), &f.weights)).collect();
-    let weights = folds.iter().map(PackedNetwork::bytes).sum();
+    let needs = Needs {
+        weights: folds.iter().map(PackedNetwork::bytes).sum(),
+        forward: plan.forward_bytes(),
+        thread: plan.thread_bytes(),
+    };
     let engine = format!("microtome cpu 1, {set}, f32 {}", execution.arithmetic);
-    Ensemble::new(model, execution, folds, engine, (weights, plan.bytes()), Concurrency::Threads)
+    Ensemble::new(model, execution, folds, engine, needs, Concurrency::Crews)
 }
 
 impl<E: Engine> Ensemble<E> {
-    /// `bytes` are those of all folds' weights, and of one forward pass besides input and logits.
     pub(crate) fn new(
         model: &Model,
         execution: &Execution,
         folds: Vec<E>,
         engine: String,
-        (weights, forward): (u64, u64),
+        needs: Needs,
         concurrency: Concurrency,
     ) -> Self {
         let passes = match execution.mirroring {
             Mirroring::AsTrained => model.card().mirror_axes.passes(),
             Mirroring::Off => vec![MirrorAxes::NONE],
         };
-        Self { card: model.card().clone(), folds, passes, engine, weights, forward, concurrency }
+        Self { card: model.card().clone(), folds, passes, engine, needs, concurrency }
     }
 
     /// The sum over folds of the logits of one mirrored pass over one tile, still mirrored.
-    pub(crate) fn run(&self, input: &[f32]) -> Result<Vec<f32>> {
+    pub(crate) fn run(&self, input: &[f32], crew: &Crew) -> Result<Vec<f32>> {
         let mut sum: Option<Vec<f32>> = None;
         for fold in &self.folds {
-            let logits = fold.forward(input)?;
+            let logits = fold.forward(input, crew)?;
             sum = Some(match sum {
                 None => logits,
                 Some(mut sum) => {
@@ -99,11 +118,42 @@ impl<E: Engine> Ensemble<E> {
         Ok(sum.unwrap_or_default())
     }
 
-    fn workers(&self, passes: usize) -> usize {
+    fn threads(&self) -> usize {
         match self.concurrency {
-            Concurrency::Threads => rayon::current_num_threads().min(passes),
+            Concurrency::Crews | Concurrency::Threads => rayon::current_num_threads(),
             Concurrency::One => 1,
         }
+    }
+
+    /// Calls `forward` with 0, 1, 2, ... below `forwards`, on as many threads at once as there are.
+    /// Who finds none left helps the others with theirs.
+    fn share(&self, forwards: usize, forward: impl Fn(usize, &Crew) + Sync) {
+        let next = AtomicUsize::new(0);
+        let crews: Vec<Crew> = (0..self.threads()).map(|_| Crew::default()).collect();
+        rayon::scope(|scope| {
+            for own in &crews {
+                let (next, crews, forward) = (&next, &crews, &forward);
+                scope.spawn(move |_| {
+                    let leadership = own.lead();
+                    loop {
+                        let i = next.fetch_add(1, Ordering::Relaxed);
+                        if i >= forwards {
+                            break;
+                        }
+                        forward(i, own);
+                    }
+                    drop(leadership);
+                    if self.concurrency != Concurrency::Crews {
+                        return;
+                    }
+                    let fewest_helpers =
+                        || crews.iter().filter_map(|c| Some((c.helpers()?, c))).min_by_key(|(n, _)| *n);
+                    while let (Some((_, crew)), Some(fold)) = (fewest_helpers(), self.folds.first()) {
+                        fold.help(crew);
+                    }
+                });
+            }
+        });
     }
 }
 
@@ -112,32 +162,20 @@ impl<E: Engine> Predictor for Ensemble<E> {
         &self.card
     }
 
-    /// Every pass over every tile is a forward of its own, so that nothing depends on the batch;
-    /// as many run at once as rayon has threads.
+    /// Every pass over every tile is a forward of its own, so that nothing depends on the batch.
     fn predict(&self, tiles: &[Tile<'_>], normalizer: &Normalizer) -> Result<Vec<Logits>> {
         for (index, tile) in tiles.iter().enumerate() {
             check_tile(index, tile, &self.card, normalizer)?;
         }
         let passes = self.passes.len();
         let forwards = tiles.len() * passes;
-        let next = AtomicUsize::new(0);
         let done = Mutex::new((0..forwards).map(|_| None).collect::<Vec<_>>());
-        rayon::scope(|scope| {
-            for _ in 0..self.workers(forwards) {
-                scope.spawn(|_| {
-                    loop {
-                        let i = next.fetch_add(1, Ordering::Relaxed);
-                        if i >= forwards {
-                            break;
-                        }
-                        let input = normalize(&tiles[i / passes], self.card.tile, normalizer, self.passes[i % passes]);
-                        let result = self.run(&input);
-                        // A poisoned lock means that another worker panicked; the scope passes that on.
-                        if let Ok(mut done) = done.lock() {
-                            done[i] = Some(result);
-                        }
-                    }
-                });
+        self.share(forwards, |i, crew| {
+            let input = normalize(&tiles[i / passes], self.card.tile, normalizer, self.passes[i % passes]);
+            let result = self.run(&input, crew);
+            // A poisoned lock means that another thread panicked; that is passed on.
+            if let Ok(mut done) = done.lock() {
+                done[i] = Some(result);
             }
         });
         let mut done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_iter();
@@ -168,15 +206,19 @@ impl<E: Engine> Predictor for Ensemble<E> {
 
     fn memory(&self, batch: usize) -> MemoryEstimate {
         let forwards = batch.saturating_mul(self.passes.len());
-        let in_flight = self.workers(forwards) as u64;
+        let threads = self.threads();
+        let in_flight = threads.min(forwards) as u64;
         let area = self.card.tile.area();
         let logits = 4 * area * self.card.heads() as u64;
         let input = 4 * area * self.card.channels.len() as u64;
         // Several folds are summed; the logits of every pass wait for the others of their tile.
         let sum = if self.folds.len() > 1 { logits } else { 0 };
-        let forward = self.forward.saturating_add(input).saturating_add(sum);
-        let activations = forward.saturating_mul(in_flight).saturating_add(logits.saturating_mul(forwards as u64));
-        MemoryEstimate { weights: self.weights, activations }
+        let forward = self.needs.forward.saturating_add(input).saturating_add(sum);
+        let activations = forward
+            .saturating_mul(in_flight)
+            .saturating_add(self.needs.thread.saturating_mul(threads as u64))
+            .saturating_add(logits.saturating_mul(forwards as u64));
+        MemoryEstimate { weights: self.needs.weights, activations }
     }
 }
 

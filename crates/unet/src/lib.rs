@@ -35,6 +35,7 @@ mod bounded;
 mod candle;
 mod card;
 mod cpu;
+mod crew;
 mod ensemble;
 mod error;
 mod model;

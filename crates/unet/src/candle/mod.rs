@@ -9,7 +9,8 @@ use microtome_io::Size;
 pub(crate) use device::open;
 use lowering::Lowering;
 
-use crate::ensemble::{Concurrency, Engine, Ensemble};
+use crate::crew::Crew;
+use crate::ensemble::{Concurrency, Engine, Ensemble, Needs};
 use crate::model::Model;
 use crate::weights::Fold;
 use crate::{Execution, Precision, Result};
@@ -42,14 +43,17 @@ pub(crate) fn ensemble(model: &Model, execution: &Execution, device: &Device) ->
     let folds = model.folds().iter().map(lower).collect::<Result<Vec<_>>>()?;
     let engine = format!("candle 0.11, {} on {}", dtype.as_str(), device::kind(device));
     let width = dtype.size_in_bytes() as u64;
-    let weights = network.parameters().saturating_mul(width).saturating_mul(folds.len() as u64);
-    let forward = lowering::activation_bytes(&network, tile, width);
+    let needs = Needs {
+        weights: network.parameters().saturating_mul(width).saturating_mul(folds.len() as u64),
+        forward: lowering::activation_bytes(&network, tile, width),
+        thread: 0,
+    };
     let concurrency = if device.is_cpu() { Concurrency::Threads } else { Concurrency::One };
-    Ok(Ensemble::new(model, execution, folds, engine, (weights, forward), concurrency))
+    Ok(Ensemble::new(model, execution, folds, engine, needs, concurrency))
 }
 
 impl Engine for CandleNetwork {
-    fn forward(&self, input: &[f32]) -> Result<Vec<f32>> {
+    fn forward(&self, input: &[f32], _crew: &Crew) -> Result<Vec<f32>> {
         let Size { width, height } = self.tile;
         let shape = (1, height as usize, width as usize, self.channels);
         let input = Tensor::from_slice(input, shape, &Device::Cpu)?.permute((0, 3, 1, 2))?.contiguous()?;
@@ -71,5 +75,5 @@ pub(crate) fn run_on_cpu(
 ) -> Result<Vec<f32>> {
     let (device, dtype) = (Device::Cpu, DType::F32);
     let lowering = Lowering::new(network, tile, weights, dtype, &device)?;
-    CandleNetwork { lowering, channels: network.channels(), tile, device, dtype }.forward(input)
+    CandleNetwork { lowering, channels: network.channels(), tile, device, dtype }.forward(input, &Crew::default())
 }

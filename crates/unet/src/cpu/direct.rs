@@ -1,17 +1,18 @@
 //! Convolution as it is defined, for every kernel, stride and transposition, on any number of channels.
 //!
 //! A band of output rows at a time, the loader brings the input rows that it needs into a scratch that second-level caches hold;
-//! then, for each group of output channels, the kernels go along the rows.
+//! then, for each group of output channels, the kernels go along the rows. Threads take bands; where there are few, groups.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use microtome_io::Size;
 
 use super::buffer::Buffer;
 use super::kernel::{Kernels, Rows, Runs};
-use super::layer::{Group, InputBlocks, Memory, Operand, Packed, Values};
+use super::layer::{Demands, FEW_PIECES, Group, InputBlocks, Inputs, Load, Packed, Values, Work, pieces};
 use super::loader::{Window, load};
-use super::moments::LaneSums;
+use super::moments::{LaneMap, Moments};
 use super::program::Convolution;
 use crate::network::Extent;
 
@@ -33,11 +34,42 @@ pub(super) struct Direct {
     positions: Size,
     channels: usize,
     groups: Vec<Group>,
+    shares: Vec<Share>,
     runs: Runs,
     /// Rows of positions in one band.
     band: usize,
+    division: Division,
     /// For one block; the first row is that of each band.
     window: Window,
+}
+
+/// What threads take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Division {
+    /// Bands, one after the other; each is loaded by the thread that computes it.
+    Bands,
+    /// Shares of one band after the other; each band is loaded once for all.
+    Shares,
+}
+
+/// A group of output channels in one of the rows that a position expands to.
+#[derive(Debug, Clone)]
+struct Share {
+    group: usize,
+    below: usize,
+    /// Where its weights and its bias lie among the packed ones.
+    weights: Range<usize>,
+    bias: Range<usize>,
+}
+
+/// Where pixels of one share go.
+#[derive(Debug)]
+struct Target<'a> {
+    values: &'a mut [f32],
+    /// Of the first pixel.
+    to: usize,
+    pixel_stride: usize,
+    row_stride: usize,
 }
 
 impl Direct {
@@ -77,44 +109,58 @@ impl Direct {
             let offsets = lines.flat_map(|(block, y)| (0..kernel.width).map(move |x| at(block, y) + columns(x)));
             Runs::new(offsets, words)
         };
-        Self { input, kernel, stride, expansion, positions, channels: convolution.output, groups, runs, band, window }
+        let mut shares = Vec::with_capacity(groups.len() * expansion.height);
+        let mut weights = 0;
+        for below in 0..expansion.height {
+            let mut bias = 0;
+            for (index, group) in groups.iter().enumerate() {
+                let length = runs.words() / Kernels::step(group.form) * group.lanes;
+                let (w, b) = (weights..weights + length, bias..bias + group.lanes);
+                (weights, bias) = (w.end, b.end);
+                shares.push(Share { group: index, below, weights: w, bias: b });
+            }
+        }
+        let division =
+            if height.div_ceil(band) >= FEW_PIECES.min(shares.len()) { Division::Bands } else { Division::Shares };
+        let channels = convolution.output;
+        Self { input, kernel, stride, expansion, positions, channels, groups, shares, runs, band, division, window }
     }
 
-    /// Values of scratch that it needs.
-    pub(super) fn scratch(&self) -> usize {
-        self.input.of.len() * self.block_words()
+    pub(super) fn demands(&self) -> Demands {
+        let loaded = self.input.of.len() * self.block_words();
+        let bands = (self.positions.height as usize).div_ceil(self.band);
+        let widest = self.groups.iter().map(|g| g.channels).max().unwrap_or(0);
+        match self.division {
+            Division::Bands => Demands { pieces: bands, shared: 0, scratch: loaded },
+            Division::Shares => Demands {
+                pieces: self.shares.len(),
+                shared: loaded,
+                scratch: self.band * self.positions.width as usize * widest,
+            },
+        }
     }
 
     fn block_words(&self) -> usize {
         self.window.rows * self.window.row() * self.input.block.words()
     }
 
-    fn group_weights(&self, group: &Group) -> usize {
-        self.runs.words() / Kernels::step(group.form) * group.lanes
-    }
-
     pub(super) fn pack(&self, values: &Values<'_>) -> Packed {
         let words = self.input.block.words();
-        let all: usize = self.groups.iter().map(|g| self.group_weights(g)).sum();
-        let mut weights = Buffer::zeros(all * self.expansion.height);
-        let mut start = 0;
-        for below in 0..self.expansion.height {
-            for group in &self.groups {
-                let packed = &mut weights[start..][..self.group_weights(group)];
-                start += packed.len();
-                // The order of the runs: block, row, column, word.
-                let mut word = 0;
-                for block in 0..self.input.of.len() {
-                    for (y, x) in (0..self.kernel.height).flat_map(|y| (0..self.kernel.width).map(move |x| (y, x))) {
-                        for c in 0..words {
-                            let place = word / Kernels::step(group.form) * group.lanes;
-                            word += 1;
-                            let Some(input) = self.input.channel(block, c) else { continue };
-                            for o in 0..group.channels {
-                                let (output, beside) =
-                                    ((group.first + o) % self.channels, (group.first + o) / self.channels);
-                                packed[place + group.lane(o, c)] = values.weight(output, input, y + below, x + beside);
-                            }
+        let mut weights = Buffer::zeros(self.shares.last().map_or(0, |share| share.weights.end));
+        for Share { group, below, weights: place, .. } in &self.shares {
+            let (group, packed) = (&self.groups[*group], &mut weights[place.clone()]);
+            // The order of the runs: block, row, column, word.
+            let mut word = 0;
+            for block in 0..self.input.of.len() {
+                for (y, x) in (0..self.kernel.height).flat_map(|y| (0..self.kernel.width).map(move |x| (y, x))) {
+                    for c in 0..words {
+                        let place = word / Kernels::step(group.form) * group.lanes;
+                        word += 1;
+                        let Some(input) = self.input.channel(block, c) else { continue };
+                        for o in 0..group.channels {
+                            let (output, beside) =
+                                ((group.first + o) % self.channels, (group.first + o) / self.channels);
+                            packed[place + group.lane(o, c)] = values.weight(output, input, y + below, x + beside);
                         }
                     }
                 }
@@ -123,81 +169,137 @@ impl Direct {
         Packed { weights, bias: values.bias(&self.groups) }
     }
 
-    pub(super) fn run(
-        &self,
-        kernels: &Kernels,
-        packed: &Packed,
-        operands: &[Operand],
-        output: &Range<usize>,
-        memory: &mut Memory<'_>,
-    ) {
-        let height = self.positions.height as usize;
-        for top in (0..height).step_by(self.band) {
-            let rows = self.band.min(height - top);
-            self.load(kernels, operands, top, memory);
-            self.band(kernels, packed, top..top + rows, output, memory);
+    pub(super) fn run(&self, kernels: &Kernels, packed: &Packed, inputs: Inputs<'_>, work: Work<'_>) {
+        match self.division {
+            Division::Bands => self.run_by_bands(kernels, packed, inputs, work),
+            Division::Shares => self.run_by_shares(kernels, packed, inputs, work),
         }
+    }
+
+    fn run_by_bands(&self, kernels: &Kernels, packed: &Packed, inputs: Inputs<'_>, work: Work<'_>) {
+        let (height, row) = (self.positions.height as usize, self.row_values());
+        let bands = pieces(work.tensor, self.band * row * self.expansion.height, work.moments, self.channels);
+        work.crew.each(work.scratch, bands, |(index, values, mut moments), scratch| {
+            let top = index * self.band;
+            self.load(kernels, inputs, top, scratch);
+            for share in &self.shares {
+                let target = Target {
+                    values,
+                    to: share.below * row + self.groups[share.group].first,
+                    pixel_stride: self.pixel_values(),
+                    row_stride: self.expansion.height * row,
+                };
+                let rows = self.band.min(height - top);
+                self.compute(kernels, packed, share, rows, scratch, target, moments.as_deref_mut());
+            }
+        });
+    }
+
+    fn run_by_shares(&self, kernels: &Kernels, packed: &Packed, inputs: Inputs<'_>, mut work: Work<'_>) {
+        let (height, width, row) = (self.positions.height as usize, self.positions.width as usize, self.row_values());
+        for (index, values) in work.tensor.chunks_mut(self.band * row * self.expansion.height).enumerate() {
+            let top = index * self.band;
+            let rows = self.band.min(height - top);
+            self.load(kernels, inputs, top, work.shared);
+            let loaded = &*work.shared;
+            let values = Mutex::new(values);
+            let mut moments = work.moments.as_deref_mut().map(|moments| moments.chunks_exact_mut(self.channels));
+            let shares = self.shares.iter().map(|share| (share, moments.as_mut().and_then(Iterator::next)));
+            work.crew.each(work.scratch, shares, |(share, moments), scratch| {
+                let group = &self.groups[share.group];
+                let pixel = group.channels;
+                let own = Target { values: scratch, to: 0, pixel_stride: pixel, row_stride: width * pixel };
+                self.compute(kernels, packed, share, rows, loaded, own, moments);
+                // Side by side in the tensor lie channels of several shares: threads copy theirs one after the other.
+                let mut values = values.lock().unwrap_or_else(PoisonError::into_inner);
+                for (y, line) in scratch.chunks_exact(width * pixel).take(rows).enumerate() {
+                    let to = (y * self.expansion.height + share.below) * row + group.first;
+                    let pixels = values[to..].chunks_mut(self.pixel_values());
+                    pixels.zip(line.chunks_exact(pixel)).for_each(|(to, from)| to[..pixel].copy_from_slice(from));
+                }
+            });
+        }
+    }
+
+    /// Values of a position's pixels in one row: side by side lie, for each position, its pixels.
+    fn pixel_values(&self) -> usize {
+        self.channels * self.expansion.width
+    }
+
+    /// Values of one row of the output.
+    fn row_values(&self) -> usize {
+        self.positions.width as usize * self.pixel_values()
     }
 
     /// Brings what a band reads into the scratch.
-    fn load(&self, kernels: &Kernels, operands: &[Operand], top: usize, memory: &mut Memory<'_>) {
+    fn load(&self, kernels: &Kernels, inputs: Inputs<'_>, top: usize, scratch: &mut [f32]) {
         let y = (top * self.stride.height) as isize - ((self.kernel.height - 1) / 2) as isize;
         let window = Window { y, ..self.window };
         let plane = self.block_words();
-        for (blocks, part, channels) in self.input.loads() {
-            let source = operands[part].source(memory.arena, memory.affines);
-            let target = &mut memory.scratch[blocks.start * plane..blocks.end * plane];
-            load(kernels, self.input.block, &source, channels, window, plane, target);
+        for Load { blocks, part, channels } in self.input.loads() {
+            let target = &mut scratch[blocks.start * plane..blocks.end * plane];
+            load(kernels, self.input.block, &inputs.part(part), channels, window, plane, target);
         }
     }
 
-    fn band(
+    /// One share of a band of so many rows, from what has been loaded for the band.
+    #[allow(clippy::too_many_arguments)]
+    fn compute(
         &self,
         kernels: &Kernels,
         packed: &Packed,
-        rows: Range<usize>,
-        output: &Range<usize>,
-        memory: &mut Memory<'_>,
+        share: &Share,
+        rows: usize,
+        loaded: &[f32],
+        target: Target<'_>,
+        mut moments: Option<&mut [Moments]>,
     ) {
-        let scratch = &*memory.scratch;
-        let tensor = &mut memory.arena[output.clone()];
+        let group = &self.groups[share.group];
         let (width, words) = (self.positions.width as usize, self.input.block.words());
-        // Side by side lie, for each position, its pixels of one row.
-        let pixel_stride = self.channels * self.expansion.width;
         let row_stride = self.stride.height * self.window.row() * words;
-        let (top, together) = (rows.start, (SUMMED / width).max(1));
-        let mut weights = &*packed.weights;
-        for below in 0..self.expansion.height {
-            let mut bias = &*packed.bias;
-            for group in &self.groups {
-                let (group_weights, rest) = weights.split_at(self.group_weights(group));
-                weights = rest;
-                let (group_bias, rest) = bias.split_at(group.lanes);
-                bias = rest;
-                for rows in rows.clone().step_by(together).map(|y| y..(y + together).min(rows.end)) {
-                    let mut sums = memory.moments.as_ref().map(|moments| LaneSums::new(&group.map, moments));
-                    let (y, count) = (rows.start, rows.len());
-                    let rows = Rows {
-                        rows: count,
-                        pixels: width,
-                        input: scratch,
-                        from: (y - top) * row_stride,
-                        row_stride,
-                        runs: &self.runs,
-                        weights: group_weights,
-                        bias: group_bias,
-                        output: tensor,
-                        to: (y * self.expansion.height + below) * width * pixel_stride + group.first,
-                        pixel_stride,
-                        output_stride: self.expansion.height * width * pixel_stride,
-                        channels: group.channels,
-                        statistics: sums.as_mut().map(LaneSums::as_mut),
-                    };
-                    kernels.rows(group.form, self.input.block, rows);
-                    if let (Some(sums), Some(moments)) = (&sums, &mut memory.moments) {
-                        sums.merge(&group.map, count * width, moments);
-                    }
+        let Target { values, to, pixel_stride, row_stride: output_stride } = target;
+        let convolve = |output: &mut [f32],
+                        (y, x): (usize, usize),
+                        (rows, pixels): (usize, usize),
+                        statistics: Option<&mut [f32]>| {
+            let first = to + y * output_stride + x * pixel_stride;
+            let rows = Rows {
+                rows,
+                pixels,
+                input: loaded,
+                from: y * row_stride + x * words,
+                row_stride,
+                runs: &self.runs,
+                weights: &packed.weights[share.weights.clone()],
+                bias: &packed.bias[share.bias.clone()],
+                output,
+                to: first,
+                pixel_stride,
+                output_stride,
+                channels: group.channels,
+                statistics,
+            };
+            kernels.rows(group.form, self.input.block, rows);
+        };
+        if let Some(moments) = moments.as_deref_mut()
+            && !group.has_moments(moments)
+        {
+            // The middle of the band, far from the padding, tells around which values the others probably lie.
+            let (y, x) = (rows / 2, width / 2);
+            convolve(values, (y, x), (1, 1), None);
+            group.expect(&values[to + y * output_stride + x * pixel_stride..], moments);
+        }
+        let together = (SUMMED / width).max(1);
+        for y in (0..rows).step_by(together) {
+            let count = together.min(rows - y);
+            match &mut moments {
+                Some(moments) => {
+                    let sums = &mut [0.0; 3 * LaneMap::MOST][..group.map.sums()];
+                    group.map.begin(moments, sums);
+                    convolve(values, (y, 0), (count, width), Some(sums));
+                    group.map.merge(sums, count * width, moments);
                 }
+                None => convolve(values, (y, 0), (count, width), None),
             }
         }
     }

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::kernel::{Blend, Curve, Kernels};
-use super::layer::{Memory, Operand, Others};
-use super::strip::{Reading, STRIP, Tally};
+use super::layer::{Demands, Inputs, Operand, Work, pieces};
+use super::strip::{PIECES, Reading, STRIP, Tally};
 
 /// How one step is computed: strip by strip, while first-level caches hold it.
 #[derive(Debug)]
@@ -15,9 +15,10 @@ pub(super) struct Elementwise {
     /// Whether the first view is where the tensor is written.
     over: bool,
     channels: usize,
-    /// Pixels of a strip.
+    /// Pixels of a strip, and strips that one thread takes at once.
     strip: usize,
-    scratch: usize,
+    together: usize,
+    demands: Demands,
 }
 
 impl Elementwise {
@@ -31,44 +32,47 @@ impl Elementwise {
         let first = Reading::new(operands, 0..first, strip);
         let scratch =
             first.scratch(operands) + second.as_ref().map_or(0, |s| s.scratch(operands)) + Tally::scratch(channels);
-        Self { first, second, curve, over, channels, strip, scratch }
+        let strips = output.len().div_ceil(strip * channels);
+        let together = strips.div_ceil(PIECES);
+        let demands = Demands { pieces: strips.div_ceil(together), shared: 0, scratch };
+        Self { first, second, curve, over, channels, strip, together, demands }
     }
 
-    /// Values of scratch that it needs.
-    pub(super) fn scratch(&self) -> usize {
-        self.scratch
+    pub(super) fn demands(&self) -> Demands {
+        self.demands
     }
 
-    pub(super) fn run(&self, kernels: &Kernels, operands: &[Operand], output: &Range<usize>, memory: &mut Memory<'_>) {
-        let (others, tensor) = Others::split(memory.arena, output);
-        let inputs = (others, memory.affines);
-        let (mut first, scratch) = self.first.start(kernels, operands, inputs, memory.scratch);
-        let (mut second, scratch) = match &self.second {
-            Some(second) => {
-                let (reader, scratch) = second.start(kernels, operands, inputs, scratch);
-                (Some(reader), scratch)
+    pub(super) fn run(&self, kernels: &Kernels, inputs: Inputs<'_>, work: Work<'_>) {
+        let pixels = self.together * self.strip;
+        let pieces = pieces(work.tensor, pixels * self.channels, work.moments, self.channels);
+        work.crew.each(work.scratch, pieces, |(index, values, moments), scratch| {
+            let (mut first, scratch) = self.first.start(kernels, inputs, scratch);
+            let (mut second, scratch) = match &self.second {
+                Some(second) => {
+                    let (reader, scratch) = second.start(kernels, inputs, scratch);
+                    (Some(reader), scratch)
+                }
+                None => (None, scratch),
+            };
+            let mut tally = Tally::new(kernels, moments, &mut scratch[..Tally::scratch(self.channels)]);
+            let mut start = index * pixels;
+            for strip in values.chunks_mut(self.strip * self.channels) {
+                let pixels = start..start + strip.len() / self.channels;
+                start = pixels.end;
+                if self.over {
+                    first.bend(strip);
+                } else {
+                    first.blend(pixels.clone(), 1.0, Blend::Set, strip);
+                }
+                if let Some(second) = &mut second {
+                    second.blend(pixels, 1.0, Blend::Add, strip);
+                }
+                if let Some(curve) = self.curve {
+                    kernels.curve(curve, strip);
+                }
+                tally.add(strip);
             }
-            None => (None, scratch),
-        };
-        let sums = &mut scratch[..Tally::scratch(self.channels)];
-        let mut tally = Tally::new(kernels, memory.moments.as_deref_mut(), sums);
-        let mut start = 0;
-        for strip in tensor.chunks_mut(self.strip * self.channels) {
-            let pixels = start..start + strip.len() / self.channels;
-            start = pixels.end;
-            if self.over {
-                first.bend(strip);
-            } else {
-                first.blend(pixels.clone(), 1.0, Blend::Set, strip);
-            }
-            if let Some(second) = &mut second {
-                second.blend(pixels, 1.0, Blend::Add, strip);
-            }
-            if let Some(curve) = self.curve {
-                kernels.curve(curve, strip);
-            }
-            tally.add(strip);
-        }
-        tally.finish();
+            tally.finish();
+        });
     }
 }

@@ -1,4 +1,4 @@
-//! What both algorithms for a convolution share: the division of channels, packed weights, and the memory that a layer works in.
+//! What algorithms share: what they read and write, the division of channels, and packed weights.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,6 +10,7 @@ use super::kernel::{Block, Kernels, Lanes};
 use super::loader::{Channels, MOST_CHANNELS, Source};
 use super::moments::{LaneMap, Moments};
 use super::program::Convolution;
+use crate::crew::Crew;
 use crate::weights::Weight;
 
 /// A part of a view with its places in memory.
@@ -25,9 +26,9 @@ pub(super) struct Operand {
 }
 
 impl Operand {
-    pub(super) fn source<'a>(&self, arena: &'a [f32], affines: &'a [f32]) -> Source<'a> {
+    pub(super) fn source<'a>(&self, values: &'a [f32], affines: &'a [f32]) -> Source<'a> {
         Source {
-            values: &arena[self.place.clone()],
+            values,
             channels: self.channels,
             size: self.size,
             affine: self.affine.clone().map(|range| &affines[range]),
@@ -62,16 +63,59 @@ impl<'a> Others<'a> {
     }
 }
 
-/// The memory that a layer works in.
-#[derive(Debug)]
-pub(super) struct Memory<'a> {
-    /// All tensors.
-    pub(super) arena: &'a mut [f32],
+/// What a layer reads.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Inputs<'a> {
+    pub(super) operands: &'a [Operand],
+    pub(super) others: Others<'a>,
     /// Factors, summands and slopes of all views.
     pub(super) affines: &'a [f32],
-    pub(super) scratch: &'a mut [f32],
-    /// Of the tensor that is written, if they are wanted.
+}
+
+impl<'a> Inputs<'a> {
+    /// One part of the view.
+    pub(super) fn part(&self, part: usize) -> Source<'a> {
+        let operand = &self.operands[part];
+        operand.source(self.others.get(&operand.place), self.affines)
+    }
+}
+
+/// What a layer writes, and the memory and the threads that it works with.
+#[derive(Debug)]
+pub(super) struct Work<'a> {
+    pub(super) crew: &'a Crew,
+    /// The tensor that is written.
+    pub(super) tensor: &'a mut [f32],
+    /// For each piece of the tensor, those of its channels, if they are wanted.
     pub(super) moments: Option<&'a mut [Moments]>,
+    /// For all threads, and for the one that leads.
+    pub(super) shared: &'a mut [f32],
+    pub(super) scratch: &'a mut [f32],
+}
+
+/// What an algorithm asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Demands {
+    /// Pieces of the tensor whose moments are taken one by one.
+    pub(super) pieces: usize,
+    /// Values of scratch for all threads, and for each.
+    pub(super) shared: usize,
+    pub(super) scratch: usize,
+}
+
+/// Fewer pieces than these leave threads idle: then a layer is divided in another way.
+pub(super) const FEW_PIECES: usize = 4;
+
+/// A tensor in pieces of so many values, with their places in the order and their moments.
+pub(super) fn pieces<'a>(
+    tensor: &'a mut [f32],
+    values: usize,
+    moments: Option<&'a mut [Moments]>,
+    channels: usize,
+) -> impl Iterator<Item = (usize, &'a mut [f32], Option<&'a mut [Moments]>)> + Send {
+    let mut moments = moments.map(|moments| moments.chunks_exact_mut(channels));
+    let numbered = tensor.chunks_mut(values).enumerate();
+    numbered.map(move |(index, piece)| (index, piece, moments.as_mut().and_then(Iterator::next)))
 }
 
 /// Some of the input's channels: those that one block of the scratch holds.
@@ -83,6 +127,15 @@ pub(super) struct InputBlock {
     pub(super) first: usize,
     input: usize,
     channels: usize,
+}
+
+/// Blocks that are loaded together.
+#[derive(Debug, Clone)]
+pub(super) struct Load {
+    pub(super) blocks: Range<usize>,
+    /// Which part of the view they are of, and which of its channels they hold.
+    pub(super) part: usize,
+    pub(super) channels: Channels,
 }
 
 /// A view's channels in blocks; no block holds channels of two parts.
@@ -113,23 +166,17 @@ impl InputBlocks {
         Self::new(parts, block)
     }
 
-    /// Blocks that are loaded together: the first one's index, how many they are, the part, and the part's channels that they hold.
-    pub(super) fn loads(&self) -> impl Iterator<Item = (Range<usize>, usize, Channels)> {
+    /// All blocks, in the order in which they are loaded.
+    pub(super) fn loads(&self) -> impl Iterator<Item = Load> + Send {
         let together = MOST_CHANNELS / self.block.words();
-        self.of
-            .chunk_by(|a, b| a.part == b.part)
-            .scan(0, move |start, blocks| {
-                let first = *start;
-                *start += blocks.len();
-                Some((first, blocks))
-            })
-            .flat_map(move |(start, blocks)| {
-                blocks.chunks(together).enumerate().map(move |(i, blocks)| {
-                    let first = start + i * together;
-                    let count = blocks.iter().map(|b| b.channels).sum();
-                    (first..first + blocks.len(), blocks[0].part, Channels { first: blocks[0].first, count })
-                })
-            })
+        let mut start = 0;
+        let parts = self.of.chunk_by(|a, b| a.part == b.part);
+        parts.flat_map(move |blocks| blocks.chunks(together)).map(move |blocks| {
+            let first = start;
+            start += blocks.len();
+            let count = blocks.iter().map(|b| b.channels).sum();
+            Load { blocks: first..start, part: blocks[0].part, channels: Channels { first: blocks[0].first, count } }
+        })
     }
 
     /// The view's channel at a word of a block, if there is one.
@@ -160,6 +207,22 @@ impl Group {
             Self { form, first: first - count, channels: count, lanes, map }
         };
         kernels.groups(channels).into_iter().map(&mut next).collect()
+    }
+
+    /// Whether there are moments of the group's channels yet, of which there are `period` in all.
+    pub(super) fn has_moments(&self, moments: &[Moments]) -> bool {
+        !moments[self.first % moments.len()].is_empty()
+    }
+
+    /// Sets out the moments of the group's channels around one value of each.
+    pub(super) fn expect(&self, values: &[f32], moments: &mut [Moments]) {
+        let period = moments.len();
+        for (c, value) in values[..self.channels].iter().enumerate() {
+            let moments = &mut moments[(self.first + c) % period];
+            if moments.is_empty() {
+                *moments = Moments::around(*value);
+            }
+        }
     }
 
     /// The lane of the group's channel `c` for an input word: paired channels have two.

@@ -48,7 +48,7 @@ fn time<E: Engine>(engine: &Ensemble<E>, input: &[f32], threads: usize, repeats:
     std::thread::scope(|scope| {
         let work = || {
             barrier.wait();
-            (0..repeats).for_each(|_| drop(engine.run(input).unwrap()));
+            (0..repeats).for_each(|_| drop(engine.run(input, &Crew::default()).unwrap()));
             barrier.wait();
         };
         (0..threads).for_each(|_| drop(scope.spawn(work)));
@@ -110,14 +110,14 @@ fn profile(name: &str, model: &Model, arithmetic: Arithmetic, passes: usize) {
     let (network, tile) = (model.network(), model.card().tile);
     let plan = Arc::new(Plan::new(&network, tile, set, arithmetic));
     let packed = PackedNetwork::new(plan.clone(), &model.folds()[0].weights);
-    let mut workspace = plan.workspace();
+    let (mut workspace, mut scratch, crew) = (plan.workspace(), plan.scratch(), Crew::default());
     let input = vec![0.5; tile.area() as usize * network.channels()];
-    packed.run(&input, &mut workspace);
+    packed.run(&input, &mut workspace, &mut scratch, &crew);
     let mut times = vec![f64::MAX; plan.layers.len()];
     for _ in 0..passes {
         for (index, least) in times.iter_mut().enumerate() {
             let started = Instant::now();
-            packed.step(index, &mut workspace);
+            packed.step(index, &mut workspace, &mut scratch, &crew);
             *least = least.min(started.elapsed().as_secs_f64() * 1e3);
         }
     }
@@ -180,13 +180,13 @@ fn measure_writes() {
         let weights = BTreeMap::from([("weight".to_owned(), weight)]);
         for set in InstructionSet::available() {
             let packed = PackedNetwork::new(Arc::new(Plan::new(&network, tile, set, Arithmetic::Exact)), &weights);
-            let mut workspace = packed.plan.workspace();
-            packed.run(&vec![0.5; tile.area() as usize * channels], &mut workspace);
+            let (mut workspace, mut scratch, crew) = (packed.plan.workspace(), packed.plan.scratch(), Crew::default());
+            packed.run(&vec![0.5; tile.area() as usize * channels], &mut workspace, &mut scratch, &crew);
             let last = packed.plan.layers.len() - 1;
             let mut least = f64::MAX;
             for _ in 0..9 {
                 let started = Instant::now();
-                packed.step(last, &mut workspace);
+                packed.step(last, &mut workspace, &mut scratch, &crew);
                 least = least.min(started.elapsed().as_secs_f64() * 1e3);
             }
             println!("{name:14} {set:9} {least:7.2} ms");

@@ -13,7 +13,9 @@
 //! What is no convolution and cannot be part of a loader (residual sums, curved activations, pooling, resizing) goes through memory once,
 //! a strip or a row at a time ([`elementwise`], [`neighbours`]), with the same reading and the same statistics.
 //!
-//! One forward pass runs on one thread; passes run side by side, each in a [`Workspace`] of its own.
+//! Passes run side by side, each in a [`Workspace`] of its own; threads that have no pass help others with theirs ([`crate::crew`]).
+//! How a layer is divided among threads follows from its shape, and what is summed is summed in a fixed order: so the number of threads
+//! changes no bit.
 
 mod buffer;
 mod direct;
@@ -42,12 +44,13 @@ use direct::Direct;
 use elementwise::Elementwise;
 pub(crate) use instructions::InstructionSet;
 use kernel::Kernels;
-use layer::{Memory, Operand, Packed, Values};
+use layer::{Demands, Inputs, Operand, Others, Packed, Values, Work};
 use moments::Moments;
 use neighbours::Neighbours;
-use program::{Bend, Map, Normalization, Program, Rule, Slope, Step, View};
+use program::{Bend, Map, Normalization, Program, Rule, Slope, Step, Tensor, View};
 use winograd::Winograd;
 
+use crate::crew::Crew;
 use crate::ensemble::Engine;
 use crate::network::Affine;
 use crate::weights::Weight;
@@ -66,8 +69,11 @@ pub(crate) struct Plan {
     affines: Vec<Range<usize>>,
     slopes: Vec<Range<usize>>,
     arena: usize,
-    scratch: usize,
+    /// The most that any layer asks for, and of moments for all its pieces.
+    demands: Demands,
+    moments: usize,
     idle: Mutex<Vec<Workspace>>,
+    idle_scratch: Mutex<Vec<Buffer>>,
 }
 
 /// One step with its places in memory.
@@ -90,7 +96,8 @@ enum Algorithm {
 #[derive(Debug)]
 struct Workspace {
     arena: Buffer,
-    scratch: Buffer,
+    /// Of all threads that are at it.
+    shared: Buffer,
     affines: Vec<f32>,
     moments: Vec<Moments>,
 }
@@ -151,16 +158,40 @@ impl Plan {
         };
         let layers: Vec<Layer> = program.steps.iter().map(layer).collect();
         let result = operands(std::slice::from_ref(&program.result));
-        let scratch = layers.iter().map(|l| l.algorithm.scratch()).max().unwrap_or(0);
+        let most = |of: fn(Demands) -> usize| layers.iter().map(|l| of(l.algorithm.demands())).max().unwrap_or(0);
+        let demands = Demands { pieces: most(|d| d.pieces), shared: most(|d| d.shared), scratch: most(|d| d.scratch) };
+        let measured = program.steps.iter().zip(&layers).map(|(step, layer)| {
+            let tensor = &program.tensors[step.output()];
+            if tensor.statistics { tensor.shape.channels * layer.algorithm.demands().pieces } else { 0 }
+        });
+        let moments = measured.max().unwrap_or(0);
         let input = range(0);
-        Self { kernels, program, layers, input, result, affines, slopes, arena, scratch, idle: Mutex::default() }
+        Self {
+            kernels,
+            program,
+            layers,
+            input,
+            result,
+            affines,
+            slopes,
+            arena,
+            demands,
+            moments,
+            idle: Mutex::default(),
+            idle_scratch: Mutex::default(),
+        }
     }
 
-    /// Bytes that one forward pass works in, besides its input and its result.
-    pub(crate) fn bytes(&self) -> u64 {
+    /// Bytes that one forward pass works in, besides its input, its result, and those of its threads.
+    pub(crate) fn forward_bytes(&self) -> u64 {
         let affines = self.coefficients() * size_of::<f32>();
-        let moments = self.most_channels() * size_of::<Moments>();
-        Buffer::bytes(self.arena) + Buffer::bytes(self.scratch) + (affines + moments) as u64
+        let moments = self.moments * size_of::<Moments>();
+        Buffer::bytes(self.arena) + Buffer::bytes(self.demands.shared) + (affines + moments) as u64
+    }
+
+    /// Bytes that each thread works in.
+    pub(crate) fn thread_bytes(&self) -> u64 {
+        Buffer::bytes(self.demands.scratch)
     }
 
     /// Factors, summands and slopes of all views.
@@ -168,32 +199,37 @@ impl Plan {
         self.affines.iter().chain(&self.slopes).last().map_or(0, |last| last.end)
     }
 
-    fn most_channels(&self) -> usize {
-        self.program.tensors.iter().map(|t| t.shape.channels).max().unwrap_or(0)
-    }
-
     fn workspace(&self) -> Workspace {
-        let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        kept.unwrap_or_else(|| Workspace {
+        take(&self.idle).unwrap_or_else(|| Workspace {
             arena: Buffer::zeros(self.arena),
-            scratch: Buffer::zeros(self.scratch),
-            affines: Vec::new(),
-            moments: Vec::with_capacity(self.most_channels()),
+            shared: Buffer::zeros(self.demands.shared),
+            affines: Vec::with_capacity(self.coefficients()),
+            moments: Vec::with_capacity(self.moments),
         })
     }
 
-    fn keep(&self, workspace: Workspace) {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
+    fn scratch(&self) -> Buffer {
+        take(&self.idle_scratch).unwrap_or_else(|| Buffer::zeros(self.demands.scratch))
     }
 }
 
+/// Takes what lies idle.
+fn take<T>(idle: &Mutex<Vec<T>>) -> Option<T> {
+    idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+}
+
+/// Puts back what may be used again.
+fn keep<T>(idle: &Mutex<Vec<T>>, kept: T) {
+    idle.lock().unwrap_or_else(PoisonError::into_inner).push(kept);
+}
+
 impl Algorithm {
-    fn scratch(&self) -> usize {
+    fn demands(&self) -> Demands {
         match self {
-            Self::Direct(direct) => direct.scratch(),
-            Self::Winograd(winograd) => winograd.scratch(),
-            Self::Elementwise(elementwise) => elementwise.scratch(),
-            Self::Neighbours(neighbours) => neighbours.scratch(),
+            Self::Direct(direct) => direct.demands(),
+            Self::Winograd(winograd) => winograd.demands(),
+            Self::Elementwise(elementwise) => elementwise.demands(),
+            Self::Neighbours(neighbours) => neighbours.demands(),
         }
     }
 }
@@ -261,41 +297,43 @@ impl PackedNetwork {
         self.layers.iter().flatten().map(Packed::bytes).sum::<u64>() + values
     }
 
-    fn run(&self, input: &[f32], workspace: &mut Workspace) -> Vec<f32> {
+    fn run(&self, input: &[f32], workspace: &mut Workspace, scratch: &mut [f32], crew: &Crew) -> Vec<f32> {
         let plan = &*self.plan;
         workspace.affines.clear();
         workspace.affines.extend_from_slice(&self.affines);
         workspace.arena[plan.input.clone()].copy_from_slice(input);
-        (0..plan.layers.len()).for_each(|index| self.step(index, workspace));
-        planes::planes(plan.result.iter().map(|o| o.source(&workspace.arena, &workspace.affines)))
+        (0..plan.layers.len()).for_each(|index| self.step(index, workspace, scratch, crew));
+        let Workspace { arena, affines, .. } = workspace;
+        planes::planes(plan.result.iter().map(|o| o.source(&arena[o.place.clone()], affines)))
     }
 
     /// Writes one tensor, and what follows from its statistics.
-    fn step(&self, index: usize, workspace: &mut Workspace) {
+    fn step(&self, index: usize, workspace: &mut Workspace, scratch: &mut [f32], crew: &Crew) {
         let plan = &*self.plan;
-        let Workspace { arena, scratch, affines, moments } = workspace;
+        let Workspace { arena, shared, affines, moments } = workspace;
         let layer = &plan.layers[index];
         let written = plan.program.steps[index].output();
-        let tensor = &plan.program.tensors[written];
+        let Tensor { shape, statistics, .. } = plan.program.tensors[written];
         moments.clear();
-        if tensor.statistics {
-            moments.resize(tensor.shape.channels, Moments::default());
+        if statistics {
+            moments.resize(shape.channels * layer.algorithm.demands().pieces, Moments::default());
         }
-        let wanted = tensor.statistics.then_some(&mut moments[..]);
-        let mut memory = Memory { arena, affines, scratch, moments: wanted };
+        let (others, tensor) = Others::split(arena, &layer.output);
+        let inputs = Inputs { operands: &layer.operands, others, affines };
+        let work = Work { crew, tensor, moments: statistics.then_some(&mut moments[..]), shared, scratch };
         match (&layer.algorithm, &self.layers[index]) {
-            (Algorithm::Direct(direct), Some(packed)) => {
-                direct.run(plan.kernels, packed, &layer.operands, &layer.output, &mut memory);
-            }
-            (Algorithm::Winograd(winograd), Some(packed)) => {
-                winograd.run(plan.kernels, packed, &layer.operands, &layer.output, &mut memory);
-            }
-            (Algorithm::Elementwise(step), _) => step.run(plan.kernels, &layer.operands, &layer.output, &mut memory),
-            (Algorithm::Neighbours(step), _) => step.run(plan.kernels, &layer.operands, &layer.output, &mut memory),
+            (Algorithm::Direct(direct), Some(packed)) => direct.run(plan.kernels, packed, inputs, work),
+            (Algorithm::Winograd(winograd), Some(packed)) => winograd.run(plan.kernels, packed, inputs, work),
+            (Algorithm::Elementwise(step), _) => step.run(plan.kernels, inputs, work),
+            (Algorithm::Neighbours(step), _) => step.run(plan.kernels, inputs, work),
             (Algorithm::Direct(_) | Algorithm::Winograd(_), None) => unreachable!("convolutions have weights"),
         }
-        if tensor.statistics {
-            self.normalize(written, moments, affines);
+        if statistics {
+            let (all, pieces) = moments.split_at_mut(shape.channels);
+            for piece in pieces.chunks_exact(shape.channels) {
+                all.iter_mut().zip(piece).for_each(|(all, piece)| *all = all.merged(piece));
+            }
+            self.normalize(written, all, affines);
         }
     }
 
@@ -341,10 +379,17 @@ fn fill(
 }
 
 impl Engine for PackedNetwork {
-    fn forward(&self, input: &[f32]) -> Result<Vec<f32>> {
-        let mut workspace = self.plan.workspace();
-        let logits = self.run(input, &mut workspace);
-        self.plan.keep(workspace);
+    fn forward(&self, input: &[f32], crew: &Crew) -> Result<Vec<f32>> {
+        let (mut workspace, mut scratch) = (self.plan.workspace(), self.plan.scratch());
+        let logits = self.run(input, &mut workspace, &mut scratch, crew);
+        keep(&self.plan.idle, workspace);
+        keep(&self.plan.idle_scratch, scratch);
         Ok(logits)
+    }
+
+    fn help(&self, crew: &Crew) {
+        let mut scratch = self.plan.scratch();
+        crew.help(&mut scratch);
+        keep(&self.plan.idle_scratch, scratch);
     }
 }

@@ -1,7 +1,9 @@
 //! Mean and variance of each channel of a tensor, taken while it is written.
 //!
 //! The kernels sum, in f32 and over about a thousand pixels, differences from a pivot and their squares. The pivot is the mean of what came before,
-//! so that little is lost even where a channel's mean is far larger than its deviation; these sums are then merged in f64.
+//! at first the value of one pixel, so that little is lost even where a channel's mean is far larger than its deviation; these sums are
+//! then merged in f64. Each piece of a tensor has moments of its own, which are merged in the order of the pieces: so nothing depends on
+//! which thread computed which piece.
 
 use super::kernel::Lanes;
 
@@ -14,6 +16,15 @@ pub(super) struct Moments {
 }
 
 impl Moments {
+    /// Of no values yet, which will probably lie around this one.
+    pub(super) fn around(value: f32) -> Self {
+        Self { mean: f64::from(value), ..Self::default() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0.0
+    }
+
     /// The value to take differences from next.
     pub(super) fn pivot(&self) -> f32 {
         self.mean as f32
@@ -31,6 +42,9 @@ impl Moments {
     ///
     /// Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances" (1979).
     pub(super) fn merged(&self, other: &Self) -> Self {
+        if other.is_empty() {
+            return *self;
+        }
         let count = self.count + other.count;
         let delta = other.mean - self.mean;
         Self {
@@ -52,17 +66,20 @@ pub(super) struct LaneMap {
     /// For each lane that holds anything: the lane, the first lane of the same channel, and the channel.
     lanes: Box<[(usize, usize, usize)]>,
     /// Values per pixel of each channel that has lanes, by its first lane.
-    copies: [usize; LaneSums::MOST],
+    copies: [usize; LaneMap::MOST],
     count: usize,
 }
 
 impl LaneMap {
+    /// Lanes of two vectors of sixteen.
+    pub(super) const MOST: usize = 32;
+
     /// A group of `channels` from `first` on, of a tensor in which `period` channels repeat for neighbouring pixels.
     /// If `paired`, the upper half of the lanes is for every other pixel of the same channels as the lower half.
     pub(super) fn new(form: Lanes, lanes: usize, first: usize, channels: usize, period: usize) -> Self {
         let halves = if form == Lanes::Paired { 2 } else { 1 };
         let mut map = Vec::new();
-        let mut copies = [0; LaneSums::MOST];
+        let mut copies = [0; Self::MOST];
         for half in 0..halves {
             for c in 0..channels {
                 let (lane, channel) = (half * lanes / 2 + c, (first + c) % period);
@@ -75,41 +92,31 @@ impl LaneMap {
         }
         Self { lanes: map.into(), copies, count: lanes }
     }
-}
 
-/// The kernels' buffer for one group: for each lane a pivot, a sum and a sum of squares.
-#[derive(Debug)]
-pub(super) struct LaneSums {
-    values: [f32; 3 * Self::MOST],
-}
-
-impl LaneSums {
-    /// Two vectors of sixteen lanes.
-    const MOST: usize = 32;
-
-    pub(super) fn new(map: &LaneMap, moments: &[Moments]) -> Self {
-        let mut values = [0.0; 3 * Self::MOST];
-        for (lane, _, channel) in &map.lanes {
-            values[*lane] = moments[*channel].pivot();
-        }
-        Self { values }
+    /// Values of the kernels' buffer: for each lane a pivot, a sum and a sum of squares.
+    pub(super) fn sums(&self) -> usize {
+        3 * self.count
     }
 
-    pub(super) fn as_mut(&mut self) -> &mut [f32] {
-        &mut self.values
+    /// Begins new sums around the means so far.
+    pub(super) fn begin(&self, moments: &[Moments], sums: &mut [f32]) {
+        sums.fill(0.0);
+        for (lane, _, channel) in &self.lanes {
+            sums[*lane] = moments[*channel].pivot();
+        }
     }
 
     /// Adds what was summed over so many pixels.
-    pub(super) fn merge(&self, map: &LaneMap, pixels: usize, moments: &mut [Moments]) {
-        let mut sums = [(0.0, 0.0); Self::MOST];
-        for (lane, lead, _) in &map.lanes {
-            sums[*lead].0 += f64::from(self.values[map.count + lane]);
-            sums[*lead].1 += f64::from(self.values[2 * map.count + lane]);
+    pub(super) fn merge(&self, sums: &[f32], pixels: usize, moments: &mut [Moments]) {
+        let mut channels = [(0.0, 0.0); Self::MOST];
+        for (lane, lead, _) in &self.lanes {
+            channels[*lead].0 += f64::from(sums[self.count + lane]);
+            channels[*lead].1 += f64::from(sums[2 * self.count + lane]);
         }
-        for (lane, lead, channel) in &map.lanes {
+        for (lane, lead, channel) in &self.lanes {
             if lane == lead {
-                let (sum, squares) = sums[*lane];
-                moments[*channel].add(pixels * map.copies[*lane], self.values[*lane], sum, squares);
+                let (sum, squares) = channels[*lane];
+                moments[*channel].add(pixels * self.copies[*lane], sums[*lane], sum, squares);
             }
         }
     }
@@ -139,12 +146,14 @@ mod tests {
         // Channels 2, 0, 1, 2 of three, in the lower half and again in the upper one.
         let map = LaneMap::new(Lanes::Paired, 16, 2, 4, 3);
         let mut moments = [Moments::default(); 3];
-        let mut sums = LaneSums::new(&map, &moments);
+        let mut sums = [7.0; 48];
+        assert_eq!(map.sums(), sums.len());
+        map.begin(&moments, &mut sums);
         for lane in [0, 1, 2, 3, 8, 9, 10, 11] {
-            sums.as_mut()[16 + lane] = 1.0;
-            sums.as_mut()[32 + lane] = 1.0;
+            sums[16 + lane] = 1.0;
+            sums[32 + lane] = 1.0;
         }
-        sums.merge(&map, 2, &mut moments);
+        map.merge(&sums, 2, &mut moments);
         assert_eq!(moments.map(|m| m.count), [2.0, 2.0, 4.0]);
         assert_eq!(moments.map(|m| m.mean_and_variance()), [(1.0, 0.0); 3]);
     }

@@ -3,11 +3,14 @@
 use std::ops::Range;
 
 use super::kernel::{Blend, Kernels};
-use super::layer::{Operand, Others};
+use super::layer::{Inputs, Operand, Others};
 use super::moments::Moments;
 
 /// Values of a strip: with those that it is made from, first-level caches hold them.
 pub(super) const STRIP: usize = 2048;
+
+/// A tensor is written in at most so many pieces: enough for many threads, and few enough that what is prepared for each takes no time.
+pub(super) const PIECES: usize = 32;
 
 /// How many pixels of so many channels the patterns of the kernels are for: enough to fill vectors of sixteen, and to make one turn
 /// around the pattern long; but few where there are many channels.
@@ -47,8 +50,7 @@ impl Reading {
     pub(super) fn start<'a>(
         &self,
         kernels: &'a Kernels,
-        operands: &'a [Operand],
-        (others, affines): (Others<'a>, &'a [f32]),
+        Inputs { operands, others, affines }: Inputs<'a>,
         scratch: &'a mut [f32],
     ) -> (Reader<'a>, &'a mut [f32]) {
         let (own, rest) = scratch.split_at_mut(self.scratch(operands));

@@ -224,6 +224,18 @@ impl std::fmt::Display for Worker {
     }
 }
 
+/// The logits of a pass that some threads help with.
+fn with_helpers(packed: &PackedNetwork, input: &[f32], helpers: usize) -> Vec<f32> {
+    let crew = Crew::default();
+    let leadership = crew.lead();
+    std::thread::scope(|scope| {
+        (0..helpers).for_each(|_| drop(scope.spawn(|| packed.help(&crew))));
+        let logits = packed.forward(input, &crew).unwrap();
+        drop(leadership);
+        logits
+    })
+}
+
 /// The largest difference from the formulas, relative to the largest value.
 fn error(network: &Network, tile: Size, seed: u32, worker: Worker) -> f64 {
     let weights = weights(network, seed);
@@ -240,9 +252,9 @@ fn error(network: &Network, tile: Size, seed: u32, worker: Worker) -> f64 {
         Worker::Candle => return difference(&candle::run_on_cpu(network, tile, &weights, &input).unwrap()),
     };
     let packed = PackedNetwork::new(Arc::new(Plan::new(network, tile, set, arithmetic)), &weights);
-    // Twice, because the second pass finds what the first has left in memory.
-    let found = packed.forward(&input).unwrap();
-    assert_eq!(found, packed.forward(&input).unwrap());
+    // Twice, because the second pass finds what the first has left in memory; and nobody who helps changes a bit.
+    let found = packed.forward(&input, &Crew::default()).unwrap();
+    assert_eq!(found, with_helpers(&packed, &input, 2));
     difference(&found)
 }
 
@@ -506,8 +518,9 @@ fn difference_from_candle(model: &Model, set: InstructionSet, arithmetic: Arithm
     let execution = Execution { mirroring: Mirroring::Off, arithmetic, ..Execution::default() };
     let n = model.card().tile.area() as usize * model.card().channels.len();
     let input: Vec<f32> = std::iter::repeat_with(noise(3)).take(n).collect();
-    let plain = candle::ensemble(model, &execution, &candle_core::Device::Cpu).unwrap().run(&input).unwrap();
-    let ours = ensemble::on_cpu(model, &execution, set).run(&input).unwrap();
+    let plain =
+        candle::ensemble(model, &execution, &candle_core::Device::Cpu).unwrap().run(&input, &Crew::default()).unwrap();
+    let ours = ensemble::on_cpu(model, &execution, set).run(&input, &Crew::default()).unwrap();
     assert_eq!(plain.len(), ours.len());
     let largest = plain.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
     assert!(largest > 1e-3);
@@ -555,12 +568,13 @@ fn logits_are_nnunets_own() {
     let input = input.to_vec1::<f32>().unwrap();
     let expected = read("forward_logits.npy").flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let execution = Execution { mirroring: Mirroring::Off, ..Execution::default() };
-    let plain = candle::ensemble(&model, &execution, &candle_core::Device::Cpu).unwrap().run(&input).unwrap();
+    let plain =
+        candle::ensemble(&model, &execution, &candle_core::Device::Cpu).unwrap().run(&input, &Crew::default()).unwrap();
     println!("largest difference from nnU-Net: candle's operations {:e}", max_difference(&plain, &expected));
     for set in InstructionSet::available() {
         for (arithmetic, tolerance) in [(Arithmetic::Exact, 1e-4), (Arithmetic::Fast, 1e-3)] {
             let execution = Execution { arithmetic, ..execution };
-            let logits = ensemble::on_cpu(&model, &execution, set).run(&input).unwrap();
+            let logits = ensemble::on_cpu(&model, &execution, set).run(&input, &Crew::default()).unwrap();
             let difference = max_difference(&logits, &expected);
             println!("largest difference from nnU-Net: {set}, {arithmetic} {difference:e}");
             assert!(difference <= tolerance, "{difference:e} by {set}, {arithmetic}");

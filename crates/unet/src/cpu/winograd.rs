@@ -2,18 +2,17 @@
 //!
 //! Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015). The output is cut into tiles of 4 x 4 pixels. For a block
 //! of tiles, the input is transformed into 36 values per tile and channel, each of the 36 is multiplied with its own matrix of weights,
-//! and what comes out is transformed back. Weights are transformed in f64 when they are packed.
+//! and what comes out is transformed back. Weights are transformed in f64 when they are packed. Threads take strips of blocks; where
+//! there are few, they share each of the three stages of a block.
 //! Rounding errors are about ten times those of the definition.
-
-use std::ops::Range;
 
 use microtome_io::Size;
 
 use super::buffer::Buffer;
 use super::kernel::{Block, InputTile, Kernels, Lanes, OutputTile, Rows, Runs};
-use super::layer::{Group, InputBlocks, Memory, Operand, Packed, Values};
-use super::loader::{MOST_CHANNELS, Window, load};
-use super::moments::{LaneMap, LaneSums};
+use super::layer::{Demands, FEW_PIECES, Group, InputBlocks, Inputs, Load, Packed, Values, Work, pieces};
+use super::loader::{MOST_CHANNELS, Window};
+use super::moments::{LaneMap, Moments};
 use super::program::Convolution;
 use crate::network::Extent;
 
@@ -52,6 +51,16 @@ pub(super) struct Winograd {
     runs: Runs,
     /// Tiles of a block along each axis.
     block: Extent,
+    division: Division,
+}
+
+/// What threads take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Division {
+    /// Blocks side by side across the tensor, with all that is to be done with them.
+    Strips,
+    /// Of one block after the other first channels, then positions, then rows of tiles.
+    Stages,
 }
 
 impl Winograd {
@@ -78,8 +87,11 @@ impl Winograd {
         });
         let tiles = Size::new(output.width.div_ceil(OUTPUT as u64), output.height.div_ceil(OUTPUT as u64));
         let block = Self::block(tiles, parts.iter().sum::<usize>() * channels);
-        let runs = Runs::new((0..input.of.len()).map(|b| b * block.area() * WORDS), WORDS);
-        Self { output, channels, groups, vectors: vectors.collect(), runs, block, input }
+        let (_, channels_stride) = Self::input_strides(block);
+        let runs = Runs::new((0..input.of.len()).map(|b| b * channels_stride), WORDS);
+        let strips = (tiles.height as usize).div_ceil(block.height);
+        let division = if strips >= FEW_PIECES { Division::Strips } else { Division::Stages };
+        Self { output, channels, groups, vectors: vectors.collect(), runs, block, division, input }
     }
 
     /// Tiles of a block along each axis, for a layer with so many weights per position of its kernel.
@@ -106,10 +118,20 @@ impl Winograd {
         self.window_words() * self.input.of.len().min(MOST_CHANNELS / WORDS)
     }
 
-    /// Words from one position's transformed input to the next's, and the same for the products.
-    fn strides(&self) -> (usize, usize) {
-        let tiles = self.block.area();
-        (self.input.of.len() * tiles * WORDS + SKEW, tiles * self.lanes() + SKEW)
+    /// Words from one position's transformed input to the next's, and from one block of channels to the next.
+    fn input_strides(block: Extent) -> (usize, usize) {
+        let position = block.area() * WORDS + SKEW;
+        (position, POSITIONS * position)
+    }
+
+    /// Words of all transformed input, and of all products.
+    fn stages(&self) -> (usize, usize) {
+        (self.input.of.len() * Self::input_strides(self.block).1, POSITIONS * self.product_stride())
+    }
+
+    /// Words from one position's products to the next's.
+    fn product_stride(&self) -> usize {
+        self.block.area() * self.lanes() + SKEW
     }
 
     /// Output channels with what fills the last vector.
@@ -117,10 +139,23 @@ impl Winograd {
         self.groups.iter().map(|g| g.channels).sum()
     }
 
-    /// Values of scratch that it needs.
-    pub(super) fn scratch(&self) -> usize {
-        let (inputs, products) = self.strides();
-        self.pixels() + POSITIONS * (inputs + products)
+    pub(super) fn demands(&self) -> Demands {
+        let (inputs, products) = self.stages();
+        let tiles = (self.output.height as usize).div_ceil(OUTPUT);
+        let sums = self.sums();
+        match self.division {
+            Division::Strips => Demands {
+                pieces: tiles.div_ceil(self.block.height),
+                shared: 0,
+                scratch: inputs + products + self.pixels().max(sums),
+            },
+            Division::Stages => Demands { pieces: tiles, shared: inputs + products, scratch: self.pixels().max(sums) },
+        }
+    }
+
+    /// Values of the kernels' sums for all vectors.
+    fn sums(&self) -> usize {
+        self.vectors.iter().map(|(_, _, map)| map.sums()).sum()
     }
 
     fn group_weights(&self, group: &Group) -> usize {
@@ -150,131 +185,191 @@ impl Winograd {
         Packed { weights, bias }
     }
 
-    pub(super) fn run(
-        &self,
-        kernels: &Kernels,
-        packed: &Packed,
-        operands: &[Operand],
-        output: &Range<usize>,
-        memory: &mut Memory<'_>,
-    ) {
-        let (width, height) = (self.output.width as usize, self.output.height as usize);
-        for y in (0..height).step_by(self.block.height * OUTPUT) {
-            for x in (0..width).step_by(self.block.width * OUTPUT) {
-                self.transform_input(kernels, operands, (y, x), memory);
-                self.multiply(kernels, packed, memory);
-                self.transform_output(kernels, packed, output, (y, x), memory);
+    pub(super) fn run(&self, kernels: &Kernels, packed: &Packed, inputs: Inputs<'_>, work: Work<'_>) {
+        match self.division {
+            Division::Strips => self.run_by_strips(kernels, packed, inputs, work),
+            Division::Stages => self.run_by_stages(kernels, packed, inputs, work),
+        }
+    }
+
+    fn run_by_strips(&self, kernels: &Kernels, packed: &Packed, inputs: Inputs<'_>, work: Work<'_>) {
+        let (transformed, products) = self.stages();
+        let strips = pieces(work.tensor, self.block.height * self.tile_row(), work.moments, self.channels);
+        work.crew.each(work.scratch, strips, |(index, values, mut moments), scratch| {
+            let (transformed, scratch) = scratch.split_at_mut(transformed);
+            let (products, scratch) = scratch.split_at_mut(products);
+            for x in self.columns() {
+                let y = index * self.block.height * OUTPUT;
+                for (load, target) in self.loads(transformed) {
+                    self.transform_input(kernels, inputs, &load, (y, x), target, scratch);
+                }
+                for (position, products) in products.chunks_exact_mut(self.product_stride()).enumerate() {
+                    self.multiply(kernels, packed, position, transformed, products);
+                }
+                let products = &*products;
+                self.transform_output(kernels, packed, (products, 0), x, values, moments.as_deref_mut(), scratch);
+            }
+        });
+    }
+
+    fn run_by_stages(&self, kernels: &Kernels, packed: &Packed, inputs: Inputs<'_>, mut work: Work<'_>) {
+        let (transformed, products) = self.stages();
+        let (transformed, rest) = work.shared.split_at_mut(transformed);
+        let products = &mut rest[..products];
+        let strip = self.block.height * self.tile_row();
+        for (index, values) in work.tensor.chunks_mut(strip).enumerate() {
+            let mut moments = work.moments.as_deref_mut().map(|moments| {
+                let rows = self.block.height * self.channels;
+                moments.chunks_mut(rows).nth(index).unwrap_or_default()
+            });
+            for x in self.columns() {
+                let y = index * self.block.height * OUTPUT;
+                work.crew.each(work.scratch, self.loads(transformed), |(load, target), scratch| {
+                    self.transform_input(kernels, inputs, &load, (y, x), target, scratch);
+                });
+                let positions = products.chunks_exact_mut(self.product_stride()).enumerate();
+                work.crew.each(work.scratch, positions, |(position, products), _| {
+                    self.multiply(kernels, packed, position, transformed, products);
+                });
+                let rows = pieces(values, self.tile_row(), moments.as_deref_mut(), self.channels);
+                work.crew.each(work.scratch, rows, |(row, values, moments), scratch| {
+                    self.transform_output(kernels, packed, (products, row), x, values, moments, scratch);
+                });
             }
         }
     }
 
+    /// Values of one row of output tiles across the tensor.
+    fn tile_row(&self) -> usize {
+        OUTPUT * self.output.width as usize * self.channels
+    }
+
+    /// The first columns of the blocks.
+    fn columns(&self) -> impl Iterator<Item = usize> {
+        (0..self.output.width as usize).step_by(self.block.width * OUTPUT)
+    }
+
+    /// What is loaded together, each with the place of what it is transformed into.
+    fn loads<'a>(&'a self, mut transformed: &'a mut [f32]) -> impl Iterator<Item = (Load, &'a mut [f32])> + Send {
+        self.input.loads().map(move |load| {
+            let length = load.blocks.len() * Self::input_strides(self.block).1;
+            let (own, rest) = std::mem::take(&mut transformed).split_at_mut(length);
+            transformed = rest;
+            (load, own)
+        })
+    }
+
+    /// Some channels of the block whose first pixel is this one.
     fn transform_input(
         &self,
         kernels: &Kernels,
-        operands: &[Operand],
+        inputs: Inputs<'_>,
+        load: &Load,
         (y, x): (usize, usize),
-        memory: &mut Memory<'_>,
+        target: &mut [f32],
+        scratch: &mut [f32],
     ) {
         let window = Window { y: y as isize - 1, x: x as isize - 1, ..self.window() };
-        let (pixels, rest) = memory.scratch.split_at_mut(self.pixels());
-        let (stride, _) = self.strides();
-        let tiles = self.block.area();
-        let plane = self.window_words();
-        for (blocks, part, channels) in self.input.loads() {
-            let source = operands[part].source(memory.arena, memory.affines);
-            load(kernels, Block::Sixteen, &source, channels, window, plane, pixels);
-            for (index, pixels) in blocks.zip(pixels.chunks_exact(plane)) {
-                for tile in 0..tiles {
-                    let (row, column) = (tile / self.block.width, tile % self.block.width);
-                    kernels.input_tile(InputTile {
-                        input: pixels,
-                        from: (row * OUTPUT * window.columns + column * OUTPUT) * WORDS,
-                        row_stride: window.columns * WORDS,
-                        output: rest,
-                        to: (index * tiles + tile) * WORDS,
-                        position_stride: stride,
-                    });
-                }
+        let (position_stride, channels_stride) = Self::input_strides(self.block);
+        let (plane, row_stride) = (self.window_words(), window.columns * WORDS);
+        super::loader::load(kernels, Block::Sixteen, &inputs.part(load.part), load.channels, window, plane, scratch);
+        for (output, input) in target.chunks_exact_mut(channels_stride).zip(scratch.chunks_exact(plane)) {
+            for tile in 0..self.block.area() {
+                let (row, column) = (tile / self.block.width, tile % self.block.width);
+                let (from, to) = (row * OUTPUT * row_stride + column * OUTPUT * WORDS, tile * WORDS);
+                kernels.input_tile(InputTile { input, from, row_stride, output: &mut *output, to, position_stride });
             }
         }
     }
 
-    /// A product of matrices for each position: channels by tiles.
-    fn multiply(&self, kernels: &Kernels, packed: &Packed, memory: &mut Memory<'_>) {
-        let (stride, product_stride) = self.strides();
-        let scratch = &mut memory.scratch[self.pixels()..];
-        let (inputs, products) = scratch.split_at_mut(POSITIONS * stride);
-        let (tiles, lanes) = (self.block.area(), self.lanes());
+    /// One position's product of matrices: channels by tiles.
+    fn multiply(&self, kernels: &Kernels, packed: &Packed, position: usize, transformed: &[f32], products: &mut [f32]) {
         let zeros = [0.0; 2 * WORDS];
-        let mut weights = &*packed.weights;
-        for position in 0..POSITIONS {
-            for group in &self.groups {
-                let (group_weights, rest) = weights.split_at(self.group_weights(group));
-                weights = rest;
-                let rows = Rows {
-                    rows: 1,
-                    pixels: tiles,
-                    input: inputs,
-                    from: position * stride,
-                    row_stride: 0,
-                    runs: &self.runs,
-                    weights: group_weights,
-                    bias: &zeros,
-                    output: products,
-                    to: position * product_stride + group.first,
-                    pixel_stride: lanes,
-                    output_stride: 0,
-                    channels: group.channels,
-                    statistics: None,
-                };
-                kernels.rows(group.form, Block::Sixteen, rows);
-            }
+        let mut weights =
+            packed.weights.chunks_exact(packed.weights.len() / POSITIONS).nth(position).unwrap_or_default();
+        for group in &self.groups {
+            let (group_weights, rest) = weights.split_at(self.group_weights(group));
+            weights = rest;
+            let rows = Rows {
+                rows: 1,
+                pixels: self.block.area(),
+                input: transformed,
+                from: position * Self::input_strides(self.block).0,
+                row_stride: 0,
+                runs: &self.runs,
+                weights: group_weights,
+                bias: &zeros,
+                output: &mut *products,
+                to: group.first,
+                pixel_stride: self.lanes(),
+                output_stride: 0,
+                channels: group.channels,
+                statistics: None,
+            };
+            kernels.rows(group.form, Block::Sixteen, rows);
         }
     }
 
+    /// From a block's products, from one row of its tiles on, as many rows as `values` hold, which are whole rows of the tensor.
+    /// The block begins in column `x`.
+    #[allow(clippy::too_many_arguments)]
     fn transform_output(
         &self,
         kernels: &Kernels,
         packed: &Packed,
-        output: &Range<usize>,
-        (y, x): (usize, usize),
-        memory: &mut Memory<'_>,
+        (products, first_row): (&[f32], usize),
+        x: usize,
+        values: &mut [f32],
+        mut moments: Option<&mut [Moments]>,
+        scratch: &mut [f32],
     ) {
-        let (stride, product_stride) = self.strides();
-        let products = &memory.scratch[self.pixels() + POSITIONS * stride..];
-        let tensor = &mut memory.arena[output.clone()];
-        let (width, height) = (self.output.width as usize, self.output.height as usize);
+        let width = self.output.width as usize;
+        let (row_stride, pixel_stride) = (width * self.channels, self.channels);
         // Of the last blocks, only what lies inside the output.
-        let rows = (height - y).min(self.block.height * OUTPUT);
+        let rows = values.len() / row_stride;
         let columns = (width - x).min(self.block.width * OUTPUT);
-        let mut sums: Vec<_> = match &memory.moments {
-            Some(moments) => self.vectors.iter().map(|(_, _, map)| Some(LaneSums::new(map, moments))).collect(),
-            None => self.vectors.iter().map(|_| None).collect(),
-        };
-        for row in (0..rows).step_by(OUTPUT) {
-            for column in (0..columns).step_by(OUTPUT) {
-                let tile = row / OUTPUT * self.block.width + column / OUTPUT;
-                for ((first, channels, _), sums) in self.vectors.iter().zip(&mut sums) {
-                    kernels.output_tile(OutputTile {
-                        input: products,
-                        from: tile * self.lanes() + first,
-                        position_stride: product_stride,
-                        bias: &packed.bias[*first..],
-                        output: tensor,
-                        to: ((y + row) * width + x + column) * self.channels + first,
-                        row_stride: width * self.channels,
-                        pixel_stride: self.channels,
-                        rows: (rows - row).min(OUTPUT),
-                        columns: (columns - column).min(OUTPUT),
-                        channels: *channels,
-                        statistics: sums.as_mut().map(LaneSums::as_mut),
-                    });
-                }
+        let transform =
+            |output: &mut [f32], (row, column): (usize, usize), vector: usize, statistics: Option<&mut [f32]>| {
+                let (first, channels, _) = &self.vectors[vector];
+                let tile = (first_row + row / OUTPUT) * self.block.width + column / OUTPUT;
+                kernels.output_tile(OutputTile {
+                    input: products,
+                    from: tile * self.lanes() + first,
+                    position_stride: self.product_stride(),
+                    bias: &packed.bias[*first..],
+                    output,
+                    to: row * row_stride + (x + column) * pixel_stride + first,
+                    row_stride,
+                    pixel_stride,
+                    rows: (rows - row).min(OUTPUT),
+                    columns: (columns - column).min(OUTPUT),
+                    channels: *channels,
+                    statistics,
+                });
+            };
+        if let Some(moments) = moments.as_deref_mut()
+            && moments[0].is_empty()
+        {
+            // The last pixel of the first tile, away from the padding, tells around which values the others probably lie.
+            (0..self.vectors.len()).for_each(|vector| transform(values, (0, 0), vector, None));
+            let pixel = (rows.min(OUTPUT) - 1) * row_stride + (x + columns.min(OUTPUT) - 1) * pixel_stride;
+            moments.iter_mut().zip(&values[pixel..]).for_each(|(moments, value)| *moments = Moments::around(*value));
+        }
+        let each = self.vectors[0].2.sums();
+        let mut sums = scratch[..self.sums()].chunks_exact_mut(each);
+        if let Some(moments) = &moments {
+            self.vectors.iter().zip(&mut sums).for_each(|((_, _, map), sums)| map.begin(moments, sums));
+        }
+        for (row, column) in (0..rows).step_by(OUTPUT).flat_map(|y| (0..columns).step_by(OUTPUT).map(move |x| (y, x))) {
+            let mut sums = scratch.chunks_exact_mut(each);
+            for vector in 0..self.vectors.len() {
+                let sums = sums.next().filter(|_| moments.is_some());
+                transform(values, (row, column), vector, sums);
             }
         }
-        if let Some(moments) = &mut memory.moments {
-            for ((_, _, map), sums) in self.vectors.iter().zip(sums.iter().flatten()) {
-                sums.merge(map, rows * columns, moments);
+        if let Some(moments) = moments {
+            for ((_, _, map), sums) in self.vectors.iter().zip(scratch.chunks_exact(each)) {
+                map.merge(sums, rows * columns, moments);
             }
         }
     }
