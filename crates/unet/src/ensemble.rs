@@ -9,8 +9,8 @@ use crate::cpu::{InstructionSet, PackedNetwork, Plan};
 use crate::crew::Crew;
 use crate::model::Model;
 use crate::{
-    Card, Error, Execution, Logits, MemoryEstimate, MirrorAxes, Mirroring, Normalizer, Precision, Predictor, Result,
-    Tile, candle,
+    Arithmetic, Card, Error, Execution, Logits, MemoryEstimate, MirrorAxes, Mirroring, Normalizer, Precision,
+    Predictor, Result, Tile, candle,
 };
 
 /// The network of one fold on one device.
@@ -63,7 +63,7 @@ pub(crate) enum Concurrency {
 /// If the device is not there or cannot compute with the precision asked for.
 pub(crate) fn predictor(model: &Model, execution: &Execution) -> Result<Box<dyn Predictor>> {
     let device = candle::open(execution.device)?;
-    if !device.is_cpu() {
+    if !device.is_cpu() || execution.arithmetic == Arithmetic::Reference {
         return Ok(Box::new(candle::ensemble(model, execution, &device)?));
     }
     if execution.precision != Precision::F32 {

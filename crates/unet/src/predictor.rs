@@ -77,7 +77,7 @@ pub struct Execution {
     pub arithmetic: Arithmetic,
 }
 
-/// Which algorithms the CPU may use. On other devices both are the same.
+/// Which algorithms the CPU may use. On other devices all are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Arithmetic {
     /// The fastest ones, whose rounding errors are larger: Winograd's for convolutions of 3 x 3.
@@ -85,6 +85,8 @@ pub enum Arithmetic {
     Fast,
     /// Convolutions as they are defined: a sum of products.
     Exact,
+    /// candle's operations one after the other: slow, to compare with.
+    Reference,
 }
 
 impl std::fmt::Display for Arithmetic {
@@ -92,6 +94,7 @@ impl std::fmt::Display for Arithmetic {
         f.write_str(match self {
             Self::Fast => "fast",
             Self::Exact => "exact",
+            Self::Reference => "reference",
         })
     }
 }

@@ -4,14 +4,18 @@
 //! and leaves two files under `docs/benchmarks`. It fails when what it claims does not hold; times are only reported.
 
 mod child;
+mod dialogue;
 mod limit;
 mod machine;
 mod memory;
+mod net;
 mod outofcore;
 mod overhead;
+mod python;
 mod report;
 mod sampler;
 mod seams;
+mod segment;
 mod slide;
 mod wait;
 
@@ -43,11 +47,13 @@ struct Options {
     extent: Extent,
     /// Widths of slides or sides of pictures, in pixels, in place of the bench's own.
     sizes: Option<Vec<u64>>,
+    /// Networks by name, in place of all.
+    nets: Option<Vec<String>>,
     /// Runs of each variant, in place of the bench's own number.
     rounds: Option<usize>,
     /// Threads of every program that is measured.
     threads: usize,
-    /// A folder with `microtome` and `examples/cheap_model`, which are not built then.
+    /// A folder with `microtome` and the examples `cheap_model` and `time_network`, which are not built then.
     binaries: Option<PathBuf>,
     /// A Python that has every package, in place of the environments that we make.
     python: Option<PathBuf>,
@@ -62,6 +68,7 @@ impl Options {
         let mut options = Self {
             extent: Extent::Full,
             sizes: None,
+            nets: None,
             rounds: None,
             threads: THREADS,
             binaries: None,
@@ -78,6 +85,7 @@ impl Options {
                     let sizes: Result<Vec<u64>, _> = value()?.split(',').map(str::parse).collect();
                     options.sizes = Some(sizes.context("--sizes takes numbers of pixels, such as 2048,4096")?);
                 }
+                "--nets" => options.nets = Some(value()?.split(',').map(ToOwned::to_owned).collect()),
                 "--rounds" => options.rounds = Some(count(name, value()?)?),
                 "--threads" => options.threads = count(name, value()?)?,
                 "--binaries" => options.binaries = Some(value()?.into()),
@@ -120,14 +128,16 @@ struct Bench<'a> {
 
 /// Runs the bench that the first argument names.
 pub(crate) fn run(workspace: &Workspace, arguments: &[&str]) -> Result<()> {
-    let (name, arguments) =
-        arguments.split_first().context("bench takes a name: memory, overhead, seams, outofcore")?;
+    const NAMES: &str = "memory, overhead, seams, outofcore, net, segment";
+    let (name, arguments) = arguments.split_first().with_context(|| format!("bench takes a name: {NAMES}"))?;
     let run: fn(&Bench<'_>) -> Result<()> = match *name {
         "memory" => memory::run,
         "overhead" => overhead::run,
         "seams" => seams::run,
         "outofcore" => outofcore::run,
-        other => bail!("no bench is called {other}: memory, overhead, seams, outofcore"),
+        "net" => net::run,
+        "segment" => segment::run,
+        other => bail!("no bench is called {other}: {NAMES}"),
     };
     run(&Bench::prepare(workspace, Options::parse(arguments)?)?)
 }
@@ -138,7 +148,8 @@ impl<'a> Bench<'a> {
             folder.clone()
         } else {
             let build = ["build", "--locked", "--release", "-p", "microtome-cli", "-p", "microtome-testkit"];
-            shell::run(workspace.cargo().args(build).args(["--bin", "microtome", "--example", "cheap_model"]))?;
+            let programs = ["--bin", "microtome", "--example", "cheap_model", "--example", "time_network"];
+            shell::run(workspace.cargo().args(build).args(programs))?;
             folder_of(&workspace.binary(Profile::Release))?
         };
         let work = workspace.target.join("bench");
@@ -192,6 +203,13 @@ impl<'a> Bench<'a> {
         command
     }
 
+    /// The network of a model alone, on one tile: a program that answers questions.
+    fn network(&self, model: &Path, tile: &Path) -> Command {
+        let mut command = Command::new(self.binaries.join("examples/time_network"));
+        command.env("MALLOC_ARENA_MAX", "1").arg(model).arg(tile);
+        command
+    }
+
     /// The number of threads as an argument.
     fn threads(&self) -> String {
         self.options.threads.to_string()
@@ -240,14 +258,22 @@ mod tests {
         assert_eq!(options.extent, Extent::Quick);
         assert_eq!(options.sizes(&[1]), [2048, 4096]);
         assert_eq!(options.rounds, Some(5));
+        let nets = Options::parse(&["--nets", "small,nuclei"]).unwrap().nets.unwrap();
+        assert_eq!(nets, ["small", "nuclei"]);
         assert_eq!(Options::parse(&[]).unwrap().sizes(&[1, 2]), [1, 2]);
     }
 
     #[test]
     fn wrong_options_are_refused() {
-        for arguments in
-            [&["--sizes"][..], &["--sizes", "2k"], &["--rounds", "0"], &["--threads", "two"], &["--fast"], &["2048"]]
-        {
+        for arguments in [
+            &["--sizes"][..],
+            &["--nets"],
+            &["--sizes", "2k"],
+            &["--rounds", "0"],
+            &["--threads", "two"],
+            &["--fast"],
+            &["2048"],
+        ] {
             assert!(Options::parse(arguments).is_err(), "{arguments:?}");
         }
     }

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::Bench;
 use super::child::{Run, Spread, alternate};
 use super::report::{Report, Table, mebibytes};
+use super::{Bench, python};
 use crate::crosscheck::{NNUNET, NNUNET_FOLDER};
 use crate::shell;
 
@@ -29,9 +29,6 @@ const SIDES: [u64; 3] = [2048, 4096, 8192];
 const BUDGET: u64 = 512;
 /// Least Dice between the masks of nnU-Net and of microtome with `--exact`: they are the same work.
 const DICE: f64 = 0.999;
-
-const VENV: &str = "venv-bench";
-const REQUIREMENTS: &str = "requirements-bench.txt";
 
 /// What segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +65,7 @@ impl Program {
 
     fn command(self, bench: &Bench<'_>, model: &Path, picture: &Path, mask: &Path) -> Result<Command> {
         let python = |script: &str| -> Result<Command> {
-            let mut command = script_command(bench, script)?;
+            let mut command = python::script(bench, script)?;
             command.arg(model).arg(picture).arg(mask).arg("--threads").arg(bench.threads());
             Ok(command)
         };
@@ -133,7 +130,7 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
         })?;
         for (program, runs) in Program::ALL.into_iter().zip(&runs) {
             let mask = program.mask(bench, side);
-            let (equal, dice) = compare(bench, &mask, &Program::NnUnet.mask(bench, side))?;
+            let (equal, dice) = python::compare(bench, &mask, &Program::NnUnet.mask(bench, side))?;
             match program {
                 Program::Exact => exact_dice = exact_dice.min(dice),
                 Program::Microtome => {
@@ -169,25 +166,10 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
 fn picture(bench: &Bench<'_>, side: u64) -> Result<PathBuf> {
     let path = bench.work.join(format!("picture-{side}.tif"));
     if !path.exists() {
-        let mut command = script_command(bench, "bench_picture.py")?;
+        let mut command = python::script(bench, "bench_picture.py")?;
         shell::run(command.arg(bench.workspace.demo_slide()?).arg(side.to_string()).arg(&path))?;
     }
     Ok(path)
-}
-
-fn script_command(bench: &Bench<'_>, script: &str) -> Result<Command> {
-    let mut command = bench.python(VENV, REQUIREMENTS)?;
-    command.arg(bench.workspace.root.join("tests/python").join(script));
-    Ok(command)
-}
-
-/// Share of equal pixels, and Dice.
-fn compare(bench: &Bench<'_>, mask: &Path, reference: &Path) -> Result<(f64, f64)> {
-    let mut command = script_command(bench, "compare_masks.py")?;
-    let text = shell::read(command.arg(mask).arg(reference).arg("--json"))?;
-    let value: Value = serde_json::from_str(&text).context("compare_masks.py --json")?;
-    let number = |key: &str| value[key].as_f64().with_context(|| format!("compare_masks.py --json: no {key}"));
-    Ok((number("equal")?, number("dice")?))
 }
 
 fn row(side: u64, program: Program, runs: &[Run], seconds: f64, equal: f64, dice: f64) -> Result<Vec<String>> {
@@ -239,6 +221,6 @@ fn record(
 /// Draws the records of the report.
 fn plot(bench: &Bench<'_>) -> Result<()> {
     let out = bench.options.out.clone().unwrap_or_else(|| bench.workspace.root.join("docs/benchmarks"));
-    let mut command = script_command(bench, "plot_outofcore.py")?;
+    let mut command = python::script(bench, "plot_outofcore.py")?;
     shell::run(command.arg(out.join("outofcore.jsonl")).arg(out.join("outofcore.svg")))
 }

@@ -25,8 +25,15 @@ pub(super) struct Report {
     places: Places,
 }
 
+/// On which side of its bound a figure should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Relation {
+    AtLeast,
+    AtMost,
+}
+
 /// More than so many processors' worth of other programs, and times are those of a busy machine.
-const QUIET: f64 = 0.1;
+pub(super) const QUIET: f64 = 0.1;
 
 impl Report {
     /// A report that begins with the machine and the command that we were called with.
@@ -85,7 +92,7 @@ impl Report {
 
     /// A line of JSON about a run: the members of `value`, and the figures and the summary of the run.
     pub(super) fn record_run(&mut self, run: &Run, value: Value) {
-        self.others = self.others.max(run.others);
+        self.note_others(run.others);
         self.record("run", value);
         if let Some(Value::Object(record)) = self.records.last_mut() {
             record.insert("run".into(), run.record());
@@ -101,6 +108,25 @@ impl Report {
     /// A claim that a figure is no smaller than a bound.
     pub(super) fn at_least(&mut self, claim: &str, figure: f64, bound: f64) {
         self.claim(claim, figure, "at least", bound, figure >= bound);
+    }
+
+    /// What a figure should come to on the machine that it was aimed at. Another machine, or a busy one, may miss it: no error.
+    pub(super) fn target(&mut self, target: &str, figure: f64, relation: Relation, bound: f64) {
+        let (words, met) = match relation {
+            Relation::AtLeast => ("at least", figure >= bound),
+            Relation::AtMost => ("at most", figure <= bound),
+        };
+        let line = format!("{target}: {}, target {words} {}", significant(figure), significant(bound));
+        self.say(&format!("{}  {line}", if met { "MET   " } else { "MISSED" }));
+        self.record(
+            "target",
+            json!({"target": target, "figure": figure, "relation": words, "bound": bound, "met": met}),
+        );
+    }
+
+    /// How many processors other programs kept busy during something that was measured.
+    pub(super) fn note_others(&mut self, others: f64) {
+        self.others = self.others.max(others);
     }
 
     fn claim(&mut self, claim: &str, figure: f64, relation: &str, bound: f64, holds: bool) {
@@ -244,6 +270,19 @@ mod tests {
         report.at_most("ratio", f64::NAN, 1.05);
         report.at_least("ratio", f64::NAN, 1.05);
         assert_eq!(report.missed.len(), 2);
+    }
+
+    #[test]
+    fn a_missed_target_is_written_and_no_error() {
+        let mut report = report();
+        report.target("times as fast", 2.6, Relation::AtLeast, 2.5);
+        report.target("times as long", 1.25, Relation::AtMost, 1.15);
+        report.target("times as fast", f64::NAN, Relation::AtLeast, 2.5);
+        assert!(report.missed.is_empty());
+        let lines: Vec<&str> = report.text.lines().collect();
+        assert_eq!(lines[0], "MET     times as fast: 2.600, target at least 2.500");
+        assert_eq!(lines[1], "MISSED  times as long: 1.250, target at most 1.150");
+        assert!(lines[2].starts_with("MISSED") && report.records[2]["met"] == false);
     }
 
     #[test]
