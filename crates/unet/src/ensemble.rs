@@ -331,6 +331,17 @@ mod tests {
     }
 
     #[test]
+    fn the_reference_is_candles() {
+        let model = random(Architecture::PlainConvUnet(tiny()), Size::new(8, 8));
+        let identity = |arithmetic| {
+            let execution = Execution { device: crate::Device::Cpu, arithmetic, ..Execution::default() };
+            model.predictor(&execution).unwrap().identity()
+        };
+        assert_eq!(identity(Arithmetic::Reference), "candle 0.11, f32 on cpu, 4 passes");
+        assert!(identity(Arithmetic::Exact).starts_with("microtome cpu"));
+    }
+
+    #[test]
     fn a_tile_that_does_not_fit_is_refused() {
         let model = random(Architecture::PlainConvUnet(tiny()), Size::new(8, 8));
         let predictor = model.predictor(&Execution::default()).unwrap();

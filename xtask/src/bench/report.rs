@@ -63,17 +63,17 @@ impl Report {
         report
     }
 
-    /// A line of text, or several.
+    /// A line of text, or several, with the names of folders as they are in a clone.
     pub(super) fn say(&mut self, text: &str) {
+        let text = self.places.shorten(text);
         println!("{text}");
-        self.text.push_str(text);
+        self.text.push_str(&text);
         self.text.push('\n');
     }
 
-    /// A line of text that shows a command, with the names of folders as they are in a clone.
+    /// A line of text that shows a command.
     pub(super) fn say_command(&mut self, command: &Command) {
-        let shown = self.shorten(command);
-        self.say(&format!("$ {shown}"));
+        self.say(&format!("$ {}", shell::show(command)));
     }
 
     /// The command as one would type it at the root of a clone.
@@ -289,7 +289,10 @@ mod tests {
     fn folders_have_the_names_of_a_clone() {
         let mut command = Command::new("/a/out/release/microtome");
         command.arg("/a/models/nuclei");
-        assert_eq!(report().shorten(&command), "target/release/microtome models/nuclei");
+        let mut report = report();
+        assert_eq!(report.shorten(&command), "target/release/microtome models/nuclei");
+        report.say("/a/out/bench/plans.json: not supported");
+        assert_eq!(report.text, "target/bench/plans.json: not supported\n");
     }
 
     #[test]

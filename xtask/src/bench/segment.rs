@@ -23,6 +23,8 @@ Masks are compared with nnU-Net's: from that TIFF, which is the same work on the
 Where they differ by one level on 0.44 % of the samples, 0.23 % of the pixels of nnU-Net's own mask change (docs/formats.md). PyTorch's threads wait
 for each other in every layer: where other programs want the processors, its times are many times as long and say nothing.";
 
+/// Under the folder of real files.
+const SLIDE: &str = "slides/svs/CMU-1-Small-Region.svs";
 const ROUNDS: usize = 5;
 /// Tiles per batch, of microtome and of the network alone.
 const BATCH: usize = 4;
@@ -88,7 +90,7 @@ struct Entry {
 pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
     let data = bench.workspace.data().context("the nnU-Net folder that both run is under MICROTOME_DATA: set it")?;
     let model = data.join(NNUNET).join(NNUNET_FOLDER);
-    let slide = bench.workspace.demo_slide()?;
+    let slide = data.join(SLIDE);
     let picture = bench.work.join("cmu-1-small-region.tif");
     if !picture.exists() {
         shell::run(python::script(bench, "lossless_copy.py")?.arg(&slide).arg(&picture))?;
@@ -195,26 +197,28 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
             report.at_least(&format!("{}: Dice against nnU-Net's mask", arithmetic.name()), dice, DICE);
         }
     }
-    judge(&mut report, &entries[0], theirs_seconds, theirs.iter().map(|run| run.others).fold(0.0, f64::max));
+    let runs = theirs.iter().chain(entries.iter().flat_map(|entry| &entry.runs));
+    judge(&mut report, &entries[0], theirs_seconds, runs.map(|run| run.others).fold(0.0, f64::max));
     for entry in entries {
         entry.network.end()?;
     }
     bench.finish(report)
 }
 
-/// Whether the default is as fast as is aimed at, by medians.
+/// Whether the default is as fast as is aimed at, by medians. On a busy machine nothing can be said of several threads.
 fn judge(report: &mut Report, fast: &Entry, theirs: Spread, others: f64) {
     let (wall, alone) = (wall(fast), Spread::of(fast.alone.iter().copied()));
+    let (times, overhead) = (theirs.median / wall.median, wall.median / alone.median);
     if others > super::report::QUIET {
-        let times = theirs.median / wall.median;
         report.say(&format!(
-            "-       times nnU-Net's rate: {times:.2} on a busy machine, which says nothing; target {RATE}"
+            "-       times nnU-Net's rate: {times:.2}, end to end {overhead:.2} times the network alone, on a busy machine, which says \
+             nothing; targets {RATE} and {OVERHEAD}"
         ));
-    } else {
-        report.target("times nnU-Net's rate", theirs.median / wall.median, Relation::AtLeast, RATE);
-        report.target("times nnU-Net's rate, as aimed at", theirs.median / wall.median, Relation::AtLeast, AIM);
+        return;
     }
-    report.target("end to end, times the network alone", wall.median / alone.median, Relation::AtMost, OVERHEAD);
+    report.target("times nnU-Net's rate", times, Relation::AtLeast, RATE);
+    report.target("times nnU-Net's rate, as aimed at", times, Relation::AtLeast, AIM);
+    report.target("end to end, times the network alone", overhead, Relation::AtMost, OVERHEAD);
 }
 
 /// Seconds of whole processes.
