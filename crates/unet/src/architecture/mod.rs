@@ -3,10 +3,13 @@
 //! A new architecture is one file here and one variant of [`Architecture`].
 
 mod plain_conv_unet;
+mod residual_encoder_unet;
+mod unet;
 
 pub use plain_conv_unet::PlainConvUnet;
+pub use residual_encoder_unet::ResidualEncoderUnet;
 #[cfg(test)]
-pub(crate) use plain_conv_unet::tests;
+pub(crate) use {plain_conv_unet::tests, residual_encoder_unet::tests as residual};
 
 use microtome_io::Size;
 use serde::{Deserialize, Serialize};
@@ -19,6 +22,8 @@ use crate::Network;
 pub enum Architecture {
     /// nnU-Net's `PlainConvUNet` in two dimensions.
     PlainConvUnet(PlainConvUnet),
+    /// nnU-Net's `ResidualEncoderUNet` in two dimensions.
+    ResidualEncoderUnet(ResidualEncoderUnet),
 }
 
 impl Architecture {
@@ -27,6 +32,7 @@ impl Architecture {
     pub fn channels(&self) -> usize {
         match self {
             Self::PlainConvUnet(parameters) => parameters.channels,
+            Self::ResidualEncoderUnet(parameters) => parameters.channels,
         }
     }
 
@@ -35,7 +41,28 @@ impl Architecture {
     pub fn heads(&self) -> usize {
         match self {
             Self::PlainConvUnet(parameters) => parameters.heads,
+            Self::ResidualEncoderUnet(parameters) => parameters.heads,
         }
+    }
+
+    /// The same for other numbers of channels and logit planes.
+    #[must_use]
+    pub(crate) fn with_counts(mut self, channels: usize, heads: usize) -> Self {
+        match &mut self {
+            Self::PlainConvUnet(parameters) => (parameters.channels, parameters.heads) = (channels, heads),
+            Self::ResidualEncoderUnet(parameters) => (parameters.channels, parameters.heads) = (channels, heads),
+        }
+        self
+    }
+
+    /// The same with another normalisation.
+    #[must_use]
+    pub(crate) fn with_norm(mut self, norm: Norm) -> Self {
+        match &mut self {
+            Self::PlainConvUnet(parameters) => parameters.norm = norm,
+            Self::ResidualEncoderUnet(parameters) => parameters.norm = norm,
+        }
+        self
     }
 
     /// What is wrong with the parameters, for a tile of this size.
@@ -45,6 +72,7 @@ impl Architecture {
     pub fn check(&self, tile: Size) -> Result<(), String> {
         match self {
             Self::PlainConvUnet(parameters) => parameters.check(tile),
+            Self::ResidualEncoderUnet(parameters) => parameters.check(tile),
         }
     }
 
@@ -53,6 +81,7 @@ impl Architecture {
     pub fn network(&self) -> Network {
         match self {
             Self::PlainConvUnet(parameters) => parameters.network(),
+            Self::ResidualEncoderUnet(parameters) => parameters.network(),
         }
     }
 }
@@ -62,6 +91,7 @@ impl std::fmt::Display for Architecture {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::PlainConvUnet(parameters) => parameters.fmt(f),
+            Self::ResidualEncoderUnet(parameters) => parameters.fmt(f),
         }
     }
 }

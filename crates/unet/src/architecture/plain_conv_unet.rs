@@ -1,13 +1,14 @@
 //! `PlainConvUNet` of dynamic-network-architectures, the default network of nnU-Net, in two dimensions.
 //!
 //! Structure and weight names: dynamic-network-architectures 0.4.4, `architectures/unet.py`,
-//! `building_blocks/{plain_conv_encoder,unet_decoder,simple_conv_blocks}.py`.
+//! `building_blocks/plain_conv_encoder.py`; what it shares with others is in `unet.rs`.
 
 use microtome_io::Size;
 use serde::{Deserialize, Serialize};
 
+use super::unet::{Common, check_network};
 use super::{Activation, Norm};
-use crate::network::{Affine, Extent, Function, Network, Operation, Source};
+use crate::network::{Extent, Network, Source};
 
 /// Parameters of the network. Lists run from the finest stage to the coarsest, but for `decoder_convolutions`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,86 +36,30 @@ pub struct PlainConvUnet {
     pub activation: Activation,
 }
 
-/// Larger than any published configuration by far, small enough that no product of them overflows.
-const MAX_STAGES: usize = 16;
-const MAX_CHANNELS: usize = 1 << 14;
-const MAX_CONVOLUTIONS: usize = 64;
-const MAX_KERNEL: usize = 31;
-const MAX_STRIDE: usize = 16;
-const MAX_TILE: u64 = 1 << 14;
-/// Weights of one fold, in values: 8 GiB as f32.
-const MAX_PARAMETERS: u64 = 1 << 31;
-
 impl PlainConvUnet {
-    /// See [`Architecture::check`](super::Architecture::check).
-    pub(super) fn check(&self, tile: Size) -> Result<(), String> {
-        let stages = self.features.len();
-        if !(1..=MAX_STAGES).contains(&stages) {
-            return Err(format!("{stages} stages; 1 to {MAX_STAGES} are supported"));
+    fn common(&self) -> Common<'_> {
+        Common {
+            channels: self.channels,
+            heads: self.heads,
+            features: &self.features,
+            kernels: &self.kernels,
+            strides: &self.strides,
+            decoder_convolutions: &self.decoder_convolutions,
+            bias: self.bias,
+            norm: self.norm,
+            activation: self.activation,
         }
-        let lists = [
-            ("kernels", self.kernels.len(), stages),
-            ("strides", self.strides.len(), stages),
-            ("convolutions", self.convolutions.len(), stages),
-            ("decoder_convolutions", self.decoder_convolutions.len(), stages - 1),
-        ];
-        if let Some((name, found, expected)) = lists.into_iter().find(|(_, found, expected)| found != expected) {
-            return Err(format!("{found} {name} for {stages} stages; there must be {expected}"));
-        }
-        if stages < 2 {
-            return Err("a single stage, which leaves no decoder".into());
-        }
-        let counts = self.features.iter().chain([&self.channels, &self.heads]);
-        if let Some(count) = counts.into_iter().find(|c| !(1..=MAX_CHANNELS).contains(*c)) {
-            return Err(format!("{count} channels in a layer; 1 to {MAX_CHANNELS} are supported"));
-        }
-        let blocks = self.convolutions.iter().chain(&self.decoder_convolutions);
-        if let Some(count) = blocks.into_iter().find(|c| !(1..=MAX_CONVOLUTIONS).contains(*c)) {
-            return Err(format!("{count} convolutions in a stage; 1 to {MAX_CONVOLUTIONS} are supported"));
-        }
-        let even = |k: &&Extent| [k.height, k.width].iter().any(|n| n % 2 == 0 || *n > MAX_KERNEL);
-        if let Some(kernel) = self.kernels.iter().find(even) {
-            return Err(format!("a {kernel} kernel; odd kernels up to {MAX_KERNEL} are supported"));
-        }
-        let wild = |s: &&Extent| [s.height, s.width].iter().any(|n| !(1..=MAX_STRIDE).contains(n));
-        if let Some(stride) = self.strides.iter().find(wild) {
-            return Err(format!("a stride of {stride}; 1 to {MAX_STRIDE} are supported"));
-        }
-        if self.strides[0] != Extent::ONE {
-            return Err(format!("a stride of {} in the first stage; it must be 1x1", self.strides[0]));
-        }
-        let (Norm::Instance { epsilon, .. } | Norm::Batch { epsilon, .. }) = self.norm else {
-            return self.check_size(tile);
-        };
-        if !(epsilon.is_finite() && epsilon > 0.0) {
-            return Err(format!("a normalisation epsilon of {epsilon}; it must be positive"));
-        }
-        self.check_size(tile)
     }
 
-    fn check_size(&self, tile: Size) -> Result<(), String> {
-        if let Activation::LeakyRelu { slope } = self.activation
-            && !slope.is_finite()
-        {
-            return Err(format!("an activation slope of {slope}"));
-        }
-        if tile.width.max(tile.height) > MAX_TILE {
-            return Err(format!("a tile of {tile}; up to {MAX_TILE} pixels along an axis are supported"));
-        }
-        let product = |of: fn(&Extent) -> usize| self.strides.iter().map(|s| of(s) as u64).fold(1, u64::saturating_mul);
-        let divisor = Size::new(product(|s| s.width), product(|s| s.height));
-        if tile.is_empty() || !tile.width.is_multiple_of(divisor.width) || !tile.height.is_multiple_of(divisor.height) {
-            return Err(format!("a tile of {tile}; with these strides it must be a multiple of {divisor}"));
-        }
-        let parameters = self.network().parameters();
-        if parameters > MAX_PARAMETERS {
-            return Err(format!("{parameters} parameters; up to {MAX_PARAMETERS} are supported"));
-        }
-        Ok(())
+    /// See [`Architecture::check`](super::Architecture::check).
+    pub(super) fn check(&self, tile: Size) -> Result<(), String> {
+        self.common().check(("convolutions", &self.convolutions), tile)?;
+        check_network(&self.network())
     }
 
     /// See [`Architecture::network`](super::Architecture::network).
     pub(super) fn network(&self) -> Network {
+        let common = self.common();
         let mut network = Network::new(self.channels);
         let mut skips = Vec::with_capacity(self.features.len());
         let mut at = Source::Input;
@@ -123,101 +68,19 @@ impl PlainConvUnet {
             for j in 0..self.convolutions[s] {
                 let stride = if j == 0 { self.strides[s] } else { Extent::ONE };
                 let name = format!("encoder.stages.{s}.0.convs.{j}");
-                at = self.block(&mut network, &name, (input, features), (self.kernels[s], stride), at);
+                at = common.block(&mut network, &name, (input, features), (self.kernels[s], stride), at);
                 input = features;
             }
-            skips.push((at, features));
+            skips.push(at);
         }
-        skips.pop();
-        for (d, &convolutions) in self.decoder_convolutions.iter().enumerate() {
-            let finer = self.features.len() - 2 - d;
-            let (skip, features) = skips[finer];
-            let up = Operation::Upsampling {
-                weight: format!("decoder.transpconvs.{d}.weight"),
-                bias: self.bias.then(|| format!("decoder.transpconvs.{d}.bias")),
-                input,
-                output: features,
-                stride: self.strides[finer + 1],
-            };
-            let up = network.push(up, &[at]);
-            at = network.push(Operation::Concatenate, &[up, skip]);
-            input = 2 * features;
-            for j in 0..convolutions {
-                let name = format!("decoder.stages.{d}.convs.{j}");
-                at = self.block(&mut network, &name, (input, features), (self.kernels[finer], Extent::ONE), at);
-                input = features;
-            }
-        }
-        let head = format!("decoder.seg_layers.{}", self.decoder_convolutions.len() - 1);
-        let head = Operation::Convolution {
-            weight: format!("{head}.weight"),
-            bias: Some(format!("{head}.bias")),
-            input,
-            output: self.heads,
-            kernel: Extent::ONE,
-            stride: Extent::ONE,
-        };
-        network.push(head, &[at]);
+        common.decode(&mut network, skips);
         network
-    }
-
-    /// `ConvDropoutNormReLU`: convolution, normalisation, nonlinearity (dropout is the identity at inference).
-    fn block(
-        &self,
-        network: &mut Network,
-        name: &str,
-        (input, output): (usize, usize),
-        (kernel, stride): (Extent, Extent),
-        at: Source,
-    ) -> Source {
-        let convolution = Operation::Convolution {
-            weight: format!("{name}.conv.weight"),
-            bias: self.bias.then(|| format!("{name}.conv.bias")),
-            input,
-            output,
-            kernel,
-            stride,
-        };
-        let mut at = network.push(convolution, &[at]);
-        let names = |affine: bool| {
-            affine.then(|| Affine { weight: format!("{name}.norm.weight"), bias: format!("{name}.norm.bias") })
-        };
-        match self.norm {
-            Norm::Instance { epsilon, affine } => {
-                let norm = Operation::InstanceNorm { affine: names(affine), channels: output, epsilon };
-                at = network.push(norm, &[at]);
-            }
-            Norm::Batch { epsilon, affine } => {
-                let norm = Operation::BatchNorm {
-                    mean: format!("{name}.norm.running_mean"),
-                    variance: format!("{name}.norm.running_var"),
-                    affine: names(affine),
-                    channels: output,
-                    epsilon,
-                };
-                at = network.push(norm, &[at]);
-            }
-            Norm::None => {}
-        }
-        match self.activation {
-            Activation::LeakyRelu { slope } => {
-                let function = Function::LeakyRelu { slope };
-                network.push(Operation::Activation { function }, &[at])
-            }
-            Activation::None => at,
-        }
     }
 }
 
 impl std::fmt::Display for PlainConvUnet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let features: Vec<String> = self.features.iter().map(ToString::to_string).collect();
-        let norm = match self.norm {
-            Norm::Instance { .. } => "instance norm",
-            Norm::Batch { .. } => "batch norm",
-            Norm::None => "no normalisation",
-        };
-        write!(f, "PlainConvUNet 2D, {} stages of {} features, {norm}", self.features.len(), features.join(", "))
+        f.write_str(&self.common().describe("PlainConvUNet"))
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use microtome_io::Size;
 
 use super::*;
-use crate::architecture::{Activation, Norm, PlainConvUnet};
+use crate::architecture::{Activation, Norm, PlainConvUnet, ResidualEncoderUnet};
 use crate::ensemble::Ensemble;
 use crate::model::tests::random;
 use crate::model::{Model, ModelOptions};
@@ -32,6 +32,25 @@ fn stock() -> Model {
         activation: Activation::LeakyRelu { slope: 0.01 },
     };
     random(Architecture::PlainConvUnet(parameters), Size::new(512, 512))
+}
+
+/// The network that nnU-Net 2 plans for them with its preset ResEnc M.
+fn residual() -> Model {
+    let Architecture::PlainConvUnet(plain) = stock().architecture().clone() else { unreachable!("stock is plain") };
+    let parameters = ResidualEncoderUnet {
+        channels: 3,
+        heads: 2,
+        stem: 32,
+        features: plain.features,
+        kernels: plain.kernels,
+        strides: plain.strides,
+        blocks: vec![1, 3, 4, 6, 6, 6, 6, 6],
+        decoder_convolutions: vec![1; 7],
+        bias: true,
+        norm: plain.norm,
+        activation: plain.activation,
+    };
+    random(Architecture::ResidualEncoderUnet(parameters), Size::new(512, 512))
 }
 
 fn nuclei() -> Model {
@@ -124,8 +143,17 @@ fn profile(name: &str, model: &Model, arithmetic: Arithmetic, passes: usize) {
     let all: f64 = times.iter().sum();
     println!("{name}, {set}, {arithmetic}: {all:.2} ms in steps");
     for ((step, layer), time) in plan.program.steps.iter().zip(&plan.layers).zip(times) {
-        let Step::Convolve { convolution: c, output, .. } = step else { continue };
-        let shape = plan.program.tensors[*output].shape;
+        let shape = plan.program.tensors[step.output()].shape;
+        let Step::Convolve { convolution: c, .. } = step else {
+            let (name, share) =
+                (if matches!(layer.algorithm, Algorithm::Neighbours(_)) { "pool" } else { "sum" }, 100.0 * time / all);
+            println!(
+                "  {name:4} of {:4} channels at {:>9}: {time:8.3} ms {share:5.1} %",
+                shape.channels,
+                shape.size.to_string()
+            );
+            continue;
+        };
         let products = shape.elements() as f64 * (c.input * c.kernel.area()) as f64;
         let algorithm = match layer.algorithm {
             Algorithm::Winograd(_) => "winograd",
@@ -192,6 +220,11 @@ fn measure_writes() {
             println!("{name:14} {set:9} {least:7.2} ms");
         }
     }
+    let values = vec![1.0; 2 * tile.area() as usize];
+    let source = loader::Source { values: &values, channels: 2, size: tile, affine: None, slopes: None };
+    let started = Instant::now();
+    let values = planes::planes(std::iter::once(source)).len();
+    println!("{:14} {:9} {:7.2} ms", "two planes", values, started.elapsed().as_secs_f64() * 1e3);
 }
 
 #[test]
@@ -210,4 +243,10 @@ fn measure_stock() {
     compare("stock", &model, 3, 2);
     profile("stock", &model, Arithmetic::Fast, 3);
     profile("stock", &model, Arithmetic::Exact, 3);
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn measure_residual() {
+    profile("ResEnc M", &residual(), Arithmetic::Fast, 2);
 }

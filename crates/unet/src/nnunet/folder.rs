@@ -8,7 +8,7 @@ use super::plans::Plans;
 use crate::architecture::Norm;
 use crate::model::{self, Folds, Model, ModelOptions};
 use crate::weights::Fold;
-use crate::{Architecture, Card, Error, Result, Window};
+use crate::{Card, Error, Result, Window};
 
 /// How deep below a given path trainer folders are looked for: `nnUNet_results/Dataset/Trainer__Plans__Configuration`.
 const SEARCH_DEPTH: usize = 3;
@@ -73,14 +73,13 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
     let configuration = plans.configuration(&configuration_name, dataset.channels.len())?;
     let mut network = configuration.network;
     if trainer.contains("Primus") {
-        let message = format!("the trainer {trainer} trains a transformer, which is not supported; PlainConvUNet is");
+        let message = format!("the trainer {trainer} trains a transformer, which is not supported; UNets are");
         return Err(Error::unsupported(folder, message));
     }
     if trainer == "nnUNetTrainerBN" {
-        network.norm = Norm::Batch { epsilon: 1e-5, affine: true };
+        network = network.with_norm(Norm::Batch { epsilon: 1e-5, affine: true });
     }
-    network.channels = dataset.channels.len();
-    network.heads = 0;
+    let channels = dataset.channels.len();
 
     let name = plans.dataset_name()?.map_or_else(|| name_of(folder), ToOwned::to_owned);
     let provenance = format!(
@@ -108,8 +107,7 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
         intended_use: None,
         test_vector: None,
     };
-    network.heads = card.heads();
-    let architecture = Architecture::PlainConvUnet(network);
+    let architecture = network.with_counts(channels, card.heads());
     model::check(&folder.join("plans.json"), &card, &architecture)?;
 
     let layers = architecture.network();
@@ -211,9 +209,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("plans.json");
         std::fs::write(&path, plans().to_string()).unwrap();
-        let mut parameters = Plans::read(&path).unwrap().configuration("2d", 1).unwrap().network;
-        (parameters.channels, parameters.heads) = (1, 2);
-        Architecture::PlainConvUnet(parameters).network()
+        Plans::read(&path).unwrap().configuration("2d", 1).unwrap().network.with_counts(1, 2).network()
     }
 
     fn write_fold(folder: &Path, name: &str, weights: Vec<(String, Item)>, others: Vec<(&str, Item)>) {
@@ -323,7 +319,7 @@ mod tests {
         );
         assert_eq!(
             message(&fold(weights(0), with("trainer_name", Item::Text("nnUNet_Primus_M_Trainer".into()))), &auto),
-            "FOLDER: the trainer nnUNet_Primus_M_Trainer trains a transformer, which is not supported; PlainConvUNet is"
+            "FOLDER: the trainer nnUNet_Primus_M_Trainer trains a transformer, which is not supported; UNets are"
         );
         assert_eq!(
             message(&fold(weights(0), with("init_args", dict([("configuration", Item::Text("3d".into()))]))), &auto),

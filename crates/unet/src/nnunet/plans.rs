@@ -6,9 +6,9 @@ use microtome_io::Size;
 use serde_json::{Map, Value};
 
 use super::json::{Object, as_count, read_object};
-use crate::architecture::{Activation, Norm, PlainConvUnet};
+use crate::architecture::{Activation, Norm, PlainConvUnet, ResidualEncoderUnet};
 use crate::network::Extent;
-use crate::{ChannelStatistics, Error, Normalization, Result};
+use crate::{Architecture, ChannelStatistics, Error, Normalization, Result};
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Plans {
@@ -24,7 +24,7 @@ pub(super) struct Configuration {
     /// The training set's foreground, if the plans tell of all channels.
     pub(super) training: Option<Vec<ChannelStatistics>>,
     /// Its `channels` and `heads` are the data set's, filled in by the caller; 0 here.
-    pub(super) network: PlainConvUnet,
+    pub(super) network: Architecture,
 }
 
 impl Plans {
@@ -193,14 +193,42 @@ fn intensities(file: &Object<'_>, channel: usize) -> Result<Normalization> {
     })
 }
 
-/// The keyword arguments of `PlainConvUNet`.
-const KEYWORDS: [&str; 16] = [
+/// The classes of networks that this crate knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Plain,
+    Residual,
+}
+
+impl Class {
+    fn read(object: &Object<'_>, key: &str) -> Result<Self> {
+        match class_name(object, key)? {
+            Some("PlainConvUNet") => Ok(Self::Plain),
+            Some("ResidualEncoderUNet") => Ok(Self::Residual),
+            Some(other) => {
+                let message = format!("{other} is not supported yet; PlainConvUNet and ResidualEncoderUNet are");
+                Err(object.unsupported(key, &message))
+            }
+            None => Err(object.wrong(key, "is missing")),
+        }
+    }
+
+    /// The keyword arguments that are its own.
+    fn keywords(self) -> &'static [&'static str] {
+        match self {
+            Self::Plain => &["n_conv_per_stage", "nonlin_first"],
+            Self::Residual => &["n_blocks_per_stage", "block", "bottleneck_channels", "stem_channels"],
+        }
+    }
+}
+
+/// The keyword arguments of all classes.
+const KEYWORDS: [&str; 14] = [
     "n_stages",
     "features_per_stage",
     "conv_op",
     "kernel_sizes",
     "strides",
-    "n_conv_per_stage",
     "n_conv_per_stage_decoder",
     "conv_bias",
     "norm_op",
@@ -209,16 +237,16 @@ const KEYWORDS: [&str; 16] = [
     "dropout_op_kwargs",
     "nonlin",
     "nonlin_kwargs",
-    "nonlin_first",
     "deep_supervision",
 ];
 
 /// `architecture`, as nnU-Net 2.4 and later write it.
-fn new_form(configuration: &Object<'_>) -> Result<PlainConvUnet> {
+fn new_form(configuration: &Object<'_>) -> Result<Architecture> {
     let architecture = configuration.child("architecture")?;
-    check_class(&architecture, "network_class_name")?;
+    let class = Class::read(&architecture, "network_class_name")?;
     let keywords = &architecture.child("arch_kwargs")?;
-    if let Some(key) = keywords.map.keys().find(|key| !KEYWORDS.contains(&key.as_str())) {
+    let known = |key: &str| KEYWORDS.contains(&key) || class.keywords().contains(&key);
+    if let Some(key) = keywords.map.keys().find(|key| !known(key)) {
         return Err(keywords.unsupported(key, "is not supported"));
     }
     match class_name(keywords, "conv_op")? {
@@ -232,31 +260,39 @@ fn new_form(configuration: &Object<'_>) -> Result<PlainConvUnet> {
     if let Some(other) = class_name(keywords, "dropout_op")?.filter(|n| !n.starts_with("Dropout")) {
         return Err(keywords.unsupported("dropout_op", &format!("{other} is not supported")));
     }
+    if let Some(other) = class_name(keywords, "block")?.filter(|n| *n != "BasicBlockD") {
+        return Err(keywords.unsupported("block", &format!("{other} is not supported; BasicBlockD is")));
+    }
     let stages = keywords.count("n_stages")?;
     // The architecture's own check is the one that names the limit; here a count only must not become a large list.
     let length = stages.min(64);
-    Ok(PlainConvUnet {
+    let plain = PlainConvUnet {
         channels: 0,
         heads: 0,
         features: per_stage(keywords, "features_per_stage", length, as_count)?,
         kernels: per_stage(keywords, "kernel_sizes", length, as_extent)?,
         strides: per_stage(keywords, "strides", length, as_extent)?,
-        convolutions: per_stage(keywords, "n_conv_per_stage", length, as_count)?,
+        convolutions: match class {
+            Class::Plain => per_stage(keywords, "n_conv_per_stage", length, as_count)?,
+            Class::Residual => per_stage(keywords, "n_blocks_per_stage", length, as_count)?,
+        },
         decoder_convolutions: per_stage(keywords, "n_conv_per_stage_decoder", length.saturating_sub(1), as_count)?,
         bias: keywords.flag("conv_bias")?.unwrap_or(false),
         norm: norm(keywords)?,
         activation: activation(keywords)?,
-    })
+    };
+    let stem = keywords.get("stem_channels").map(|_| keywords.count("stem_channels")).transpose()?;
+    Ok(of_class(class, plain, stem))
 }
 
 /// The flat keys of nnU-Net 2.0 to 2.3, which knew no other blocks than the default ones.
-fn old_form(configuration: &Object<'_>) -> Result<PlainConvUnet> {
-    check_class(configuration, "UNet_class_name")?;
+fn old_form(configuration: &Object<'_>) -> Result<Architecture> {
+    let class = Class::read(configuration, "UNet_class_name")?;
     let stages = configuration.list("n_conv_per_stage_encoder")?.len();
     let (base, most) = (configuration.count("UNet_base_num_features")?, configuration.count("unet_max_num_features")?);
     let features = |s: usize| base.saturating_mul(1_usize.checked_shl(s as u32).unwrap_or(usize::MAX)).min(most);
     let length = stages.min(64);
-    Ok(PlainConvUnet {
+    let plain = PlainConvUnet {
         channels: 0,
         heads: 0,
         features: (0..length).map(features).collect(),
@@ -267,14 +303,27 @@ fn old_form(configuration: &Object<'_>) -> Result<PlainConvUnet> {
         bias: true,
         norm: Norm::Instance { epsilon: 1e-5, affine: true },
         activation: Activation::LeakyRelu { slope: 0.01 },
-    })
+    };
+    Ok(of_class(class, plain, None))
 }
 
-fn check_class(object: &Object<'_>, key: &str) -> Result<()> {
-    match class_name(object, key)? {
-        Some("PlainConvUNet") => Ok(()),
-        Some(other) => Err(object.unsupported(key, &format!("{other} is not supported yet; PlainConvUNet is"))),
-        None => Err(object.wrong(key, "is missing")),
+/// The network of a class with the parameters of a plain one, whose convolutions are blocks if it is residual.
+fn of_class(class: Class, plain: PlainConvUnet, stem: Option<usize>) -> Architecture {
+    match class {
+        Class::Plain => Architecture::PlainConvUnet(plain),
+        Class::Residual => Architecture::ResidualEncoderUnet(ResidualEncoderUnet {
+            channels: plain.channels,
+            heads: plain.heads,
+            stem: stem.or(plain.features.first().copied()).unwrap_or(0),
+            features: plain.features,
+            kernels: plain.kernels,
+            strides: plain.strides,
+            blocks: plain.convolutions,
+            decoder_convolutions: plain.decoder_convolutions,
+            bias: plain.bias,
+            norm: plain.norm,
+            activation: plain.activation,
+        }),
     }
 }
 
@@ -424,8 +473,49 @@ pub(crate) mod tests {
     fn old_and_new_form_describe_the_same_network() {
         let new = parse(plans(), "2d").unwrap();
         assert_eq!(new.tile, Size::new(16, 8), "patch_size is rows first");
-        assert_eq!(new.network.features, [4, 8]);
+        let Architecture::PlainConvUnet(network) = &new.network else { panic!("plain") };
+        assert_eq!(network.features, [4, 8]);
         assert_eq!(new, parse(old_plans(), "2d").unwrap());
+    }
+
+    /// The same stages with residual blocks in the encoder, as the presets ResEnc M, L and XL write them.
+    fn residual_plans() -> Value {
+        let mut plans = plans();
+        let architecture = &mut plans["configurations"]["2d"]["architecture"];
+        architecture["network_class_name"] =
+            json!("dynamic_network_architectures.architectures.unet.ResidualEncoderUNet");
+        let keywords = architecture["arch_kwargs"].as_object_mut().unwrap();
+        keywords.remove("n_conv_per_stage");
+        keywords.insert("n_blocks_per_stage".into(), json!([1, 3]));
+        plans
+    }
+
+    #[test]
+    fn residual_encoders_are_read_in_both_forms() {
+        let new = parse(residual_plans(), "2d").unwrap();
+        let Architecture::ResidualEncoderUnet(network) = &new.network else { panic!("residual") };
+        assert_eq!((network.stem, network.blocks.as_slice()), (4, [1, 3].as_slice()));
+        let mut old = old_plans();
+        old["configurations"]["2d"]["UNet_class_name"] = json!("ResidualEncoderUNet");
+        old["configurations"]["2d"]["n_conv_per_stage_encoder"] = json!([1, 3]);
+        assert_eq!(new, parse(old, "2d").unwrap());
+
+        let keyword = |key: &str, value: Value| {
+            let mut plans = residual_plans();
+            plans["configurations"]["2d"]["architecture"]["arch_kwargs"][key] = value;
+            parse(plans, "2d").map(|c| c.network).map_err(|e| e.to_string())
+        };
+        let Ok(Architecture::ResidualEncoderUnet(network)) = keyword("stem_channels", json!(7)) else { panic!("stem") };
+        assert_eq!(network.stem, 7);
+        assert_eq!(keyword("block", json!("a.b.BasicBlockD")), Ok(new.network));
+        let prefix = "plans.json: configurations.2d.architecture.arch_kwargs.";
+        assert_eq!(
+            keyword("block", json!("a.b.BottleneckD")),
+            Err(format!("{prefix}block BottleneckD is not supported; BasicBlockD is"))
+        );
+        for key in ["nonlin_first", "n_conv_per_stage"] {
+            assert_eq!(keyword(key, json!(false)), Err(format!("{prefix}{key} is not supported")), "a plain network's");
+        }
     }
 
     #[test]
@@ -508,8 +598,8 @@ pub(crate) mod tests {
             ),
             (
                 format!("{two}/architecture/network_class_name"),
-                json!("a.b.ResidualEncoderUNet"),
-                "configurations.2d.architecture.network_class_name ResidualEncoderUNet is not supported yet; PlainConvUNet is",
+                json!("a.b.ResidualUNet"),
+                "configurations.2d.architecture.network_class_name ResidualUNet is not supported yet; PlainConvUNet and ResidualEncoderUNet are",
             ),
             (
                 keyword("conv_op"),
@@ -583,10 +673,8 @@ pub(crate) mod tests {
         for key in ["features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage", "n_conv_per_stage_decoder"] {
             keywords[key] = json!(2);
         }
-        assert_eq!(
-            parse(value, "2d").unwrap().network.features.len(),
-            64,
-            "which the architecture's own check refuses"
-        );
+        let network = parse(value, "2d").unwrap().network;
+        let Architecture::PlainConvUnet(network) = network else { panic!("plain") };
+        assert_eq!(network.features.len(), 64, "which the architecture's own check refuses");
     }
 }

@@ -1,0 +1,177 @@
+//! `ResidualEncoderUNet` of dynamic-network-architectures, the network of nnU-Net's presets ResEnc M, L and XL, in two dimensions.
+//!
+//! Structure and weight names: dynamic-network-architectures 0.4.4, `architectures/unet.py`,
+//! `building_blocks/{residual_encoders,residual}.py`; what it shares with others is in `unet.rs`.
+
+use microtome_io::Size;
+use serde::{Deserialize, Serialize};
+
+use super::unet::{Common, MAX_CHANNELS, check_network};
+use super::{Activation, Norm};
+use crate::network::{Extent, Network, Operation, Source};
+
+/// Parameters of the network. Lists run from the finest stage to the coarsest, but for `decoder_convolutions`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResidualEncoderUnet {
+    /// Input channels.
+    pub channels: usize,
+    /// Logit planes.
+    pub heads: usize,
+    /// Channels of the convolution before the first stage.
+    pub stem: usize,
+    /// Channels of each stage.
+    pub features: Vec<usize>,
+    /// Kernel of each stage's convolutions, but for those of shortcuts.
+    pub kernels: Vec<Extent>,
+    /// Stride of each stage's first block; the first stage has none.
+    pub strides: Vec<Extent>,
+    /// Residual blocks of each stage of the encoder.
+    pub blocks: Vec<usize>,
+    /// Convolutions of each stage of the decoder, from the coarsest to the finest.
+    pub decoder_convolutions: Vec<usize>,
+    /// Whether convolutions have a bias; those of shortcuts have none.
+    pub bias: bool,
+    /// After each convolution.
+    pub norm: Norm,
+    /// After each normalisation, or after the sum with the shortcut.
+    pub activation: Activation,
+}
+
+impl ResidualEncoderUnet {
+    fn common(&self) -> Common<'_> {
+        Common {
+            channels: self.channels,
+            heads: self.heads,
+            features: &self.features,
+            kernels: &self.kernels,
+            strides: &self.strides,
+            decoder_convolutions: &self.decoder_convolutions,
+            bias: self.bias,
+            norm: self.norm,
+            activation: self.activation,
+        }
+    }
+
+    /// See [`Architecture::check`](super::Architecture::check).
+    pub(super) fn check(&self, tile: Size) -> Result<(), String> {
+        self.common().check(("blocks", &self.blocks), tile)?;
+        if !(1..=MAX_CHANNELS).contains(&self.stem) {
+            return Err(format!("{} channels in a layer; 1 to {MAX_CHANNELS} are supported", self.stem));
+        }
+        check_network(&self.network())
+    }
+
+    /// See [`Architecture::network`](super::Architecture::network).
+    pub(super) fn network(&self) -> Network {
+        let common = self.common();
+        let mut network = Network::new(self.channels);
+        let kernel = (self.kernels[0], Extent::ONE);
+        let stem = "encoder.stem.convs.0";
+        let mut at = common.block(&mut network, stem, (self.channels, self.stem), kernel, Source::Input);
+        let mut input = self.stem;
+        let mut skips = Vec::with_capacity(self.features.len());
+        for (s, &features) in self.features.iter().enumerate() {
+            for j in 0..self.blocks[s] {
+                let stride = if j == 0 { self.strides[s] } else { Extent::ONE };
+                let name = format!("encoder.stages.{s}.blocks.{j}");
+                at = self.residual(&mut network, &name, (input, features), (self.kernels[s], stride), at);
+                input = features;
+            }
+            skips.push(at);
+        }
+        common.decode(&mut network, skips);
+        network
+    }
+
+    /// `BasicBlockD`: two convolutions, added to a shortcut that pools where they stride and projects where they change the channels.
+    fn residual(
+        &self,
+        network: &mut Network,
+        name: &str,
+        (input, output): (usize, usize),
+        (kernel, stride): (Extent, Extent),
+        at: Source,
+    ) -> Source {
+        let common = self.common();
+        let mut shortcut = at;
+        let mut place = 0;
+        if stride != Extent::ONE {
+            shortcut = network.push(Operation::AveragePool { kernel: stride, stride }, &[shortcut]);
+            place += 1;
+        }
+        if input != output {
+            let name = format!("{name}.skip.{place}");
+            let one = (Extent::ONE, Extent::ONE, None);
+            shortcut = common.normalized(network, &name, (input, output), one, shortcut);
+        }
+        let first = common.block(network, &format!("{name}.conv1"), (input, output), (kernel, stride), at);
+        let bias = self.bias.then(|| format!("{name}.conv2.conv.bias"));
+        let second = (kernel, Extent::ONE, bias);
+        let second = common.normalized(network, &format!("{name}.conv2"), (output, output), second, first);
+        let sum = network.push(Operation::Add, &[second, shortcut]);
+        common.activate(network, sum)
+    }
+}
+
+impl std::fmt::Display for ResidualEncoderUnet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.common().describe("ResidualEncoderUNet"))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Three stages: blocks with a stride and a projection, with a stride alone, with a projection alone, and with neither.
+    pub(crate) fn tiny() -> ResidualEncoderUnet {
+        ResidualEncoderUnet {
+            channels: 3,
+            heads: 2,
+            stem: 4,
+            features: vec![6, 8, 8],
+            kernels: vec![Extent { height: 3, width: 3 }; 3],
+            strides: vec![Extent::ONE, Extent { height: 2, width: 2 }, Extent { height: 2, width: 1 }],
+            blocks: vec![1, 2, 2],
+            decoder_convolutions: vec![1, 1],
+            bias: true,
+            norm: Norm::Instance { epsilon: 1e-5, affine: true },
+            activation: Activation::LeakyRelu { slope: 0.01 },
+        }
+    }
+
+    #[test]
+    fn weights_are_named_as_nnunet_names_them() {
+        let weights = tiny().network().weights();
+        let find = |name: &str| weights.iter().find(|w| w.name == name).map(|w| w.shape.clone());
+        assert_eq!(find("encoder.stem.convs.0.conv.weight"), Some(vec![4, 3, 3, 3]));
+        assert_eq!(find("encoder.stages.0.blocks.0.skip.0.conv.weight"), Some(vec![6, 4, 1, 1]), "projects, no stride");
+        assert_eq!(find("encoder.stages.1.blocks.0.skip.1.norm.bias"), Some(vec![8]), "projects behind the pool");
+        assert_eq!(find("encoder.stages.1.blocks.0.skip.1.conv.bias"), None);
+        assert!(!weights.iter().any(|w| w.name.contains("stages.2.blocks.0.skip")), "pools only");
+        assert_eq!(find("encoder.stages.2.blocks.1.conv2.conv.bias"), Some(vec![8]));
+        assert_eq!(find("decoder.stages.1.convs.0.conv.weight"), Some(vec![6, 12, 3, 3]));
+    }
+
+    #[test]
+    fn the_logits_have_the_size_of_the_tile() {
+        let tile = Size::new(16, 24);
+        let shapes = tiny().network().shapes(tile);
+        assert_eq!(shapes.last().map(|s| (s.channels, s.size)), Some((2, tile)));
+    }
+
+    #[test]
+    fn impossible_parameters_are_refused_by_name() {
+        let message = |change: fn(&mut ResidualEncoderUnet)| {
+            let mut parameters = tiny();
+            change(&mut parameters);
+            parameters.check(Size::new(16, 16)).unwrap_err()
+        };
+        assert_eq!(tiny().check(Size::new(16, 16)), Ok(()));
+        assert_eq!(message(|p| p.blocks[1] = 0), "0 blocks in a stage; 1 to 64 are supported");
+        assert_eq!(message(|p| p.blocks.truncate(1)), "1 blocks for 3 stages; there must be 3");
+        assert_eq!(message(|p| p.stem = 1 << 20), "1048576 channels in a layer; 1 to 16384 are supported");
+        assert!(message(|p| (p.stem, p.features) = (1 << 14, vec![1 << 14; 3])).contains("parameters; up to"));
+    }
+}
