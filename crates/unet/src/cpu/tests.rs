@@ -540,7 +540,7 @@ fn operations_are_pytorchs() {
         check(&candle::run_on_cpu(&network, tile, &weights, &input).unwrap(), "candle's operations");
         for set in InstructionSet::available() {
             let plan = Arc::new(Plan::new(&network, tile, set, Arithmetic::Exact));
-            check(&PackedNetwork::new(plan, &weights).forward(&input).unwrap(), &set.to_string());
+            check(&PackedNetwork::new(plan, &weights).forward(&input, &Crew::default()).unwrap(), &set.to_string());
         }
     }
 }
