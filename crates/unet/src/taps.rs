@@ -41,7 +41,7 @@ impl Taps {
     /// `kernel` neighbours, the first of them `padding` positions before the input. Those outside are replaced by the nearest inside,
     /// which is under the kernel anyway.
     fn window(outputs: usize, inputs: usize, kernel: usize, stride: usize, padding: usize) -> Self {
-        let inside = |at: usize| at.saturating_sub(padding).min(inputs - 1);
+        let inside = |at: usize| at.saturating_sub(padding).min(inputs.saturating_sub(1));
         let positions: Vec<usize> =
             (0..outputs).flat_map(|o| (0..kernel).map(move |k| inside(o * stride + k))).collect();
         let weights = vec![1.0; positions.len()];
