@@ -55,15 +55,14 @@ pub(super) unsafe fn tile<V: Vector, const PX: usize, const OV: usize, const CB:
             for v in 0..OV {
                 let at = t.statistics.add(v * V::LANES);
                 let pivot = V::load(at);
-                let mut sum = V::load(at.add(OV * V::LANES));
-                let mut squares = V::load(at.add(2 * OV * V::LANES));
+                let (mut sum, mut squares) = (V::zero(), V::zero());
                 for x in 0..PX {
                     let d = sums[x][v].sub(pivot);
                     sum = sum.add(d);
                     squares = squares.plus_product(d, d);
                 }
-                sum.store(at.add(OV * V::LANES));
-                squares.store(at.add(2 * OV * V::LANES));
+                sum.add_to(at.add(OV * V::LANES));
+                squares.add_to(at.add(2 * OV * V::LANES));
             }
         }
         if t.channels == OV * V::LANES {
@@ -112,8 +111,6 @@ pub(super) unsafe fn paired_tile<V: PairedVector, const PX: usize, const CB: usi
         let (mut pivot, mut sum, mut squares) = (V::zero(), V::zero(), V::zero());
         if !t.statistics.is_null() {
             pivot = V::load(t.statistics);
-            sum = V::load(sum_at);
-            squares = V::load(squares_at);
         }
         for x in (0..PX).step_by(2) {
             let last = x + 1 == PX;
@@ -135,8 +132,8 @@ pub(super) unsafe fn paired_tile<V: PairedVector, const PX: usize, const CB: usi
             }
         }
         if !t.statistics.is_null() {
-            sum.store(sum_at);
-            squares.store(squares_at);
+            sum.add_to(sum_at);
+            squares.add_to(squares_at);
         }
     }
 }
@@ -236,8 +233,6 @@ pub(super) unsafe fn output_tile<V: Vector>(t: &RawOutputTile) {
         let (mut pivot, mut sum, mut squares) = (V::zero(), V::zero(), V::zero());
         if !t.statistics.is_null() {
             pivot = V::load(t.statistics);
-            sum = V::load(sum_at);
-            squares = V::load(squares_at);
         }
         for i in 0..t.rows.min(4) {
             let row = output_transform(columns[i]);
@@ -256,8 +251,8 @@ pub(super) unsafe fn output_tile<V: Vector>(t: &RawOutputTile) {
             }
         }
         if !t.statistics.is_null() {
-            sum.store(sum_at);
-            squares.store(squares_at);
+            sum.add_to(sum_at);
+            squares.add_to(squares_at);
         }
     }
 }

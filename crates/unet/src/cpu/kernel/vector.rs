@@ -36,6 +36,12 @@ pub(super) trait Vector: Copy {
     unsafe fn bend(self, slope: Self) -> Self;
     /// Writes [`LANES`](Self::LANES) values.
     unsafe fn store(self, to: *mut f32);
+    /// Adds the lanes to [`LANES`](Self::LANES) values: what is summed over few pixels first loses less.
+    #[inline(always)]
+    unsafe fn add_to(self, to: *mut f32) {
+        // SAFETY: the caller's contract.
+        unsafe { Self::load(to).add(self).store(to) }
+    }
     /// Writes the first `count` values, at most [`LANES`](Self::LANES).
     unsafe fn store_first(self, to: *mut f32, count: usize);
 }
