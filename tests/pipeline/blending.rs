@@ -304,7 +304,7 @@ proptest! {
         let model = if regions { model.regions() } else { model };
         let mut settings = settings();
         (settings.step, settings.window) = (Some(step), Some(window));
-        (settings.threads, settings.batch) = (Some(threads), batch);
+        (settings.threads, settings.batch) = (Some(threads), Some(batch));
         (settings.chunk, settings.shard) = (chunk, 2 * chunk * shard_pairs);
         settings.memory = least_memory(&slide, &model, &settings) + spare;
         let (mask, _) = segment(&slide, &model, &settings);

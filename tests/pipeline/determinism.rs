@@ -13,7 +13,7 @@ use crate::{files, least_memory, repository, segment_to, settings, with};
 fn check(slide: &SyntheticSlide, model: &dyn Predictor, base: &Settings) {
     let folder = tempfile::tempdir().unwrap();
     let narrow =
-        |threads, batch| least_memory(slide, model, &with(base, |s| (s.threads, s.batch) = (Some(threads), batch)));
+        |threads, batch| least_memory(slide, model, &with(base, |s| (s.threads, s.batch) = (Some(threads), Some(batch))));
     let mut reference = None;
     let mut widths = Vec::new();
     for (n, (threads, batch, memory, scratch)) in [
@@ -31,7 +31,7 @@ fn check(slide: &SyntheticSlide, model: &dyn Predictor, base: &Settings) {
     {
         let path = folder.path().join(format!("{n}.ome.zarr"));
         let settings = with(base, |s| {
-            (s.threads, s.batch, s.memory) = (Some(threads), batch, memory);
+            (s.threads, s.batch, s.memory) = (Some(threads), Some(batch), memory);
             s.scratch = scratch.map(Into::into);
         });
         let summary = segment_to(slide, model, &settings, &path);

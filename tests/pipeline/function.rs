@@ -123,7 +123,7 @@ proptest! {
         let slide = SyntheticSlide::new(Size::new(width, height), seed);
         let model = FunctionModel::new(Size::new(tile_width, tile_height), &THRESHOLDS);
         let mut settings = settings();
-        (settings.step, settings.threads, settings.batch) = (Some(step), Some(threads), batch);
+        (settings.step, settings.threads, settings.batch) = (Some(step), Some(threads), Some(batch));
         settings.window = Some(window);
         (settings.chunk, settings.shard) = (chunk, 2 * chunk * shard_pairs);
         settings.memory = least_memory(&slide, &model, &settings) + spare;

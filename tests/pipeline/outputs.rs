@@ -79,7 +79,7 @@ fn a_run_that_has_finished_is_not_repeated() {
     let before = state(&path);
     // Threads, batch and memory are no part of what a run is.
     let report = state(&folder.path().join("mask.ome.zarr.run"));
-    for settings in [settings(), with(&settings(), |s| (s.threads, s.batch, s.memory) = (Some(1), 7, 1 << 30))] {
+    for settings in [settings(), with(&settings(), |s| (s.threads, s.batch, s.memory) = (Some(1), Some(7), 1 << 30))] {
         for existing in [Existing::Keep, Existing::Restart] {
             let again = run(&path, &settings, existing);
             assert!(matches!(again, Ok(Outcome::AlreadyDone { .. })), "{again:?}");

@@ -89,7 +89,7 @@ proptest! {
         let path = folder.path().join("mask.ome.zarr");
         let mut outcome = None;
         for (n, threads, batch, narrow) in stops {
-            let mut settings = with(&base, |s| (s.threads, s.batch) = (Some(threads), batch));
+            let mut settings = with(&base, |s| (s.threads, s.batch) = (Some(threads), Some(batch)));
             if narrow {
                 settings.memory = least_memory(&slide(), &model(), &settings);
             }

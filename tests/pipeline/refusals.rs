@@ -87,7 +87,7 @@ fn a_model_that_gives_nan_names_the_tiles() {
     let slide = SyntheticSlide::new(Size::new(300, 200), 3);
     for good in [0, 7, 30] {
         let model = FailingModel::new(ConstantModel::new(Size::new(64, 64), &[0.0, 1.0]), good);
-        let error = fails(&slide, &model, &with(&settings(), |s| s.batch = 3), &Silent);
+        let error = fails(&slide, &model, &with(&settings(), |s| s.batch = Some(3)), &Silent);
         assert!(matches!(error, Error::Inference { .. }) && error.exit_code() == 4, "{error}");
         let text = error.to_string();
         assert!(text.contains("synthetic: tiles from 64 x 64 at ("), "{text}");
@@ -122,7 +122,7 @@ fn other_channels_than_the_models_are_refused() {
 fn too_little_memory_is_refused_with_both_figures() {
     let slide = SyntheticSlide::new(Size::new(1000, 900), 3);
     let model = FunctionModel::new(Size::new(256, 256), &THRESHOLDS);
-    let base = with(&settings(), |s| (s.batch, s.chunk, s.shard) = (64, 64, 128));
+    let base = with(&settings(), |s| (s.batch, s.chunk, s.shard) = (Some(64), 64, 128));
     let least = least_memory(&slide, &model, &base);
     let error = fails(&slide, &model, &with(&base, |s| s.memory = least - 1), &Silent);
     let Error::Memory { needed, budget, ref hint } = error else { panic!("{error}") };
@@ -130,7 +130,7 @@ fn too_little_memory_is_refused_with_both_figures() {
     assert_eq!(error.exit_code(), 6);
     // The largest batch that would do, and it does.
     assert!(hint.contains("--batch 63"), "{hint}");
-    segment(&slide, &model, &with(&base, |s| (s.memory, s.batch) = (least - 1, 63)));
+    segment(&slide, &model, &with(&base, |s| (s.memory, s.batch) = (least - 1, Some(63))));
     segment(&slide, &model, &with(&base, |s| s.memory = least));
 
     let error = fails(&slide, &model, &with(&base, |s| s.memory = 100 << 20), &Silent);
@@ -147,8 +147,8 @@ fn settings_that_make_no_sense_are_refused() {
     let slide = SyntheticSlide::new(Size::new(100, 90), 3);
     let model = FunctionModel::new(Size::new(32, 32), &THRESHOLDS);
     let wrong: [fn(&mut Settings); 13] = [
-        |s| s.batch = 0,
-        |s| s.batch = usize::MAX,
+        |s| s.batch = Some(0),
+        |s| s.batch = Some(usize::MAX),
         |s| s.shard = 1 << 32,
         |s| s.threads = Some(0),
         |s| s.step = Some(0.0),

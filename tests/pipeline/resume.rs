@@ -41,7 +41,7 @@ fn model() -> FunctionModel {
 
 /// A batch of one tile and strips of one shard make many moments to stop at.
 fn small_steps() -> Settings {
-    with(&settings(), |s| s.batch = 1)
+    with(&settings(), |s| s.batch = Some(1))
 }
 
 fn run(settings: &Settings, output: &Path, existing: Existing, observer: &dyn Observer) -> microtome::Result<Outcome> {
@@ -131,7 +131,7 @@ fn a_run_goes_on_only_with_the_same_settings() {
         other => panic!("{other:?}"),
     }
     // Threads, batch and memory are no settings of the result.
-    let same = with(&small_steps(), |s| (s.threads, s.batch) = (Some(1), 5));
+    let same = with(&small_steps(), |s| (s.threads, s.batch) = (Some(1), Some(5)));
     assert!(resumed(run(&same, &output, Existing::Keep, &Silent).unwrap()) > 0);
 
     assert!(run(&other, &output, Existing::Replace, &half()).is_err());

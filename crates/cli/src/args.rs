@@ -102,9 +102,9 @@ pub(crate) struct Segment {
     #[arg(long, value_name = "BYTES")]
     pub(crate) memory: Option<Bytes>,
 
-    /// Tiles per call of the network
-    #[arg(long, value_name = "N", default_value_t = 4, allow_negative_numbers = true)]
-    pub(crate) batch: usize,
+    /// Tiles per call of the network [default: one per thread and at least 4, if they fit into the memory]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) batch: Option<usize>,
 
     /// Threads [default: one per core]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]

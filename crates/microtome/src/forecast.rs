@@ -168,8 +168,8 @@ impl fmt::Display for Forecast {
         let twice = if self.disk.scratch > 0 { "kept between them" } else { "run twice between them" };
         writeln!(
             f,
-            "strips       {} of {} pixels, {} tiles {twice}; {} blocks",
-            self.strips, self.memory.strip_width, t.repeated, self.blocks
+            "strips       {} of {} pixels, {} tiles {twice}; {} blocks; {} tiles at a time",
+            self.strips, self.memory.strip_width, t.repeated, self.blocks, self.memory.batch
         )?;
         write!(f, "memory       {} of {}:", Bytes(self.memory_total), Bytes(self.budget))?;
         let parts: Vec<String> = self

@@ -136,6 +136,8 @@ pub struct MemoryPlan {
     pub writing: u64,
     /// Everything else.
     pub fixed: u64,
+    /// Tiles per call of the network.
+    pub batch: usize,
     /// Width of a strip, in pixels: [`STRIP_TILES`] tiles, or what the budget allows.
     pub strip_width: u64,
 }
@@ -143,6 +145,9 @@ pub struct MemoryPlan {
 /// A strip is no wider than so many tiles: then at most one column of tiles in so many runs twice, and what a run holds depends
 /// neither on the slide's width nor on a budget that is larger than needed.
 pub const STRIP_TILES: u64 = 32;
+
+/// Tiles of a batch at least, where they fit: so many share the work around the network.
+const USUAL_BATCH: usize = 4;
 
 /// How much the slide's cache may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -211,31 +216,46 @@ impl MemoryPlan {
             )));
         }
         let planner = Planner { slide, predictor, geometry, settings, threads, region };
-        let narrowest = planner.plan(settings.batch, 1, Cache::Enough)?;
-        let cache = if narrowest.total() <= settings.memory { Cache::Enough } else { Cache::Least };
-        let narrowest = planner.plan(settings.batch, 1, cache)?;
-        if narrowest.total() > settings.memory {
-            return Err(planner.refusal(narrowest.total())?);
-        }
+        let Some((batch, cache)) = planner.largest()? else {
+            return Err(planner.refusal()?);
+        };
         // The need grows with the width: the widest that fits is found by bisection.
         let shards = geometry.target.size.width.div_ceil(settings.shard);
         let useful = (STRIP_TILES * geometry.tiles.tile().width).div_ceil(settings.shard);
         let (mut fits, mut too_wide) = (1, shards.min(useful) + 1);
         while too_wide - fits > 1 {
             let middle = fits + (too_wide - fits) / 2;
-            if planner.plan(settings.batch, middle, cache)?.total() <= settings.memory {
+            if planner.plan(batch, middle, cache)?.total() <= settings.memory {
                 fits = middle;
             } else {
                 too_wide = middle;
             }
         }
-        planner.plan(settings.batch, fits, cache)
+        planner.plan(batch, fits, cache)
     }
 }
 
 impl Planner<'_> {
-    /// What a run of batches of `batch` tiles in strips of so many shards holds.
-    fn plan(&self, batch: usize, strip_shards: u64, cache: Cache) -> Result<MemoryPlan> {
+    /// Batches that may be chosen, the largest first: the one that is asked for, or those that keep all threads busy, and smaller ones.
+    fn batches(&self) -> impl Iterator<Item = usize> {
+        let (least, most) = self.settings.batch.map_or((1, self.threads.max(USUAL_BATCH)), |batch| (batch, batch));
+        (least..=most).rev()
+    }
+
+    /// The largest batch with which the narrowest strip fits the budget, with a cache that is large enough if there is any such batch.
+    fn largest(&self) -> Result<Option<(usize, Cache)>> {
+        for cache in [Cache::Enough, Cache::Least] {
+            for batch in self.batches() {
+                if self.plan(batch, 1, cache)?.total() <= self.settings.memory {
+                    return Ok(Some((batch, cache)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// What a run of batches of so many tiles in strips of so many shards holds.
+    fn plan(&self, tiles: usize, strip_shards: u64, cache: Cache) -> Result<MemoryPlan> {
         let &Self { slide, predictor, geometry, settings, threads, region } = self;
         let card = predictor.card();
         let size = geometry.target.size;
@@ -256,8 +276,8 @@ impl Planner<'_> {
         let info = slide.info();
         let tile = card.tile.area() * (info.channels * info.sample.bytes()) as u64;
         let logits = card.tile.area() * planes.logits() as u64 * 4;
-        let network = predictor.memory(batch);
-        let batch = batch as u64;
+        let network = predictor.memory(tiles);
+        let batch = tiles as u64;
         let shard = settings.shard * settings.shard * pixel;
         let reader = Reader::new(slide, &geometry.target);
         let enough = self.decoded_row(strip_width);
@@ -278,6 +298,7 @@ impl Planner<'_> {
             labels: strip_width * settings.shard * pixel,
             writing: (QUEUE as u64 + 1) * shard + 3 * shard + products.len() as u64 * (PYRAMID_BYTES + DIRTY_BYTES),
             fixed: FIXED_BYTES + Window::new(geometry.window, card.tile).bytes(),
+            batch: tiles,
             strip_width,
         })
     }
@@ -304,11 +325,13 @@ impl Planner<'_> {
     }
 
     /// Why the run does not fit, and the smallest change that would make it.
-    fn refusal(&self, needed: u64) -> Result<Error> {
+    fn refusal(&self) -> Result<Error> {
         let budget = self.settings.memory;
         let need = |batch: usize| self.plan(batch, 1, Cache::Least).map(|plan| plan.total());
+        let smallest = self.batches().last().unwrap_or(1);
+        let needed = need(smallest)?;
         let mut hint = format!("allow it with --memory {}MiB", needed.div_ceil(1 << 20));
-        if let Some(batch) = (1..self.settings.batch).rev().find(|&batch| need(batch).is_ok_and(|n| n <= budget)) {
+        if let Some(batch) = (1..smallest).rev().find(|&batch| need(batch).is_ok_and(|n| n <= budget)) {
             hint = format!("{hint}, or --batch {batch} needs {}", crate::units::Bytes(need(batch)?));
         }
         Ok(Error::Memory { needed, budget, hint })

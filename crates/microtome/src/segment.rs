@@ -90,8 +90,8 @@ impl<'p> Segmenter<'p> {
         if settings.threads == Some(0) {
             return Err(Error::Usage("a run needs at least one thread".into()));
         }
-        if !(1..=MAX_BATCH).contains(&settings.batch) {
-            return Err(Error::Usage(format!("a batch of {} tiles; it may have 1 to {MAX_BATCH}", settings.batch)));
+        if let Some(batch) = settings.batch.filter(|batch| !(1..=MAX_BATCH).contains(batch)) {
+            return Err(Error::Usage(format!("a batch of {batch} tiles; it may have 1 to {MAX_BATCH}")));
         }
         let threads =
             settings.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
@@ -295,7 +295,7 @@ impl<'p> Segmenter<'p> {
             window: Arc::new(Window::new(geometry.window, geometry.tiles.tile())),
             sums: geometry.sums(&products),
             accumulate: geometry.accumulate,
-            batch: self.settings.batch,
+            batch: plan.memory.batch,
             on_bad_tile: self.settings.on_bad_tile,
             scratch: self.settings.scratch.as_deref(),
             pools: &self.pools,
@@ -362,7 +362,7 @@ impl<'p> Segmenter<'p> {
         let known = self.settings.norm_stats.known(card)?.is_some();
         let first_pass = if needs_statistics(schemes) && !known { FirstPass::Needed } else { FirstPass::Not };
         let reader = Reader::new(slide, &geometry.target);
-        let batch = self.settings.batch;
+        let batch = plan.memory.batch;
         let time = forecast::calibrate(reader, &schedule, self.predictor, &normalizer, &self.pools, batch, first_pass)?;
         forecast.seconds = Some(time);
         Ok(forecast)

@@ -29,7 +29,7 @@ fn main() -> Result<()> {
         match argument.as_str() {
             "--memory" => settings.memory = value()?.parse::<Bytes>().map_err(anyhow::Error::msg)?.0,
             "--threads" => settings.threads = Some(value()?.parse()?),
-            "--batch" => settings.batch = value()?.parse()?,
+            "--batch" => settings.batch = Some(value()?.parse()?),
             "--tile" => tile = value()?.parse()?,
             "--classes" => classes = value()?.parse()?,
             "--tissue" => {
