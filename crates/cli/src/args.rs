@@ -86,7 +86,7 @@ pub(crate) struct Segment {
     #[command(flatten)]
     pub(crate) weights: Weights,
 
-    /// Arithmetic of the network: bf16 and f16 need a GPU
+    /// Arithmetic of the network: bf16 needs a GPU or a CPU with AVX512_BF16 to be fast, f16 needs a GPU
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub(crate) precision: Precision,
 

@@ -34,6 +34,9 @@ pub(crate) fn run(args: &args::Segment) -> Result<u8> {
         arithmetic: if args.exact { Arithmetic::Exact } else { Arithmetic::Fast },
     };
     let predictor = model.predictor(&execution).map_err(Error::Model)?;
+    if let (Some(advice), false) = (predictor.advice(), args.quiet) {
+        failure::say(&format!("note: {advice}"));
+    }
     let mut settings = settings(args);
     settings.norm_stats = norm_stats(&args.norm_stats)?;
     let segmenter = Segmenter::new(predictor.as_ref(), settings)?;

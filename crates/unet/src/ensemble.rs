@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use microtome_io::{Samples, Size};
 
-use crate::cpu::{InstructionSet, PackedNetwork, Plan};
+use crate::cpu::{InstructionSet, PackedNetwork, Plan, Words};
 use crate::crew::Crew;
 use crate::model::Model;
 use crate::{
@@ -42,6 +42,7 @@ pub(crate) struct Ensemble<E> {
     passes: Vec<MirrorAxes>,
     /// Engine, device or instruction set, and arithmetic.
     engine: String,
+    advice: Option<&'static str>,
     needs: Needs,
     concurrency: Concurrency,
 }
@@ -66,25 +67,40 @@ pub(crate) fn predictor(model: &Model, execution: &Execution) -> Result<Box<dyn 
     if !device.is_cpu() || execution.arithmetic == Arithmetic::Reference {
         return Ok(Box::new(candle::ensemble(model, execution, &device)?));
     }
-    if execution.precision != Precision::F32 {
-        let message = format!("{:?} is not supported on the CPU; F32 is", execution.precision);
-        return Err(Error::Device { message });
-    }
-    Ok(Box::new(on_cpu(model, execution, InstructionSet::choose()?)))
+    Ok(Box::new(on_cpu(model, execution, InstructionSet::choose()?)?))
 }
 
 /// A model on the CPU with these instructions.
-pub(crate) fn on_cpu(model: &Model, execution: &Execution, set: InstructionSet) -> Ensemble<PackedNetwork> {
-    let plan = Arc::new(Plan::new(&model.network(), model.card().tile, set, execution.arithmetic));
+///
+/// # Errors
+/// If the precision is f16.
+pub(crate) fn on_cpu(model: &Model, execution: &Execution, set: InstructionSet) -> Result<Ensemble<PackedNetwork>> {
+    let words = match execution.precision {
+        Precision::F32 => Words::F32,
+        Precision::Bf16 => Words::Bf16,
+        Precision::F16 => {
+            return Err(Error::Device { message: "F16 is not supported on the CPU; F32 and Bf16 are".into() });
+        }
+    };
+    let set = set.with(words);
+    let plan = Arc::new(Plan::new(&model.network(), model.card().tile, set, words, execution.arithmetic));
     let folds: Vec<_> = model.folds().iter().map(|f| PackedNetwork::new(plan.clone(), &f.weights)).collect();
     let needs = Needs {
         weights: folds.iter().map(PackedNetwork::bytes).sum(),
         forward: plan.forward_bytes(),
         thread: plan.thread_bytes(),
     };
-    let engine = format!("microtome cpu 1, {set}, f32 {}", execution.arithmetic);
-    Ensemble::new(model, execution, folds, engine, needs, Concurrency::Crews)
+    let (products, advice) = match (words, set.multiplies_bf16()) {
+        (Words::F32, _) => ("f32", None),
+        (Words::Bf16, true) => ("bf16 by vdpbf16ps", None),
+        (Words::Bf16, false) => ("bf16 by fma", Some(WITHOUT_BF16)),
+    };
+    let engine = format!("microtome cpu 1, {set}, {products} {}", execution.arithmetic);
+    let ensemble = Ensemble::new(model, execution, folds, engine, needs, Concurrency::Crews);
+    Ok(Ensemble { advice, ..ensemble })
 }
+
+const WITHOUT_BF16: &str = "this CPU has no instructions for bf16: f32 is both faster and more exact on it";
 
 impl<E: Engine> Ensemble<E> {
     pub(crate) fn new(
@@ -99,7 +115,7 @@ impl<E: Engine> Ensemble<E> {
             Mirroring::AsTrained => model.card().mirror_axes.passes(),
             Mirroring::Off => vec![MirrorAxes::NONE],
         };
-        Self { card: model.card().clone(), folds, passes, engine, needs, concurrency }
+        Self { card: model.card().clone(), folds, passes, engine, advice: None, needs, concurrency }
     }
 
     /// The sum over folds of the logits of one mirrored pass over one tile, still mirrored.
@@ -202,6 +218,10 @@ impl<E: Engine> Predictor for Ensemble<E> {
 
     fn identity(&self) -> String {
         format!("{}, {} passes", self.engine, self.passes.len())
+    }
+
+    fn advice(&self) -> Option<&str> {
+        self.advice
     }
 
     fn memory(&self, batch: usize) -> MemoryEstimate {
@@ -321,8 +341,7 @@ mod tests {
             let execution = Execution { device, precision, ..Execution::default() };
             model.predictor(&execution).unwrap_err().to_string()
         };
-        assert_eq!(message(crate::Device::Cpu, Precision::Bf16), "Bf16 is not supported on the CPU; F32 is");
-        assert_eq!(message(crate::Device::Cpu, Precision::F16), "F16 is not supported on the CPU; F32 is");
+        assert_eq!(message(crate::Device::Cpu, Precision::F16), "F16 is not supported on the CPU; F32 and Bf16 are");
         #[cfg(not(feature = "cuda"))]
         assert_eq!(
             message(crate::Device::Cuda(1), Precision::F32),

@@ -22,6 +22,11 @@ pub trait Predictor: Send + Sync + std::fmt::Debug {
     /// precision, device or instruction set, and the arithmetic. Part of a run's fingerprint; never batch size or threads.
     fn identity(&self) -> String;
 
+    /// What whoever chose the settings may want to know, in one line.
+    fn advice(&self) -> Option<&str> {
+        None
+    }
+
     /// What a batch of so many tiles needs.
     fn memory(&self, batch: usize) -> MemoryEstimate;
 }
@@ -121,13 +126,14 @@ pub enum Mirroring {
     Off,
 }
 
-/// The type of weights and activations. Normalisation statistics and the sums over passes are f32 in any case.
+/// The type of what convolutions multiply. Normalisation statistics and the sums over passes are f32 in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
     /// 32-bit floating point.
     #[default]
     F32,
-    /// bfloat16, on CUDA devices.
+    /// bfloat16: on CUDA devices all weights and activations; on the CPU weights and what convolutions read,
+    /// while their sums and all tensors are f32. Fast on CPUs with AVX512_BF16, slower than f32 on others.
     Bf16,
     /// 16-bit floating point, on CUDA devices.
     F16,

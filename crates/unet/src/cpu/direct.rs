@@ -79,7 +79,7 @@ impl Direct {
         let expansion = convolution.pixels();
         let positions = Size::new(output.width / expansion.width as u64, output.height / expansion.height as u64);
         let (width, height) = (positions.width as usize, positions.height as usize);
-        let input = InputBlocks::tight(parts);
+        let input = InputBlocks::tight(parts, kernels.words());
         let channels = convolution.output * expansion.width;
         let groups = Group::divide(kernels, channels, convolution.output);
 
@@ -156,11 +156,13 @@ impl Direct {
                     for c in 0..words {
                         let place = word / Kernels::step(group.form) * group.lanes;
                         word += 1;
-                        let Some(input) = self.input.channel(block, c) else { continue };
+                        let inputs = self.input.channels(block, c);
                         for o in 0..group.channels {
                             let (output, beside) =
                                 ((group.first + o) % self.channels, (group.first + o) / self.channels);
-                            packed[place + group.lane(o, c)] = values.weight(output, input, y + below, x + beside);
+                            let weight = |input| values.weight(output, input, y + below, x + beside);
+                            packed[place + group.lane(o, c)] =
+                                self.input.word(inputs.map(|input| input.map_or(0.0, weight)));
                         }
                     }
                 }

@@ -1,5 +1,6 @@
 //! Which instructions the kernels use.
 
+use super::kernel::Words;
 use crate::{Error, Result};
 
 /// Overrides the choice, for tests and for runs that must give the same bits on unlike machines.
@@ -8,6 +9,8 @@ const VARIABLE: &str = "MICROTOME_ISA";
 /// An instruction set that there are kernels for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum InstructionSet {
+    /// [`Avx512`](Self::Avx512) with instructions for bf16; for f32 it is no other than that.
+    Avx512Bf16,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
     /// x86-64 with AVX2 and FMA.
@@ -18,7 +21,7 @@ pub(crate) enum InstructionSet {
 
 impl InstructionSet {
     /// From the fastest to the slowest.
-    const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
+    const ALL: [Self; 4] = [Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Portable];
 
     /// Those that this CPU has, the fastest first.
     pub(crate) fn available() -> impl Iterator<Item = Self> {
@@ -28,6 +31,7 @@ impl InstructionSet {
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn is_available(self) -> bool {
         match self {
+            Self::Avx512Bf16 => Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
             Self::Avx512 => {
                 is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
@@ -45,8 +49,22 @@ impl InstructionSet {
         self == Self::Portable
     }
 
+    /// The set whose instructions multiply such words: those for bf16 are not used for f32.
+    pub(crate) fn with(self, words: Words) -> Self {
+        match (self, words) {
+            (Self::Avx512Bf16, Words::F32) => Self::Avx512,
+            _ => self,
+        }
+    }
+
+    /// Whether one of its instructions multiplies pairs of bf16; where not, others do so one after the other.
+    pub(crate) fn multiplies_bf16(self) -> bool {
+        self == Self::Avx512Bf16
+    }
+
     fn name(self) -> &'static str {
         match self {
+            Self::Avx512Bf16 => "avx512bf16",
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
             Self::Portable => "portable",

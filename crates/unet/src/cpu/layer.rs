@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use microtome_io::Size;
 
+use super::bf16;
 use super::buffer::Buffer;
-use super::kernel::{Block, Kernels, Lanes};
+use super::kernel::{Block, Kernels, Lanes, Words};
 use super::loader::{Channels, MOST_CHANNELS, Source};
 use super::moments::{LaneMap, Moments};
 use super::program::Convolution;
@@ -142,33 +143,36 @@ pub(super) struct Load {
 #[derive(Debug, Clone)]
 pub(super) struct InputBlocks {
     pub(super) block: Block,
+    words: Words,
     pub(super) of: Vec<InputBlock>,
 }
 
 impl InputBlocks {
-    pub(super) fn new(parts: &[usize], block: Block) -> Self {
+    pub(super) fn new(parts: &[usize], block: Block, words: Words) -> Self {
+        let most = block.words() * words.channels();
         let mut of = Vec::new();
         let mut input = 0;
         for (part, &channels) in parts.iter().enumerate() {
-            for first in (0..channels).step_by(block.words()) {
-                let count = (channels - first).min(block.words());
+            for first in (0..channels).step_by(most) {
+                let count = (channels - first).min(most);
                 of.push(InputBlock { part, first, input: input + first, channels: count });
             }
             input += channels;
         }
-        Self { block, of }
+        Self { block, words, of }
     }
 
     /// The widest blocks that need the fewest words in all.
-    pub(super) fn tight(parts: &[usize]) -> Self {
-        let words = |b: &Block| parts.iter().map(|c| c.next_multiple_of(b.words())).sum::<usize>();
-        let block = Block::ALL.into_iter().min_by_key(words).unwrap_or(Block::Sixteen);
-        Self::new(parts, block)
+    pub(super) fn tight(parts: &[usize], words: Words) -> Self {
+        let all =
+            |b: &Block| parts.iter().map(|c| c.div_ceil(words.channels()).next_multiple_of(b.words())).sum::<usize>();
+        let block = Block::ALL.into_iter().min_by_key(all).unwrap_or(Block::Sixteen);
+        Self::new(parts, block, words)
     }
 
     /// All blocks, in the order in which they are loaded.
     pub(super) fn loads(&self) -> impl Iterator<Item = Load> + Send {
-        let together = MOST_CHANNELS / self.block.words();
+        let together = MOST_CHANNELS / (self.block.words() * self.words.channels());
         let mut start = 0;
         let parts = self.of.chunk_by(|a, b| a.part == b.part);
         parts.flat_map(move |blocks| blocks.chunks(together)).map(move |blocks| {
@@ -179,10 +183,22 @@ impl InputBlocks {
         })
     }
 
-    /// The view's channel at a word of a block, if there is one.
-    pub(super) fn channel(&self, block: usize, word: usize) -> Option<usize> {
+    /// The view's channels that a word of a block holds, as far as there are any.
+    pub(super) fn channels(&self, block: usize, word: usize) -> [Option<usize>; 2] {
         let block = self.of[block];
-        (word < block.channels).then_some(block.input + word)
+        let channel = |place: usize| (place < block.channels).then_some(block.input + place);
+        match self.words {
+            Words::F32 => [channel(word), None],
+            Words::Bf16 => [channel(2 * word), channel(2 * word + 1)],
+        }
+    }
+
+    /// The weights for these channels, as a word holds them.
+    pub(super) fn word(&self, weights: [f32; 2]) -> f32 {
+        match self.words {
+            Words::F32 => weights[0],
+            Words::Bf16 => bf16::pair(weights[0], weights[1]),
+        }
     }
 }
 
@@ -296,12 +312,25 @@ mod tests {
 
     #[test]
     fn blocks_waste_as_little_as_can_be() {
-        let words = |parts: &[usize]| InputBlocks::tight(parts).block.words();
+        let words = |parts: &[usize]| InputBlocks::tight(parts, Words::F32).block.words();
         assert_eq!(words(&[3]), 4);
         assert_eq!(words(&[8, 8]), 8);
         assert_eq!(words(&[32, 16]), 16);
         assert_eq!(words(&[20]), 4);
-        let blocks = InputBlocks::tight(&[5, 6]);
-        assert_eq!((blocks.channel(0, 4), blocks.channel(0, 5), blocks.channel(1, 0)), (Some(4), None, Some(5)));
+        let blocks = InputBlocks::tight(&[5, 6], Words::F32);
+        let channel = |block, word| blocks.channels(block, word)[0];
+        assert_eq!((channel(0, 4), channel(0, 5), channel(1, 0)), (Some(4), None, Some(5)));
+    }
+
+    #[test]
+    fn a_word_of_bf16_holds_two_channels() {
+        let words = |parts: &[usize]| InputBlocks::tight(parts, Words::Bf16).block.words();
+        assert_eq!([words(&[3]), words(&[8, 8]), words(&[16]), words(&[32, 32]), words(&[24, 8])], [4, 4, 8, 16, 4]);
+        let blocks = InputBlocks::tight(&[5, 6], Words::Bf16);
+        assert_eq!(blocks.of.iter().map(|b| (b.part, b.first)).collect::<Vec<_>>(), [(0, 0), (1, 0)]);
+        assert_eq!(blocks.channels(0, 2), [Some(4), None]);
+        assert_eq!(blocks.channels(1, 1), [Some(7), Some(8)]);
+        assert_eq!(blocks.channels(1, 3), [None, None]);
+        assert_eq!(blocks.word([1.0, -2.0]).to_bits(), bf16::pair(1.0, -2.0).to_bits());
     }
 }

@@ -60,7 +60,8 @@ pub(super) fn load(
 ) {
     let words = block.words();
     let Channels { first, count } = channels;
-    let blocks = count.div_ceil(words);
+    let room = words * kernels.words().channels();
+    let blocks = count.div_ceil(room);
     let [mut factors, mut summands, mut slopes] = [[0.0; MOST_CHANNELS]; 3];
     match source.affine {
         Some(values) => {
@@ -106,9 +107,9 @@ pub(super) fn load(
                         channels: count,
                         target: &mut target[at + before * words..],
                         plane,
-                        factors: &factors[..blocks * words],
-                        summands: &summands[..blocks * words],
-                        slopes: &slopes[..blocks * words],
+                        factors: &factors[..blocks * room],
+                        summands: &summands[..blocks * room],
+                        slopes: &slopes[..blocks * room],
                     },
                 );
             }

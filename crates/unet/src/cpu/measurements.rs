@@ -96,7 +96,7 @@ fn compare(name: &str, model: &Model, rounds: usize, repeats: usize) {
     let ours: Vec<_> = InstructionSet::available()
         .filter(|set| *set != InstructionSet::Portable)
         .flat_map(|set| [Arithmetic::Exact, Arithmetic::Fast].map(|a| (set, a)))
-        .map(|(set, a)| (format!("{set} {a}"), ensemble::on_cpu(model, &execution(a), set)))
+        .map(|(set, a)| (format!("{set} {a}"), ensemble::on_cpu(model, &execution(a), set).unwrap()))
         .collect();
     for (name, engine) in &ours {
         use crate::Predictor;
@@ -127,7 +127,7 @@ fn compare(name: &str, model: &Model, rounds: usize, repeats: usize) {
 fn profile(name: &str, model: &Model, arithmetic: Arithmetic, passes: usize) {
     let set = InstructionSet::choose().unwrap();
     let (network, tile) = (model.network(), model.card().tile);
-    let plan = Arc::new(Plan::new(&network, tile, set, arithmetic));
+    let plan = Arc::new(Plan::new(&network, tile, set, Words::F32, arithmetic));
     let packed = PackedNetwork::new(plan.clone(), &model.folds()[0].weights);
     let (mut workspace, mut scratch, crew) = (plan.workspace(), plan.scratch(), Crew::default());
     let input = vec![0.5; tile.area() as usize * network.channels()];
@@ -207,7 +207,8 @@ fn measure_writes() {
         let weight = Weight { shape: vec![channels, channels, 1, 1], values: vec![0.1; channels * channels].into() };
         let weights = BTreeMap::from([("weight".to_owned(), weight)]);
         for set in InstructionSet::available() {
-            let packed = PackedNetwork::new(Arc::new(Plan::new(&network, tile, set, Arithmetic::Exact)), &weights);
+            let packed =
+                PackedNetwork::new(Arc::new(Plan::new(&network, tile, set, Words::F32, Arithmetic::Exact)), &weights);
             let (mut workspace, mut scratch, crew) = (packed.plan.workspace(), packed.plan.scratch(), Crew::default());
             packed.run(&vec![0.5; tile.area() as usize * channels], &mut workspace, &mut scratch, &crew);
             let last = packed.plan.layers.len() - 1;

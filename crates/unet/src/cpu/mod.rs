@@ -1,6 +1,6 @@
-//! The network on the CPU, in f32, by kernels of our own.
+//! The network on the CPU, by kernels of our own.
 //!
-//! A [`Plan`] is made once for a network, a tile size, an instruction set and an arithmetic. It turns the network into steps
+//! A [`Plan`] is made once for a network, a tile size, an instruction set, a precision and an arithmetic. It turns the network into steps
 //! ([`program`]), lays out the memory in which their tensors share room, and chooses an algorithm for each convolution from that layer's
 //! shape and the instruction set alone; so the same plan gives the same bits whatever runs beside it. Folds share the plan; each
 //! packs its weights in the order in which the kernels read them.
@@ -13,10 +13,13 @@
 //! What is no convolution and cannot be part of a loader (residual sums, curved activations, pooling, resizing) goes through memory once,
 //! a strip or a row at a time ([`elementwise`], [`neighbours`]), with the same reading and the same statistics.
 //!
+//! In bf16, weights and what the loader writes are rounded to pairs that share a word; tensors, sums and statistics stay f32.
+//!
 //! Passes run side by side, each in a [`Workspace`] of its own; threads that have no pass help others with theirs ([`crate::crew`]).
 //! How a layer is divided among threads follows from its shape, and what is summed is summed in a fixed order: so the number of threads
 //! changes no bit.
 
+mod bf16;
 mod buffer;
 mod direct;
 mod elementwise;
@@ -44,6 +47,7 @@ use direct::Direct;
 use elementwise::Elementwise;
 pub(crate) use instructions::InstructionSet;
 use kernel::Kernels;
+pub(crate) use kernel::Words;
 use layer::{Demands, Inputs, Operand, Others, Packed, Values, Work};
 use moments::Moments;
 use neighbours::Neighbours;
@@ -107,9 +111,10 @@ impl Plan {
         network: &Network,
         tile: microtome_io::Size,
         set: InstructionSet,
+        words: Words,
         arithmetic: Arithmetic,
     ) -> Self {
-        let kernels = Kernels::of(set);
+        let kernels = Kernels::of(set, words);
         let program = Program::new(network, tile);
         let (places, arena) = program.places();
         let mut end = 0;
@@ -139,7 +144,7 @@ impl Plan {
             let size = program.tensors[step.output()].shape.size;
             let algorithm = match step {
                 Step::Convolve { convolution, .. } => {
-                    if arithmetic == Arithmetic::Fast && Winograd::pays(convolution, &parts, size) {
+                    if arithmetic == Arithmetic::Fast && Winograd::pays(kernels, convolution, &parts, size) {
                         Algorithm::Winograd(Winograd::new(kernels, convolution, &parts, size))
                     } else {
                         Algorithm::Direct(Direct::new(kernels, convolution, &parts, size))

@@ -7,15 +7,16 @@ use std::arch::x86_64::*;
 
 use super::elementwise::elementwise;
 use super::generic;
-use super::vector::{PairedVector, Vector};
-use super::{Kernels, RawInputTile, RawOutputTile, RawRow, RawTile, by_block, by_pixels};
+use super::vector::{Content, OfBf16, OfF32, PairedVector, PairsVector, Vector};
+use super::winograd::{self, OfFour, OfTwo, Transform};
+use super::{Kernels, RawInputTile, RawOutputTile, RawRow, RawTile, Sides, Words, by_block, by_pixels};
 
 #[derive(Clone, Copy)]
-struct Lanes(__m512);
+pub(super) struct Lanes(pub(super) __m512);
 
 /// The first `count` of sixteen lanes.
 #[inline(always)]
-fn first(count: usize) -> u16 {
+pub(super) fn first(count: usize) -> u16 {
     debug_assert!(count <= 16);
     ((1_u32 << count) - 1) as u16
 }
@@ -159,64 +160,129 @@ impl PairedVector for Lanes {
     }
 }
 
-/// # Safety
-/// The CPU has the features, and the argument is as [`generic::tile`] asks.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-unsafe fn single<const PX: usize, const CB: usize>(t: &RawTile) {
-    // SAFETY: the caller's contract.
-    unsafe { generic::tile::<Lanes, PX, 1, CB>(t) }
+// SAFETY of the blocks below: as above.
+impl PairsVector for Lanes {
+    #[inline(always)]
+    unsafe fn firsts(self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(self.0))) })
+    }
+
+    #[inline(always)]
+    unsafe fn seconds(self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm512_and_ps(self.0, _mm512_castsi512_ps(_mm512_set1_epi32(0xffff_0000_u32 as i32))) })
+    }
+
+    #[inline(always)]
+    unsafe fn store_pairs(self, to: *mut f32) {
+        // SAFETY: see above.
+        unsafe { _mm256_storeu_si256(to.cast(), self.rounded()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first_pairs(self, to: *mut f32, count: usize) {
+        debug_assert!(count <= 8);
+        // SAFETY: see above.
+        unsafe { _mm256_mask_storeu_epi32(to.cast(), first(count) as u8, self.rounded()) }
+    }
+}
+
+impl Lanes {
+    /// All lanes as bf16: the vectors' version of [`bf16::round`](super::super::bf16::round).
+    ///
+    /// # Safety
+    /// The CPU has AVX-512 F.
+    #[inline(always)]
+    unsafe fn rounded(self) -> __m256i {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let bits = _mm512_castps_si512(self.0);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let nearest = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
+            let halves = _mm512_mask_or_epi32(nearest, nan, bits, _mm512_set1_epi32(0x40_0000));
+            _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(halves))
+        }
+    }
 }
 
 /// # Safety
 /// The CPU has the features, and the argument is as [`generic::tile`] asks.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-unsafe fn double<const PX: usize, const CB: usize>(t: &RawTile) {
+unsafe fn single<W: Content<Lanes>, const PX: usize, const CB: usize>(t: &RawTile) {
     // SAFETY: the caller's contract.
-    unsafe { generic::tile::<Lanes, PX, 2, CB>(t) }
+    unsafe { generic::tile::<Lanes, W, PX, 1, CB>(t) }
+}
+
+/// # Safety
+/// The CPU has the features, and the argument is as [`generic::tile`] asks.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+unsafe fn double<W: Content<Lanes>, const PX: usize, const CB: usize>(t: &RawTile) {
+    // SAFETY: the caller's contract.
+    unsafe { generic::tile::<Lanes, W, PX, 2, CB>(t) }
 }
 
 /// # Safety
 /// The CPU has the features, and the argument is as [`generic::paired_tile`] asks.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-unsafe fn paired<const PX: usize, const CB: usize>(t: &RawTile) {
+unsafe fn paired<W: Content<Lanes>, const PX: usize, const CB: usize>(t: &RawTile) {
     // SAFETY: the caller's contract.
-    unsafe { generic::paired_tile::<Lanes, PX, CB>(t) }
+    unsafe { generic::paired_tile::<Lanes, W, PX, CB>(t) }
 }
 
 /// # Safety
-/// The CPU has the features, and the argument is as [`generic::input_tile`] asks.
+/// The CPU has the features, and the argument is as [`winograd::input_tile`] asks.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-unsafe fn input_tile(t: &RawInputTile) {
+unsafe fn input_tile<W: Content<Lanes>, T: Transform<Lanes, M, N>, const M: usize, const N: usize>(t: &RawInputTile) {
     // SAFETY: the caller's contract.
-    unsafe { generic::input_tile::<Lanes>(t) }
+    unsafe { winograd::input_tile::<Lanes, W, T, M, N>(t) }
 }
 
 /// # Safety
-/// The CPU has the features, and the argument is as [`generic::output_tile`] asks.
+/// The CPU has the features, and the argument is as [`winograd::output_tile`] asks.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-unsafe fn output_tile(t: &RawOutputTile) {
+unsafe fn output_tile<T: Transform<Lanes, M, N>, const M: usize, const N: usize>(t: &RawOutputTile) {
     // SAFETY: the caller's contract.
-    unsafe { generic::output_tile::<Lanes>(t) }
+    unsafe { winograd::output_tile::<Lanes, T, M, N>(t) }
 }
 
 /// # Safety
 /// The CPU has the features, and the argument is as [`generic::load_row`] asks.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-unsafe fn load_row<const CB: usize>(row: &RawRow) {
+unsafe fn load_row<W: Content<Lanes>, const CB: usize>(row: &RawRow) {
     // SAFETY: the caller's contract.
-    unsafe { generic::load_row::<Lanes, CB>(row) }
+    unsafe { generic::load_row::<Lanes, W, CB>(row) }
 }
 
 elementwise!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]);
 
 /// 32 registers: twelve pixels of two vectors take 24, the weights two.
-pub(super) static KERNELS: Kernels = Kernels {
+pub(super) static F32: Kernels = Kernels {
     lanes: 16,
-    single: by_pixels!(single: 1 2 3 4 5 6 7 8 9 10 11 12),
-    double: Some(by_pixels!(double: 1 2 3 4 5 6 7 8 9 10 11 12)),
-    paired: Some(by_pixels!(paired: 1 2 3 4 5 6 7 8 9 10 11 12)),
-    input_tile,
-    output_tile,
-    load_row: by_block!(load_row),
+    words: Words::F32,
+    single: by_pixels!(single<OfF32>: 1 2 3 4 5 6 7 8 9 10 11 12),
+    double: Some(by_pixels!(double<OfF32>: 1 2 3 4 5 6 7 8 9 10 11 12)),
+    paired: Some(by_pixels!(paired<OfF32>: 1 2 3 4 5 6 7 8 9 10 11 12)),
+    f32: None,
+    sides: Sides { output: 4, input: 6 },
+    input_tile: input_tile::<OfF32, OfFour, 4, 6>,
+    output_tile: output_tile::<OfFour, 4, 6>,
+    load_row: by_block!(load_row<OfF32>),
+    elementwise: ELEMENTWISE,
+};
+
+/// Fewer pixels at a time than for f32, which is the better choice where these are used: they would only make the program larger.
+pub(super) static BF16: Kernels = Kernels {
+    lanes: 16,
+    words: Words::Bf16,
+    single: by_pixels!(single<OfBf16>: 1 2 3 4 5 6 7 8),
+    double: Some(by_pixels!(double<OfBf16>: 1 2 3 4 5 6 7 8)),
+    paired: Some(by_pixels!(paired<OfBf16>: 1 2 3 4 5 6 7 8)),
+    f32: Some(&F32),
+    sides: Sides { output: 2, input: 4 },
+    input_tile: input_tile::<OfBf16, OfTwo, 2, 4>,
+    output_tile: output_tile::<OfTwo, 2, 4>,
+    load_row: by_block!(load_row<OfBf16>),
     elementwise: ELEMENTWISE,
 };

@@ -50,8 +50,9 @@ impl Drop for Guarded {
 }
 
 fn guards() -> impl Iterator<Item = (&'static Kernels, Guard)> {
-    let sets = InstructionSet::available().map(Kernels::of);
-    sets.flat_map(|kernels| [Guard::Before, Guard::After].map(|guard| (kernels, guard)))
+    let sets = InstructionSet::available();
+    let kernels = sets.flat_map(|set| [Words::F32, Words::Bf16].map(|words| Kernels::of(set, words)));
+    kernels.flat_map(|kernels| [Guard::Before, Guard::After].map(|guard| (kernels, guard)))
 }
 
 #[test]
@@ -135,17 +136,20 @@ fn what_lies_between_pixels_is_left_alone() {
 #[test]
 fn transforms_touch_nothing_outside() {
     for (kernels, guard) in guards() {
-        let (row, position) = (7 * 16, 3 * 16);
-        let mut input = Guarded::new(5 * row + 6 * 16, guard);
-        let mut output = Guarded::new(35 * position + 16, guard);
+        let (sides, row, position) = (kernels.sides(), 7 * 16, 3 * 16);
+        let mut input = Guarded::new((sides.input - 1) * row + sides.input * 16, guard);
+        let words = 16 / kernels.words().channels();
+        let mut output = Guarded::new((sides.positions() - 1) * position + words, guard);
         let (from, to) = (0, 0);
         let (row_stride, position_stride) = (row, position);
         let (source, target) = (input.values(), output.values());
         kernels.input_tile(InputTile { input: source, from, row_stride, output: target, to, position_stride });
-        for (rows, columns) in (1..=4).flat_map(|rows| (1..=4).map(move |columns| (rows, columns))) {
+        for (rows, columns) in
+            (1..=sides.output).flat_map(|rows| (1..=sides.output).map(move |columns| (rows, columns)))
+        {
             for channels in 1..=kernels.lanes() {
                 let (pixel_stride, row_stride) = (channels, 5 * channels);
-                let mut input = Guarded::new(35 * position_stride + kernels.lanes(), guard);
+                let mut input = Guarded::new((sides.positions() - 1) * position_stride + kernels.lanes(), guard);
                 let mut bias = Guarded::new(kernels.lanes(), guard);
                 let mut statistics = Guarded::new(3 * kernels.lanes(), guard);
                 let mut output = Guarded::new((rows - 1) * row_stride + (columns - 1) * pixel_stride + channels, guard);
@@ -173,12 +177,13 @@ fn loaders_touch_nothing_outside() {
     for (kernels, guard) in guards() {
         for block in Block::ALL {
             let words = block.words();
-            for (pixels, channels) in (1..=9).flat_map(|pixels| (1..=3 * words).map(move |c| (pixels, c))) {
-                let (stride, blocks) = (channels + pixels % 2 * 5, channels.div_ceil(words));
+            let room = words * kernels.words().channels();
+            for (pixels, channels) in (1..=9).flat_map(|pixels| (1..=3 * room).map(move |c| (pixels, c))) {
+                let (stride, blocks) = (channels + pixels % 2 * 5, channels.div_ceil(room));
                 let plane = pixels * words + pixels % 3;
                 let mut source = Guarded::new((pixels - 1) * stride + channels, guard);
                 let mut target = Guarded::new((blocks - 1) * plane + pixels * words, guard);
-                let [mut factors, mut summands, mut slopes] = [0; 3].map(|_| Guarded::new(blocks * words, guard));
+                let [mut factors, mut summands, mut slopes] = [0; 3].map(|_| Guarded::new(blocks * room, guard));
                 kernels.load_row(
                     block,
                     LoadedRow {
@@ -202,7 +207,7 @@ fn loaders_touch_nothing_outside() {
 #[test]
 #[should_panic(expected = "12 of 11 words are read")]
 fn what_sticks_out_is_refused() {
-    let kernels = Kernels::of(InstructionSet::Portable);
+    let kernels = Kernels::of(InstructionSet::Portable, Words::F32);
     let rows = Rows {
         rows: 1,
         pixels: 3,

@@ -113,7 +113,7 @@ fn erf(x: f32) -> f32 {
 mod tests {
     use super::*;
     use crate::cpu::InstructionSet;
-    use crate::cpu::kernel::Kernels;
+    use crate::cpu::kernel::{Kernels, Words};
     use crate::cpu::tests::erf as erf_by_definition;
 
     fn by_definition(curve: Curve, x: f64) -> f64 {
@@ -153,7 +153,7 @@ mod tests {
                 (Curve::GeluTanh, result, 3e-6),
             ] {
                 let mut values = points.clone();
-                Kernels::of(set).curve(curve, &mut values);
+                Kernels::of(set, Words::F32).curve(curve, &mut values);
                 let error = largest(&values, &|x| by_definition(curve, x), relative_to);
                 errors.push((format!("{curve:?} by {set}"), error, bound));
             }
@@ -169,7 +169,7 @@ mod tests {
         for set in InstructionSet::available() {
             for curve in [Curve::Silu, Curve::Mish, Curve::Gelu, Curve::GeluTanh] {
                 let mut values = [-1e30, -200.0, 0.0, 200.0, 1e30, f32::INFINITY, f32::NAN];
-                Kernels::of(set).curve(curve, &mut values);
+                Kernels::of(set, Words::F32).curve(curve, &mut values);
                 assert!(values[..3].iter().all(|v| v.abs() < 1e-5), "{curve:?} by {set}: {values:?}");
                 assert_eq!(values[3..6], [200.0, 1e30, f32::INFINITY]);
                 assert!(values[6].is_nan());

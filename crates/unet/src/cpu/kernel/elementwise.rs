@@ -29,6 +29,7 @@ pub(in crate::cpu) struct Gather<'a> {
 }
 
 /// The functions of one instruction set.
+#[derive(Clone, Copy)]
 pub(super) struct Elementwise {
     pub(super) blend: unsafe fn(&[f32], &[f32], f32, Blend, &mut [f32]),
     pub(super) bend: unsafe fn(&[f32], &mut [f32]),

@@ -10,13 +10,18 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512bf16;
 #[cfg(all(test, target_os = "linux"))]
 mod bounds;
 mod curve;
 mod elementwise;
 mod generic;
+#[cfg(test)]
+mod pairs;
 mod portable;
 mod vector;
+mod winograd;
 
 use super::InstructionSet;
 pub(super) use curve::Curve;
@@ -39,6 +44,25 @@ impl Block {
             Self::Four => 4,
             Self::Eight => 8,
             Self::Sixteen => 16,
+        }
+    }
+}
+
+/// What the words of scratch and weights hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Words {
+    /// One f32: one channel.
+    F32,
+    /// Two bf16: neighbouring channels, the first in the lower half. The sums of their products are f32.
+    Bf16,
+}
+
+impl Words {
+    /// Channels of one word.
+    pub(super) const fn channels(self) -> usize {
+        match self {
+            Self::F32 => 1,
+            Self::Bf16 => 2,
         }
     }
 }
@@ -106,19 +130,34 @@ pub(super) struct Rows<'a> {
     pub(super) statistics: Option<&'a mut [f32]>,
 }
 
-/// Six by six pixels of sixteen channels, to be transformed.
+/// The tiles of Winograd's algorithm: pixels along each side.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sides {
+    pub(super) output: usize,
+    pub(super) input: usize,
+}
+
+impl Sides {
+    /// Values that stand for a tile of one channel.
+    pub(super) const fn positions(self) -> usize {
+        self.input * self.input
+    }
+}
+
+/// A tile of input of sixteen channels, to be transformed.
 #[derive(Debug)]
 pub(super) struct InputTile<'a> {
-    /// Blocks of sixteen words.
+    /// Blocks of sixteen f32.
     pub(super) input: &'a [f32],
     pub(super) from: usize,
     pub(super) row_stride: usize,
+    /// For each position, words that hold sixteen channels.
     pub(super) output: &'a mut [f32],
     pub(super) to: usize,
     pub(super) position_stride: usize,
 }
 
-/// 36 values of one vector of channels, to be transformed into four by four pixels.
+/// The values of all positions for one vector of channels, to be transformed into a tile of output.
 #[derive(Debug)]
 pub(super) struct OutputTile<'a> {
     pub(super) input: &'a [f32],
@@ -130,7 +169,7 @@ pub(super) struct OutputTile<'a> {
     pub(super) to: usize,
     pub(super) row_stride: usize,
     pub(super) pixel_stride: usize,
-    /// Rows and columns that lie inside the output, 1 to 4.
+    /// Rows and columns that lie inside the output, at least one.
     pub(super) rows: usize,
     pub(super) columns: usize,
     /// Channels that are written, at most a vector.
@@ -155,7 +194,7 @@ pub(super) struct LoadedRow<'a> {
     pub(super) target: &'a mut [f32],
     /// Distance between blocks of the target; pixels lie a block apart.
     pub(super) plane: usize,
-    /// As many factors, summands and slopes as there are words in all blocks.
+    /// As many factors, summands and slopes as all blocks have room for channels.
     pub(super) factors: &'a [f32],
     pub(super) summands: &'a [f32],
     /// Factors for negative values.
@@ -222,9 +261,13 @@ type Form = [&'static [TileKernel]; 3];
 pub(super) struct Kernels {
     /// Lanes of a vector.
     lanes: usize,
+    words: Words,
     single: Form,
     double: Option<Form>,
     paired: Option<Form>,
+    /// Those that load f32, if its words hold something else.
+    f32: Option<&'static Kernels>,
+    sides: Sides,
     input_tile: unsafe fn(&RawInputTile),
     output_tile: unsafe fn(&RawOutputTile),
     load_row: [RowLoader; 3],
@@ -233,13 +276,17 @@ pub(super) struct Kernels {
 
 /// The table of a kernel's instances: numbers of pixels in ascending order from 1.
 macro_rules! by_pixels {
-    ($kernel:ident: $($pixels:literal)*) => {
-        [&[$($kernel::<$pixels, 4>),*], &[$($kernel::<$pixels, 8>),*], &[$($kernel::<$pixels, 16>),*]]
+    ($kernel:ident<$content:ty>: $($pixels:literal)*) => {
+        [
+            &[$($kernel::<$content, $pixels, 4>),*],
+            &[$($kernel::<$content, $pixels, 8>),*],
+            &[$($kernel::<$content, $pixels, 16>),*],
+        ]
     };
 }
 macro_rules! by_block {
-    ($kernel:ident) => {
-        [$kernel::<4>, $kernel::<8>, $kernel::<16>]
+    ($kernel:ident<$content:ty>) => {
+        [$kernel::<$content, 4>, $kernel::<$content, 8>, $kernel::<$content, 16>]
     };
 }
 use {by_block, by_pixels};
@@ -253,17 +300,42 @@ impl std::fmt::Debug for Kernels {
 impl Kernels {
     /// # Panics
     /// If this CPU has not the instruction set: that is what makes all other functions safe to call.
-    pub(super) fn of(set: InstructionSet) -> &'static Self {
+    pub(super) fn of(set: InstructionSet, words: Words) -> &'static Self {
+        let set = set.with(words);
         assert!(set.is_available(), "{set} is not available");
-        match set {
+        match (set, words) {
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512 => &avx512::KERNELS,
+            (InstructionSet::Avx512Bf16, _) => &avx512bf16::BF16,
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2 => &avx2::KERNELS,
+            (InstructionSet::Avx512, Words::F32) => &avx512::F32,
+            #[cfg(target_arch = "x86_64")]
+            (InstructionSet::Avx512, Words::Bf16) => &avx512::BF16,
+            #[cfg(target_arch = "x86_64")]
+            (InstructionSet::Avx2, Words::F32) => &avx2::F32,
+            #[cfg(target_arch = "x86_64")]
+            (InstructionSet::Avx2, Words::Bf16) => &avx2::BF16,
             #[cfg(not(target_arch = "x86_64"))]
-            InstructionSet::Avx512 | InstructionSet::Avx2 => unreachable!("asserted above"),
-            InstructionSet::Portable => &portable::KERNELS,
+            (InstructionSet::Avx512Bf16 | InstructionSet::Avx512 | InstructionSet::Avx2, _) => {
+                unreachable!("asserted above")
+            }
+            (InstructionSet::Portable, Words::F32) => &portable::F32,
+            (InstructionSet::Portable, Words::Bf16) => &portable::BF16,
         }
+    }
+
+    /// Those of the same instruction set that load f32.
+    pub(super) fn f32(&self) -> &Self {
+        self.f32.unwrap_or(self)
+    }
+
+    /// The tiles that it transforms.
+    pub(super) fn sides(&self) -> Sides {
+        self.sides
+    }
+
+    /// What the words of [`rows`](Self::rows) and [`load_row`](Self::load_row) hold.
+    pub(super) fn words(&self) -> Words {
+        self.words
     }
 
     /// Lanes of a vector: 8 or 16.
@@ -378,12 +450,13 @@ impl Kernels {
     /// If the tile reads or writes outside of its slices.
     pub(super) fn input_tile(&self, tile: InputTile<'_>) {
         let InputTile { input, from, row_stride, output, to, position_stride } = tile;
-        assert!(from + 5 * row_stride + 6 * 16 <= input.len());
-        assert!(to + 35 * position_stride + 16 <= output.len());
+        let side = self.sides.input;
+        assert!(from + (side - 1) * row_stride + side * 16 <= input.len());
+        assert!(to + (self.sides.positions() - 1) * position_stride + 16 / self.words.channels() <= output.len());
         let (input, output) = (input[from..].as_ptr(), output[to..].as_mut_ptr());
         let raw = RawInputTile { input, row_stride, output, position_stride };
-        // SAFETY: the CPU has the instruction set; six rows of six blocks are read and 36 blocks written, inside the slices by the
-        // assertions above.
+        // SAFETY: the CPU has the instruction set; as many rows and columns of blocks are read as the tile has, and for each position
+        // sixteen channels written, inside the slices by the assertions above.
         unsafe { (self.input_tile)(&raw) }
     }
 
@@ -392,9 +465,10 @@ impl Kernels {
     /// # Panics
     /// If the tile reads or writes outside of its slices.
     pub(super) fn output_tile(&self, tile: OutputTile<'_>) {
-        assert!(tile.from + 35 * tile.position_stride + self.lanes <= tile.input.len());
+        let Sides { output: side, .. } = self.sides;
+        assert!(tile.from + (self.sides.positions() - 1) * tile.position_stride + self.lanes <= tile.input.len());
         assert!(self.lanes <= tile.bias.len() && tile.channels <= self.lanes);
-        assert!((1..=4).contains(&tile.rows) && (1..=4).contains(&tile.columns));
+        assert!((1..=side).contains(&tile.rows) && (1..=side).contains(&tile.columns));
         let last = (tile.rows - 1) * tile.row_stride + (tile.columns - 1) * tile.pixel_stride;
         assert!(tile.to + last + tile.channels <= tile.output.len());
         assert!(tile.statistics.as_ref().is_none_or(|s| 3 * self.lanes <= s.len()));
@@ -410,7 +484,7 @@ impl Kernels {
             channels: tile.channels,
             statistics: tile.statistics.map_or(std::ptr::null_mut(), <[f32]>::as_mut_ptr),
         };
-        // SAFETY: the CPU has the instruction set; 36 vectors are read, and the first `channels` of the stated rows and columns
+        // SAFETY: the CPU has the instruction set; a vector is read for each position, and the first `channels` of the stated rows and columns
         // written, inside the slices by the assertions above.
         unsafe { (self.output_tile)(&raw) }
     }
@@ -423,11 +497,11 @@ impl Kernels {
         if row.pixels == 0 || row.channels == 0 {
             return;
         }
-        let (last, blocks) = (row.pixels - 1, row.channels.div_ceil(block.words()));
+        let channels = block.words() * self.words.channels();
+        let (last, blocks) = (row.pixels - 1, row.channels.div_ceil(channels));
         assert!(last * row.stride + row.channels <= row.source.len());
         assert!((blocks - 1) * row.plane + row.pixels * block.words() <= row.target.len());
-        let words = blocks * block.words();
-        assert!([row.factors, row.summands, row.slopes].iter().all(|values| words <= values.len()));
+        assert!([row.factors, row.summands, row.slopes].iter().all(|values| blocks * channels <= values.len()));
         let raw = RawRow {
             source: row.source.as_ptr(),
             stride: row.stride,

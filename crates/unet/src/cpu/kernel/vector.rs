@@ -1,6 +1,8 @@
 //! What the kernels ask of an instruction set, and the answer of plain Rust.
 #![allow(unsafe_code)]
 
+use super::super::bf16;
+
 /// A vector of f32 lanes. The kernels are written once over this trait; each instruction set compiles them with its own features.
 ///
 /// # Safety
@@ -61,6 +63,95 @@ pub(super) trait PairedVector: Vector {
     unsafe fn store_lower(self, to: *mut f32, count: usize);
     /// Writes the first `count` values of the upper half.
     unsafe fn store_upper(self, to: *mut f32, count: usize);
+}
+
+/// A vector of which each lane can hold two bf16: see [`Words::Bf16`](super::Words::Bf16).
+///
+/// # Safety
+/// As [`Vector`].
+pub(super) trait PairsVector: Vector {
+    /// The first of each lane's two, as f32.
+    unsafe fn firsts(self) -> Self;
+    /// The second of each lane's two, as f32.
+    unsafe fn seconds(self) -> Self;
+    /// Rounds all lanes as [`bf16::round`] does, and writes `LANES / 2` words.
+    unsafe fn store_pairs(self, to: *mut f32);
+    /// Writes only the first `count` words, at most `LANES / 2`.
+    unsafe fn store_first_pairs(self, to: *mut f32, count: usize);
+}
+
+/// What words hold, and so how they are written and what the product of two of them is.
+///
+/// # Safety
+/// As [`Vector`].
+pub(super) trait Content<V: Vector> {
+    /// Channels of one word.
+    const CHANNELS: usize;
+
+    /// `sum + weights * input`
+    unsafe fn plus_product(sum: V, weights: V, input: V) -> V;
+    /// Writes words that hold a channel of each lane.
+    unsafe fn store(channels: V, to: *mut f32);
+    /// Writes only the first words, as many as hold `count` channels.
+    unsafe fn store_first(channels: V, to: *mut f32, count: usize);
+}
+
+/// One f32.
+pub(super) struct OfF32;
+
+/// Two bf16, for instruction sets without an instruction for them; the sums are f32.
+///
+/// The order and the roundings are those that Intel's Software Developer's Manual, volume 2, states for VDPBF16PS: the product of
+/// the seconds is added, then that of the firsts, each with one rounding to the nearest, ties to even. (That instruction also takes
+/// denormal numbers for 0, in and out.) A product of two bf16 is exact in f32, so adding it rounds once with and without FMA.
+pub(super) struct OfBf16;
+
+// SAFETY of the blocks below: the callers' contract.
+impl<V: Vector> Content<V> for OfF32 {
+    const CHANNELS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn plus_product(sum: V, weights: V, input: V) -> V {
+        // SAFETY: see above.
+        unsafe { sum.plus_product(weights, input) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(channels: V, to: *mut f32) {
+        // SAFETY: see above.
+        unsafe { channels.store(to) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(channels: V, to: *mut f32, count: usize) {
+        // SAFETY: see above.
+        unsafe { channels.store_first(to, count) }
+    }
+}
+
+impl<V: PairsVector> Content<V> for OfBf16 {
+    const CHANNELS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn plus_product(sum: V, weights: V, input: V) -> V {
+        // SAFETY: see above.
+        unsafe {
+            let sum = sum.plus_product(weights.seconds(), input.seconds());
+            sum.plus_product(weights.firsts(), input.firsts())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(channels: V, to: *mut f32) {
+        // SAFETY: see above.
+        unsafe { channels.store_pairs(to) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(channels: V, to: *mut f32, count: usize) {
+        // SAFETY: see above.
+        unsafe { channels.store_first_pairs(to, count / 2) }
+    }
 }
 
 /// Eight lanes in plain Rust, for any CPU.
@@ -152,5 +243,31 @@ impl Vector for Portable {
         debug_assert!(count <= 8);
         // SAFETY: `count` values may be written, and they do not overlap a local.
         unsafe { std::ptr::copy_nonoverlapping(self.0.as_ptr(), to, count) }
+    }
+}
+
+impl PairsVector for Portable {
+    #[inline(always)]
+    unsafe fn firsts(self) -> Self {
+        Self(self.0.map(|word| f32::from_bits(word.to_bits() << 16)))
+    }
+
+    #[inline(always)]
+    unsafe fn seconds(self) -> Self {
+        Self(self.0.map(|word| f32::from_bits(word.to_bits() & 0xffff_0000)))
+    }
+
+    #[inline(always)]
+    unsafe fn store_pairs(self, to: *mut f32) {
+        // SAFETY: four words may be written.
+        unsafe { self.store_first_pairs(to, 4) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first_pairs(self, to: *mut f32, count: usize) {
+        debug_assert!(count <= 4);
+        let words: [f32; 4] = std::array::from_fn(|i| bf16::pair(self.0[2 * i], self.0[2 * i + 1]));
+        // SAFETY: `count` words may be written, and they do not overlap a local.
+        unsafe { std::ptr::copy_nonoverlapping(words.as_ptr(), to, count) }
     }
 }
