@@ -13,6 +13,7 @@ mod levels;
 mod norm_stats;
 mod outputs;
 mod parity;
+mod precision;
 mod products;
 mod recovery;
 mod refusals;

@@ -1,0 +1,88 @@
+//! What the precisions change in masks: the numbers of `docs/precision.md`.
+
+use microtome::Settings;
+use microtome::unet::{Arithmetic, Device, Execution, Mirroring, Model, ModelOptions, Precision, Predictor};
+
+use crate::{labels, levels_of, picture, repository, segment, settings, with};
+
+/// From the reference to the coarsest.
+const WAYS: [(Precision, Arithmetic); 4] = [
+    (Precision::F32, Arithmetic::Exact),
+    (Precision::F32, Arithmetic::Fast),
+    (Precision::Bf16, Arithmetic::Exact),
+    (Precision::Bf16, Arithmetic::Fast),
+];
+
+fn predictors(model: &Model) -> [Box<dyn Predictor>; 4] {
+    WAYS.map(|(precision, arithmetic)| {
+        let execution = Execution { device: Device::Cpu, mirroring: Mirroring::Off, precision, arithmetic };
+        model.predictor(&execution).unwrap()
+    })
+}
+
+fn large(settings: &Settings) -> Settings {
+    with(settings, |s| (s.chunk, s.shard) = (512, 2048))
+}
+
+fn mask(path: &std::path::Path, predictor: &dyn Predictor) -> Vec<u16> {
+    let slide = microtome::io::slide::open(path, &microtome::io::slide::OpenOptions::default()).unwrap();
+    levels_of(&segment(slide.as_ref(), predictor, &large(&settings())).0).remove(0).1
+}
+
+fn differing(a: &[u16], b: &[u16]) -> usize {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).filter(|(a, b)| a != b).count()
+}
+
+/// Of all that is not background; 1 where both are empty.
+fn dice(a: &[u16], b: &[u16]) -> f64 {
+    let both = a.iter().zip(b).filter(|(a, b)| **a > 0 && **b > 0).count();
+    let all = [a, b].iter().flat_map(|m| m.iter()).filter(|v| **v > 0).count();
+    if all == 0 { 1.0 } else { 2.0 * both as f64 / all as f64 }
+}
+
+/// `MICROTOME_DATA=... cargo test -p microtome --test pipeline -- --ignored --nocapture what_a_precision_changes`
+#[test]
+#[ignore = "a measurement"]
+fn what_a_precision_changes() {
+    let Some(stained) = microtome_testkit::data("seg/dsb2018-stained") else { return };
+    let Some(slide) = microtome_testkit::data("slides/svs/CMU-1-Small-Region.svs") else { return };
+    let model = Model::open(repository("models/nuclei"), &ModelOptions::default()).unwrap();
+    let predictors = predictors(&model);
+
+    let masks = predictors.each_ref().map(|predictor| mask(&slide, predictor.as_ref()));
+    println!("CMU-1-Small-Region, {} pixels, against the first:", masks[0].len());
+    for (predictor, found) in predictors.iter().zip(&masks) {
+        let changed = differing(found, &masks[0]);
+        let share = 100.0 * changed as f64 / found.len() as f64;
+        println!("  {}: {changed} changed ({share:.4} %), Dice {:.6}", predictor.identity(), dice(found, &masks[0]));
+    }
+
+    let mut images: Vec<_> = std::fs::read_dir(stained.join("images")).unwrap().map(|e| e.unwrap().path()).collect();
+    images.sort();
+    let (mut changed, mut pixels) = ([0; WAYS.len()], 0);
+    let mut dices = [const { Vec::new() }; WAYS.len()];
+    for image in &images {
+        let truth = labels(&picture(&stained.join("labels").join(image.file_name().unwrap())));
+        let masks = predictors.each_ref().map(|predictor| mask(image, predictor.as_ref()));
+        pixels += truth.len();
+        for (way, found) in masks.iter().enumerate() {
+            changed[way] += differing(found, &masks[0]);
+            dices[way].push(dice(found, &truth));
+        }
+    }
+    println!("{} stained images of the Data Science Bowl, {pixels} pixels:", images.len());
+    for (way, predictor) in predictors.iter().enumerate() {
+        let n = images.len() as f64;
+        let mean = dices[way].iter().sum::<f64>() / n;
+        let changes = dices[way].iter().zip(&dices[0]).map(|(a, b)| a - b);
+        let most = changes.clone().map(f64::abs).fold(0.0, f64::max);
+        println!(
+            "  {}: {} changed ({:.4} %), mean Dice {mean:.5}, changed by {:+.5} on average and at most by {most:.5}",
+            predictor.identity(),
+            changed[way],
+            100.0 * changed[way] as f64 / pixels as f64,
+            changes.sum::<f64>() / n,
+        );
+    }
+}
