@@ -12,8 +12,9 @@ use crate::{files, least_memory, repository, segment_to, settings, with};
 /// twice or kept.
 fn check(slide: &SyntheticSlide, model: &dyn Predictor, base: &Settings) {
     let folder = tempfile::tempdir().unwrap();
-    let narrow =
-        |threads, batch| least_memory(slide, model, &with(base, |s| (s.threads, s.batch) = (Some(threads), Some(batch))));
+    let narrow = |threads, batch| {
+        least_memory(slide, model, &with(base, |s| (s.threads, s.batch) = (Some(threads), Some(batch))))
+    };
     let mut reference = None;
     let mut widths = Vec::new();
     for (n, (threads, batch, memory, scratch)) in [

@@ -159,6 +159,10 @@ pub(crate) struct Segment {
     #[arg(long)]
     pub(crate) dry_run: bool,
 
+    /// Print where the network's time went, layer by layer
+    #[arg(long)]
+    pub(crate) profile: bool,
+
     /// No progress, no summary
     #[arg(short, long)]
     pub(crate) quiet: bool,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use microtome::io::slide::{self, OpenOptions};
-use microtome::unet::{Arithmetic, Execution, Mirroring, Model};
+use microtome::unet::{Arithmetic, Execution, Mirroring, Model, Predictor};
 use microtome::{
     Accumulation, Error, Existing, NormStats, OnBadTile, Outcome, RoiSource, Segmenter, Settings, TissueMode,
     WindowShape,
@@ -62,6 +62,9 @@ pub(crate) fn run(args: &args::Segment) -> Result<u8> {
             }
         }
     }
+    if args.profile {
+        profile(predictor.as_ref(), args)?;
+    }
     let nothing = failures.len() == jobs.len() && !failures.contains(&WITH_FAULTS);
     if fresh && nothing {
         // Where nothing succeeded nothing is left; a folder that holds something stays.
@@ -73,6 +76,18 @@ pub(crate) fn run(args: &args::Segment) -> Result<u8> {
         _ if nothing => 4,
         _ => WITH_FAULTS,
     })
+}
+
+/// Where the network's time went, over all slides.
+fn profile(predictor: &dyn Predictor, args: &args::Segment) -> Result<()> {
+    match predictor.profile() {
+        Some(profile) if args.json => print(&json!({ "profile": profile })),
+        Some(profile) => println(&profile.to_string()),
+        None => {
+            failure::say("warning: no profile: on this device layers are not timed one by one");
+            Ok(())
+        }
+    }
 }
 
 /// The exit code of what was finished, but not without faults.

@@ -1,7 +1,8 @@
 //! The predictor that all engines share: tiles become inputs, passes and folds become one mean.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use microtome_io::{Samples, Size};
 
@@ -10,7 +11,7 @@ use crate::crew::Crew;
 use crate::model::Model;
 use crate::{
     Arithmetic, Card, Error, Execution, Logits, MemoryEstimate, MirrorAxes, Mirroring, Normalizer, Precision,
-    Predictor, Result, Tile, candle,
+    Predictor, Profile, Result, StepTime, Tile, candle,
 };
 
 /// The network of one fold on one device.
@@ -18,6 +19,11 @@ pub(crate) trait Engine: Send + Sync + std::fmt::Debug {
     /// The logits of one tile: height × width × channels values in, heads × height × width out.
     /// The calling thread leads the crew.
     fn forward(&self, input: &[f32], crew: &Crew) -> Result<Vec<f32>>;
+
+    /// The passes so far of all folds that share a plan with this one, and the time of each step, if that is known.
+    fn steps(&self) -> Option<(u64, Vec<StepTime>)> {
+        None
+    }
 
     /// Helps the crew's leader until it leaves. Engines whose passes cannot be shared are never asked to.
     fn help(&self, _crew: &Crew) {}
@@ -44,6 +50,8 @@ pub(crate) struct Ensemble<E> {
     engine: String,
     advice: Option<&'static str>,
     needs: Needs,
+    /// Of the threads that lead passes.
+    nanoseconds: AtomicU64,
     concurrency: Concurrency,
 }
 
@@ -115,7 +123,16 @@ impl<E: Engine> Ensemble<E> {
             Mirroring::AsTrained => model.card().mirror_axes.passes(),
             Mirroring::Off => vec![MirrorAxes::NONE],
         };
-        Self { card: model.card().clone(), folds, passes, engine, advice: None, needs, concurrency }
+        Self {
+            card: model.card().clone(),
+            folds,
+            passes,
+            engine,
+            advice: None,
+            needs,
+            nanoseconds: AtomicU64::new(0),
+            concurrency,
+        }
     }
 
     /// The sum over folds of the logits of one mirrored pass over one tile, still mirrored.
@@ -139,6 +156,11 @@ impl<E: Engine> Ensemble<E> {
             Concurrency::Crews | Concurrency::Threads => rayon::current_num_threads(),
             Concurrency::One => 1,
         }
+    }
+
+    /// Adds the time since then to that of the leading threads.
+    fn took(&self, since: Instant) {
+        self.nanoseconds.fetch_add(since.elapsed().as_nanos() as u64, Ordering::Relaxed);
     }
 
     /// Calls `forward` with 0, 1, 2, ... below `forwards`, on as many threads at once as there are.
@@ -187,13 +209,16 @@ impl<E: Engine> Predictor for Ensemble<E> {
         let forwards = tiles.len() * passes;
         let done = Mutex::new((0..forwards).map(|_| None).collect::<Vec<_>>());
         self.share(forwards, |i, crew| {
+            let started = Instant::now();
             let input = normalize(&tiles[i / passes], self.card.tile, normalizer, self.passes[i % passes]);
             let result = self.run(&input, crew);
+            self.took(started);
             // A poisoned lock means that another thread panicked; that is passed on.
             if let Ok(mut done) = done.lock() {
                 done[i] = Some(result);
             }
         });
+        let started = Instant::now();
         let mut done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_iter();
         let mut all = Vec::with_capacity(tiles.len());
         for index in 0..tiles.len() {
@@ -213,7 +238,15 @@ impl<E: Engine> Predictor for Ensemble<E> {
             }
             all.push(logits);
         }
+        self.took(started);
         Ok(all)
+    }
+
+    fn profile(&self) -> Option<Profile> {
+        let (passes, steps) = self.folds.first()?.steps()?;
+        let all = self.nanoseconds.load(Ordering::Relaxed) as f64 * 1e-9;
+        let around = (all - steps.iter().map(|step| step.seconds).sum::<f64>()).max(0.0);
+        Some(Profile { passes, steps, around })
     }
 
     fn identity(&self) -> String {

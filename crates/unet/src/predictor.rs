@@ -2,7 +2,7 @@
 
 use microtome_io::{Pixels, Rect, Size};
 
-use crate::{Card, Normalizer, Result};
+use crate::{Card, Normalizer, Profile, Result};
 
 /// Something that turns the pixels of tiles into logits.
 ///
@@ -29,6 +29,11 @@ pub trait Predictor: Send + Sync + std::fmt::Debug {
 
     /// What a batch of so many tiles needs.
     fn memory(&self, batch: usize) -> MemoryEstimate;
+
+    /// Where the time has gone so far, if that is known.
+    fn profile(&self) -> Option<Profile> {
+        None
+    }
 }
 
 /// The pixels of one network input.

@@ -40,7 +40,9 @@ mod winograd;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use buffer::Buffer;
 use direct::Direct;
@@ -58,7 +60,7 @@ use crate::crew::Crew;
 use crate::ensemble::Engine;
 use crate::network::Affine;
 use crate::weights::Weight;
-use crate::{Arithmetic, Network, Result};
+use crate::{Arithmetic, Network, Result, StepTime};
 
 /// How a network is run on tiles of one size.
 #[derive(Debug)]
@@ -76,6 +78,7 @@ pub(crate) struct Plan {
     /// The most that any layer asks for, and of moments for all its pieces.
     demands: Demands,
     moments: usize,
+    passes: AtomicU64,
     idle: Mutex<Vec<Workspace>>,
     idle_scratch: Mutex<Vec<Buffer>>,
 }
@@ -86,6 +89,8 @@ struct Layer {
     operands: Vec<Operand>,
     output: Range<usize>,
     algorithm: Algorithm,
+    /// That it has taken so far, of the threads that lead.
+    nanoseconds: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -159,7 +164,7 @@ impl Plan {
                     Algorithm::Elementwise(Elementwise::new(&operands, views[0].parts.len(), curve, &output))
                 }
             };
-            Layer { operands, output: range(step.output()), algorithm }
+            Layer { operands, output: range(step.output()), algorithm, nanoseconds: AtomicU64::new(0) }
         };
         let layers: Vec<Layer> = program.steps.iter().map(layer).collect();
         let result = operands(std::slice::from_ref(&program.result));
@@ -182,6 +187,7 @@ impl Plan {
             arena,
             demands,
             moments,
+            passes: AtomicU64::new(0),
             idle: Mutex::default(),
             idle_scratch: Mutex::default(),
         }
@@ -202,6 +208,24 @@ impl Plan {
     /// Factors, summands and slopes of all views.
     fn coefficients(&self) -> usize {
         self.affines.iter().chain(&self.slopes).last().map_or(0, |last| last.end)
+    }
+
+    /// What each step is, and how long it has taken so far.
+    fn times(&self) -> Vec<StepTime> {
+        let time = |(step, layer): (&Step, &Layer)| {
+            let shape = self.program.tensors[step.output()].shape;
+            let products = match step {
+                Step::Convolve { convolution, .. } => convolution.input * convolution.kernel.area(),
+                Step::Write { .. } => 0,
+            };
+            StepTime {
+                name: format!("{step} at {}", shape.size),
+                algorithm: layer.algorithm.name(),
+                multiplications: shape.elements() * products as u64,
+                seconds: layer.nanoseconds.load(Ordering::Relaxed) as f64 * 1e-9,
+            }
+        };
+        self.program.steps.iter().zip(&self.layers).map(time).collect()
     }
 
     fn workspace(&self) -> Workspace {
@@ -229,6 +253,15 @@ fn keep<T>(idle: &Mutex<Vec<T>>, kept: T) {
 }
 
 impl Algorithm {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Direct(_) => "direct",
+            Self::Winograd(_) => "winograd",
+            Self::Elementwise(_) => "pixels",
+            Self::Neighbours(_) => "resample",
+        }
+    }
+
     fn demands(&self) -> Demands {
         match self {
             Self::Direct(direct) => direct.demands(),
@@ -307,7 +340,12 @@ impl PackedNetwork {
         workspace.affines.clear();
         workspace.affines.extend_from_slice(&self.affines);
         workspace.arena[plan.input.clone()].copy_from_slice(input);
-        (0..plan.layers.len()).for_each(|index| self.step(index, workspace, scratch, crew));
+        for (index, layer) in plan.layers.iter().enumerate() {
+            let started = Instant::now();
+            self.step(index, workspace, scratch, crew);
+            layer.nanoseconds.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        }
+        plan.passes.fetch_add(1, Ordering::Relaxed);
         let Workspace { arena, affines, .. } = workspace;
         planes::planes(plan.result.iter().map(|o| o.source(&arena[o.place.clone()], affines)))
     }
@@ -390,6 +428,10 @@ impl Engine for PackedNetwork {
         keep(&self.plan.idle, workspace);
         keep(&self.plan.idle_scratch, scratch);
         Ok(logits)
+    }
+
+    fn steps(&self) -> Option<(u64, Vec<StepTime>)> {
+        Some((self.plan.passes.load(Ordering::Relaxed), self.plan.times()))
     }
 
     fn help(&self, crew: &Crew) {

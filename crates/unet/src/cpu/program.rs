@@ -110,6 +110,23 @@ impl Step {
     }
 }
 
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Convolve { convolution: Convolution { input, output, expansion: Some(expansion), .. }, .. } => {
+                write!(f, "transposed convolution {expansion}, {input} to {output} channels")
+            }
+            Self::Convolve { convolution: Convolution { input, output, kernel, stride, .. }, .. } => {
+                write!(f, "convolution {kernel}, stride {stride}, {input} to {output} channels")
+            }
+            Self::Write { map: Map::Sum, views, .. } if views.len() > 1 => f.write_str("sum"),
+            Self::Write { map: Map::Sum, .. } => f.write_str("copy"),
+            Self::Write { map: Map::Curve(_), .. } => f.write_str("activation"),
+            Self::Write { map: Map::Separable(_), .. } => f.write_str("pooling or resizing"),
+        }
+    }
+}
+
 /// What both kinds of convolution have in common. A transposed one is a convolution of 1 x 1 whose output channels become pixels.
 #[derive(Debug, Clone)]
 pub(super) struct Convolution {
