@@ -85,9 +85,8 @@ impl Crew {
             }
         }
 
-        let task: *const Task<'_> = task;
         // SAFETY: only the lifetime changes. `Recall` takes the pointer away and waits for all who use it before this function returns.
-        let published = Published(unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) });
+        let published = Published(unsafe { std::mem::transmute::<&Task<'_>, &'static Task<'static>>(task) });
         let mut state = self.lock();
         state.task = Some(published);
         state.tasks += 1;
@@ -97,8 +96,7 @@ impl Crew {
         }
         drop(state);
         let recall = Recall(self);
-        // SAFETY: the pointer was made of a reference above.
-        unsafe { (*task)(scratch) };
+        task(scratch);
         drop(recall);
     }
 
@@ -227,8 +225,9 @@ mod tests {
                 crew.each(&mut [], 0..1000, |i, _| assert!(i < 500, "item {i}"));
             }));
             drop(leadership);
-            // Whoever took item 500 has panicked; then the other one took 501.
-            assert!(leader.is_err() || helper.join().is_err());
+            // Whoever took item 500 has panicked, and perhaps the other one with 501.
+            let helper = helper.join();
+            assert!(leader.is_err() || helper.is_err());
         });
     }
 }
