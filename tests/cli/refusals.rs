@@ -230,6 +230,27 @@ fn a_checkpoint_that_is_damaged() {
 }
 
 #[test]
+fn a_precision_that_the_cpu_has_no_instructions_for() {
+    let place = Place::new();
+    let slide = place.slide("slide.png");
+    let mask = place.path("mask.ome.zarr");
+    let with = |precision: &str, flags: &[&str]| {
+        let mut command = place.segment(&[&slide], &mask);
+        command.args(["--device", "cpu", "--precision", precision]).args(flags).env("MICROTOME_ISA", "portable");
+        run(&mut command)
+    };
+    with("f16", &[]).refused(2, &["F16", "Bf16"]);
+    assert!(!mask.exists());
+    let notes = |ran: &crate::Ran| ran.stderr.lines().filter(|line| line.starts_with("note: ")).count();
+    let ran = with("bf16", &[]).ended(0);
+    assert!(notes(&ran) == 1 && ran.stderr.contains("f32 is both faster"), "{ran:?}");
+    let ran = with("bf16", &["--overwrite", "--no-resume", "--quiet"]).ended(0);
+    assert_eq!(notes(&ran), 0, "{ran:?}");
+    // Another precision is another run.
+    with("f32", &[]).ended(5);
+}
+
+#[test]
 fn words_that_it_does_not_know() {
     let place = Place::new();
     let slide = place.slide("slide.png");

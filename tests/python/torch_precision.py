@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
 """What bf16 changes when PyTorch computes nnU-Net's network: the numbers beside ours in docs/precision.md.
 
-usage: torch_precision.py MODEL_FOLDER IMAGES LABELS [COUNT]
+usage: torch_precision.py MODEL_FOLDER IMAGES LABELS SLIDE
 
 MODEL_FOLDER is an nnU-Net v2 results folder with `reference/forward_input.npy` and `forward_logits.npy` in a folder beside or above
-it, IMAGES and LABELS are folders of pictures of the same names, of which the first COUNT (12) are taken. Two ways are compared with f32:
-the network's weights and activations in bf16, and PyTorch's automatic mixed precision.
+it, IMAGES and LABELS are folders of pictures of the same names, SLIDE is one that OpenSlide reads and that fits into memory. Two ways are
+compared with f32: the network's weights and activations in bf16, and PyTorch's automatic mixed precision.
 """
 
 import pathlib
 import sys
 
 import numpy as np
+import openslide
 import torch
 from PIL import Image
 
@@ -55,6 +56,12 @@ def predictor(folder, wrap):
     return predictor
 
 
+def predict(predictors, picture):
+    """The mask of a picture by each predictor."""
+    array = np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1)[:, None]).astype(np.float32)
+    return {name: way.predict_single_npy_array(array, {"spacing": (999, 1, 1)}).squeeze() for name, way in predictors.items()}
+
+
 def dice(a, b):
     """Of all that is not background; 1 where both are empty."""
     both, either = np.count_nonzero((a > 0) & (b > 0)), np.count_nonzero(a) + np.count_nonzero(b)
@@ -62,10 +69,9 @@ def dice(a, b):
 
 
 def main():
-    if len(sys.argv) not in (4, 5):
+    if len(sys.argv) != 5:
         sys.exit(__doc__)
-    folder, images, labels = map(pathlib.Path, sys.argv[1:4])
-    count = int(sys.argv[4]) if len(sys.argv) == 5 else 12
+    folder, images, labels, slide = map(pathlib.Path, sys.argv[1:])
     ways = {"f32": lambda network: network, "bf16": Bf16, "mixed": Mixed}
     predictors = {name: predictor(folder, wrap) for name, wrap in ways.items()}
 
@@ -79,12 +85,10 @@ def main():
         print(f"reference tile, {name}: largest difference {np.abs(logits - expected).max():.3g} of {np.abs(expected).max():.3g}, {flips} pixels change")
 
     changed, pixels, dices = {name: 0 for name in ways}, 0, {name: [] for name in ways}
-    paths = sorted(images.iterdir())[:count]
+    paths = sorted(images.iterdir())
     for path in paths:
-        rgb = np.asarray(Image.open(path).convert("RGB"))
+        masks = predict(predictors, Image.open(path).convert("RGB"))
         truth = np.asarray(Image.open(labels / path.name))
-        array = np.ascontiguousarray(rgb.transpose(2, 0, 1)[:, None]).astype(np.float32)
-        masks = {name: way.predict_single_npy_array(array, {"spacing": (999, 1, 1)}).squeeze() for name, way in predictors.items()}
         pixels += truth.size
         for name, mask in masks.items():
             changed[name] += np.count_nonzero(mask != masks["f32"])
@@ -92,7 +96,13 @@ def main():
     for name in ways:
         change = np.array(dices[name]) - np.array(dices["f32"])
         print(f"{len(paths)} images, {name}: {changed[name]} of {pixels} pixels change ({100 * changed[name] / pixels:.4f} %), "
-              f"mean Dice {np.mean(dices[name]):.5f}, changed by {change.mean():+.5f} on average and at most by {np.abs(change).max():.5f}")
+              f"mean Dice {np.mean(dices[name]):.5f}, changed by {change.mean():+.5f} on average and at most by {np.abs(change).max():.5f}", flush=True)
+
+    slide = openslide.OpenSlide(slide)
+    masks = predict(predictors, slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
+    for name, mask in masks.items():
+        differing = np.count_nonzero(mask != masks["f32"])
+        print(f"slide, {name}: {differing} of {mask.size} pixels change ({100 * differing / mask.size:.4f} %), Dice {dice(mask, masks['f32']):.6f}")
 
 
 if __name__ == "__main__":

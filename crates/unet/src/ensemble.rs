@@ -363,6 +363,7 @@ mod tests {
     use microtome_io::{Pixels, Rect};
 
     use super::*;
+    use crate::architecture::PlainConvUnet;
     use crate::architecture::tests::tiny;
     use crate::model::tests::random;
     use crate::{Architecture, Normalization};
@@ -432,6 +433,18 @@ mod tests {
         // Packing pads channels to whole blocks and vectors.
         assert!(one.weights >= 4 * model.card().parameters);
         assert!(one.activations > 4 * 64 * 64 * 4 && many.activations >= one.activations);
+    }
+
+    #[test]
+    fn weights_in_bf16_take_half() {
+        let parameters = PlainConvUnet { features: vec![16, 32, 64], ..tiny() };
+        let model = random(Architecture::PlainConvUnet(parameters), Size::new(64, 64));
+        let [single, half] = [Precision::F32, Precision::Bf16].map(|precision| {
+            let execution = Execution { precision, arithmetic: Arithmetic::Exact, ..Execution::default() };
+            on_cpu(&model, &execution, InstructionSet::Portable).unwrap().memory(1).weights
+        });
+        // But for biases, which stay f32, and channels that fill up a block.
+        assert!(half >= 2 * model.card().parameters && half < single * 6 / 10, "{half} of {single}");
     }
 
     #[test]
