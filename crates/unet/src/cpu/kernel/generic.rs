@@ -9,6 +9,9 @@
 use super::vector::{Content, PairedVector, Vector};
 use super::{RawRow, RawTile};
 
+/// Lanes of the widest vectors.
+const MOST_LANES: usize = 16;
+
 /// Weights are fetched so many values before they are multiplied: large layers read them from the last cache or from memory,
 /// and the CPU's own prefetching stops at the end of every page.
 const AHEAD: usize = 1024;
@@ -148,6 +151,22 @@ pub(super) unsafe fn load_row<V: Vector, W: Content<V>, const CB: usize>(r: &Raw
     let most = CB * W::CHANNELS;
     // SAFETY: the caller's contract bounds every pointer that is formed here: see the assertions of `Kernels::load_row`.
     unsafe {
+        if most <= V::LANES && r.channels <= most {
+            // One vector holds a pixel, or as many as lie side by side: what is done to them stays in registers.
+            let side_by_side = r.channels == most && r.stride == most;
+            let together = if side_by_side { V::LANES / most } else { 1 };
+            let [factor, summand, slope] = [r.factors, r.summands, r.slopes].map(|values| {
+                let mut lanes = [0.0; MOST_LANES];
+                (0..together * most).for_each(|lane| lanes[lane] = *values.add(lane % most));
+                V::load(lanes.as_ptr())
+            });
+            for pixel in (0..r.pixels).step_by(together) {
+                let pixels = together.min(r.pixels - pixel);
+                let x = V::load_first(r.source.add(pixel * r.stride), (pixels - 1) * most + r.channels);
+                W::store_first(summand.plus_product(x, factor).bend(slope), r.target.add(pixel * CB), pixels * most);
+            }
+            return;
+        }
         for pixel in 0..r.pixels {
             let from = r.source.add(pixel * r.stride);
             let to = r.target.add(pixel * CB);
