@@ -40,6 +40,8 @@ fn settings() -> Settings {
     settings.model_mpp = Some(TargetResolution::Native);
     settings.tissue = TissueMode::None;
     settings.threads = Some(2);
+    // Slides are small here: with larger batches a run would be over before anything could happen to it.
+    settings.batch = Some(4);
     settings.chunk = 16;
     settings.shard = 32;
     settings

@@ -102,7 +102,7 @@ pub(crate) struct Segment {
     #[arg(long, value_name = "BYTES")]
     pub(crate) memory: Option<Bytes>,
 
-    /// Tiles per call of the network [default: one per thread and at least 4, if they fit into the memory]
+    /// Tiles per call of the network [default: one per thread and at least 4, or 16 small ones, if they fit into the memory]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) batch: Option<usize>,
 

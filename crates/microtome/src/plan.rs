@@ -146,8 +146,11 @@ pub struct MemoryPlan {
 /// neither on the slide's width nor on a budget that is larger than needed.
 pub const STRIP_TILES: u64 = 32;
 
-/// Tiles of a batch at least, where they fit: so many share the work around the network.
-const USUAL_BATCH: usize = 4;
+/// Pixels of a batch where no size is asked for: with fewer, threads wait for each other at the end of every batch.
+const BATCH_PIXELS: u64 = 512 * 512;
+/// Tiles of such a batch, whatever their size, if they fit.
+const FEWEST_TILES: u64 = 4;
+const MOST_TILES: u64 = 16;
 
 /// How much the slide's cache may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -238,7 +241,8 @@ impl MemoryPlan {
 impl Planner<'_> {
     /// Batches that may be chosen, the largest first: the one that is asked for, or those that keep all threads busy, and smaller ones.
     fn batches(&self) -> impl Iterator<Item = usize> {
-        let (least, most) = self.settings.batch.map_or((1, self.threads.max(USUAL_BATCH)), |batch| (batch, batch));
+        let tiles = (BATCH_PIXELS / self.predictor.card().tile.area().max(1)).clamp(FEWEST_TILES, MOST_TILES) as usize;
+        let (least, most) = self.settings.batch.map_or((1, self.threads.max(tiles)), |batch| (batch, batch));
         (least..=most).rev()
     }
 

@@ -70,8 +70,8 @@ pub struct Settings {
     pub scratch: Option<PathBuf>,
     /// How much time a crash may cost at most, besides what is in flight: finished shards are made durable this often.
     pub sync_every: Duration,
-    /// Tiles per call of the network. Never changes the result. `None`: as many as there are threads and at least four, but no more
-    /// than fit into the memory; threads without a tile help with those of others.
+    /// Tiles per call of the network. Never changes the result. `None`: as many as there are threads, and at least four
+    /// (sixteen if they are small), but no more than fit into the memory; threads without a tile help with those of others.
     pub batch: Option<usize>,
     /// Threads that decode, infer, blend and encode. Never changes the result. `None`: one per core.
     pub threads: Option<usize>,
