@@ -143,6 +143,25 @@ fn too_little_memory_is_refused_with_both_figures() {
 }
 
 #[test]
+fn a_batch_that_nobody_asked_for_is_as_large_as_fits() {
+    let slide = SyntheticSlide::new(Size::new(1000, 900), 3);
+    let model = FunctionModel::new(Size::new(256, 256), &THRESHOLDS);
+    let base = with(&settings(), |s| (s.batch, s.chunk, s.shard) = (None, 64, 128));
+    let batch = |settings: &Settings| {
+        Segmenter::new(&model, settings.clone()).unwrap().plan(&slide).map(|plan| plan.memory.batch)
+    };
+    assert_eq!(batch(&with(&base, |s| s.memory = 1 << 30)).unwrap(), 4);
+    assert_eq!(batch(&with(&base, |s| (s.memory, s.threads) = (1 << 30, Some(9)))).unwrap(), 9);
+    let least = |tiles| least_memory(&slide, &model, &with(&base, |s| s.batch = Some(tiles)));
+    for tiles in 1..4 {
+        assert_eq!(batch(&with(&base, |s| s.memory = least(tiles))).unwrap(), tiles);
+    }
+    // Less than one tile needs: no smaller batch is proposed, because there is none.
+    let error = batch(&with(&base, |s| s.memory = least(1) - 1)).unwrap_err().to_string();
+    assert!(error.contains("--memory") && !error.contains("--batch"), "{error}");
+}
+
+#[test]
 fn settings_that_make_no_sense_are_refused() {
     let slide = SyntheticSlide::new(Size::new(100, 90), 3);
     let model = FunctionModel::new(Size::new(32, 32), &THRESHOLDS);
