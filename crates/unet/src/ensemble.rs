@@ -103,7 +103,7 @@ pub(crate) fn on_cpu(model: &Model, execution: &Execution, set: InstructionSet) 
         (Words::Bf16, true) => ("bf16 by vdpbf16ps", None),
         (Words::Bf16, false) => ("bf16 by fma", Some(WITHOUT_BF16)),
     };
-    let engine = format!("microtome cpu 1, {set}, {products} {}", execution.arithmetic);
+    let engine = format!("microtome cpu 2, {set}, {products} {}", execution.arithmetic);
     let ensemble = Ensemble::new(model, execution, folds, engine, needs, Concurrency::Crews);
     Ok(Ensemble { advice, ..ensemble })
 }

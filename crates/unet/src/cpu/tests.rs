@@ -702,15 +702,15 @@ fn the_identity_names_engine_instructions_and_arithmetic() {
         ensemble::on_cpu(&model, &execution, set).unwrap()
     };
     let identity = |precision, arithmetic| on(precision, arithmetic, InstructionSet::Portable).identity();
-    assert_eq!(identity(Precision::F32, Arithmetic::Exact), "microtome cpu 1, portable, f32 exact, 4 passes");
-    assert_eq!(identity(Precision::F32, Arithmetic::Fast), "microtome cpu 1, portable, f32 fast, 4 passes");
-    assert_eq!(identity(Precision::Bf16, Arithmetic::Fast), "microtome cpu 1, portable, bf16 by fma fast, 4 passes");
+    assert_eq!(identity(Precision::F32, Arithmetic::Exact), "microtome cpu 2, portable, f32 exact, 4 passes");
+    assert_eq!(identity(Precision::F32, Arithmetic::Fast), "microtome cpu 2, portable, f32 fast, 4 passes");
+    assert_eq!(identity(Precision::Bf16, Arithmetic::Fast), "microtome cpu 2, portable, bf16 by fma fast, 4 passes");
     // Runs in f32 go on with the same bits on CPUs with and without instructions for bf16.
     if InstructionSet::Avx512Bf16.is_available() {
         let of = |precision| on(precision, Arithmetic::Fast, InstructionSet::Avx512Bf16);
         let (single, half) = (of(Precision::F32), of(Precision::Bf16));
-        assert_eq!(single.identity(), "microtome cpu 1, avx512, f32 fast, 4 passes");
-        assert_eq!(half.identity(), "microtome cpu 1, avx512bf16, bf16 by vdpbf16ps fast, 4 passes");
+        assert_eq!(single.identity(), "microtome cpu 2, avx512, f32 fast, 4 passes");
+        assert_eq!(half.identity(), "microtome cpu 2, avx512bf16, bf16 by vdpbf16ps fast, 4 passes");
         assert_eq!((single.advice(), half.advice()), (None, None));
     }
     let slow = on(Precision::Bf16, Arithmetic::Fast, InstructionSet::Portable);
