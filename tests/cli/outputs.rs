@@ -38,6 +38,21 @@ fn a_slide_becomes_a_mask() {
 }
 
 #[test]
+fn a_profile_tells_where_the_time_went_if_any_did() {
+    let place = Place::new();
+    let slide = place.slide("slide.png");
+    let mask = place.path("mask.ome.zarr");
+    let profiled = |word: &str| run(place.segment(&[&slide], &mask).args(["--profile", word])).ended(0).stdout;
+    let first = profiled("--quiet");
+    assert!(first.contains("convolution 3x3, stride 1x1, 3 to 8 channels at 128 x 128"), "{first}");
+    assert!(first.trim_end().ends_with("of the time outside convolutions"), "{first}");
+    assert_eq!(profiled("--quiet"), "", "done already");
+    let again = run(place.segment(&[&slide], &mask).args(["--profile", "--json", "--overwrite"])).ended(0).stdout;
+    let profile: serde_json::Value = serde_json::from_str(again.lines().last().unwrap()).unwrap();
+    assert!(profile["profile"]["passes"].as_u64().unwrap() > 0, "{again}");
+}
+
+#[test]
 fn the_same_command_again_finds_it_done() {
     let place = Place::new();
     let slide = place.slide("slide.png");

@@ -81,6 +81,8 @@ pub(crate) fn run(args: &args::Segment) -> Result<u8> {
 /// Where the network's time went, over all slides.
 fn profile(predictor: &dyn Predictor, args: &args::Segment) -> Result<()> {
     match predictor.profile() {
+        // Done already, or failed before the network was asked: there is nothing to tell.
+        Some(profile) if profile.passes == 0 => Ok(()),
         Some(profile) if args.json => print(&json!({ "profile": profile })),
         Some(profile) => println(&profile.to_string()),
         None => {
