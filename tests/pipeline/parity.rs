@@ -125,7 +125,7 @@ fn a_whole_slide_of_openslides_pixels_is_nnunets() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let model = Model::open(model, &ModelOptions::default()).unwrap();
     let reference = reference.join("cmu_whole_seg_nomirror.png");
-    compare(&model, F32, slide(&copy).as_ref(), &reference).assert(217, 0.999_93);
+    compare(&model, F32, slide(&copy).as_ref(), &reference).assert(219, 0.999_929);
     compare(&model, HALF, slide(&copy).as_ref(), &reference).assert(41, 0.999_98);
 }
 

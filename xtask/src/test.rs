@@ -23,7 +23,11 @@ pub(crate) fn run(workspace: &Workspace, python: Python) -> Result<()> {
     };
     workspace.build_for_tests()?;
     let nextest = shell::succeeds(workspace.cargo().args(["nextest", "--version"]));
-    let runner: &[&str] = if nextest { &["nextest", "run", "--no-tests=pass"] } else { &["test", "--all-targets"] };
+    let runner: &[&str] = if nextest {
+        &["nextest", "run", "--no-tests=pass", "--no-fail-fast"]
+    } else {
+        &["test", "--all-targets", "--no-fail-fast"]
+    };
     for arguments in [runner, &["test", "--doc"]] {
         let mut cargo = workspace.cargo();
         if let Some(venv) = &venv {
