@@ -1,11 +1,10 @@
-//! Slides and models that behave like another one, except where a test wants them to fail or to count.
+//! Slides that behave like another one, except where a test wants them to fail or to count.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use microtome_io::slide::{SlideInfo, SlideReader};
 use microtome_io::{Error, Level, Pixels, Rect, Result, TileCoord};
-use microtome_unet::{Card, Logits, MemoryEstimate, Normalizer, Predictor, Tile};
 
 /// A slide some of whose stored tiles cannot be decoded: every read that touches one fails and names it.
 #[derive(Debug)]
@@ -126,52 +125,12 @@ impl<S: SlideReader> SlideReader for CountingSlide<S> {
     }
 }
 
-/// A model that breaks down after some tiles, as one does whose weights give NaN on odd input.
-#[derive(Debug)]
-pub struct FailingModel<P> {
-    inner: P,
-    good_tiles: usize,
-    seen: AtomicUsize,
-}
-
-impl<P: Predictor> FailingModel<P> {
-    /// Behaves like `inner` for the first `good_tiles` tiles, then fails with [`microtome_unet::Error::NotFinite`].
-    #[must_use]
-    pub fn new(inner: P, good_tiles: usize) -> Self {
-        Self { inner, good_tiles, seen: AtomicUsize::new(0) }
-    }
-}
-
-impl<P: Predictor> Predictor for FailingModel<P> {
-    fn card(&self) -> &Card {
-        self.inner.card()
-    }
-
-    fn predict(&self, tiles: &[Tile<'_>], normalizer: &Normalizer) -> microtome_unet::Result<Vec<Logits>> {
-        let before = self.seen.fetch_add(tiles.len(), Ordering::Relaxed);
-        let index = self.good_tiles.saturating_sub(before);
-        if index < tiles.len() {
-            return Err(microtome_unet::Error::NotFinite { index });
-        }
-        self.inner.predict(tiles, normalizer)
-    }
-
-    fn identity(&self) -> String {
-        self.inner.identity()
-    }
-
-    fn memory(&self, batch: usize) -> MemoryEstimate {
-        self.inner.memory(batch)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use microtome_io::Size;
-    use microtome_unet::Normalization;
 
     use super::*;
-    use crate::{ConstantModel, SyntheticSlide};
+    use crate::SyntheticSlide;
 
     #[test]
     fn only_reads_that_touch_a_bad_tile_fail() {
@@ -192,17 +151,5 @@ mod tests {
         slide.read_region(Level(2), Rect::new(0, 0, 1, 1)).unwrap();
         assert_eq!((slide.reads(Level(0)), slide.pixels(Level(0)), slide.largest()), (2, 300, 200));
         assert_eq!((slide.reads(Level(2)), slide.pixels(Level(2)), slide.reads(Level(1))), (1, 1, 0));
-    }
-
-    #[test]
-    fn a_model_fails_at_the_tile_it_was_told_to() {
-        let model = FailingModel::new(ConstantModel::new(Size::new(2, 2), &[0.0]), 3);
-        let normalizer = Normalizer::new(&[Normalization::None; 3], &[]).unwrap();
-        let pixels = Pixels::filled(Size::new(2, 2), microtome_io::SampleType::U8, &[0, 0, 0]);
-        let tiles = [Tile::full(&pixels); 2];
-        assert!(model.predict(&tiles, &normalizer).is_ok());
-        let error = model.predict(&tiles, &normalizer).unwrap_err();
-        assert!(matches!(error, microtome_unet::Error::NotFinite { index: 1 }), "{error}");
-        assert!(model.predict(&tiles, &normalizer).is_err());
     }
 }

@@ -1,11 +1,9 @@
 //! A slide whose pixels lie in memory.
 
-use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::PathBuf;
 
 use microtome_io::slide::{LevelInfo, Resolution, ResolutionSource, SlideInfo, SlideReader};
-use microtome_io::{Downsample, Error, Level, Microns, Pixels, Rect, Result, SampleType, Samples, Size};
+use microtome_io::{Error, Level, Microns, Pixels, Rect, Result, SampleType, Samples, Size};
 
 /// A slide of pixels in memory, whose levels are the means of `2^shift` x `2^shift` pixels of level 0.
 #[derive(Debug, Clone)]
@@ -18,20 +16,10 @@ impl PictureSlide {
     /// A slide of one level at `mpp` micrometres per pixel.
     #[must_use]
     pub fn new(pixels: Pixels, mpp: f64) -> Self {
-        let level =
-            LevelInfo { size: pixels.size(), downsample: Downsample { x: 1.0, y: 1.0 }, tile: Size::new(256, 256) };
+        let (channels, sample) = (pixels.channels(), pixels.sample_type());
         let info = SlideInfo {
-            path: PathBuf::from("picture"),
-            format: "picture".into(),
-            levels: vec![level],
-            channels: pixels.channels(),
-            sample: pixels.sample_type(),
             resolution: Some(Resolution { mpp: Microns::square(mpp), source: ResolutionSource::Given }),
-            objective_power: None,
-            background: vec![0; pixels.channels()],
-            associated: Vec::new(),
-            properties: BTreeMap::new(),
-            icc_profile_bytes: None,
+            ..SlideInfo::new("picture", "picture", pixels.size(), Size::new(256, 256), channels, sample)
         };
         Self { info, levels: vec![pixels] }
     }
@@ -66,8 +54,7 @@ impl PictureSlide {
             SampleType::U8 => Pixels::from_u8(size, channels, means.into_iter().map(|v| v as u8).collect()),
             SampleType::U16 => Pixels::from_u16(size, channels, means),
         };
-        let downsample = Downsample { x: side as f64, y: side as f64 };
-        self.info.levels.push(LevelInfo { size, downsample, tile: Size::new(256, 256) });
+        self.info.levels.push(LevelInfo::new(self.info.size(), size, Size::new(256, 256)));
         self.levels.push(pixels);
         self
     }

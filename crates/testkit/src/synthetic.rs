@@ -1,10 +1,7 @@
 //! A slide that exists only as a formula.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-
 use microtome_io::slide::{LevelInfo, Limits, Resolution, ResolutionSource, SlideInfo, SlideReader};
-use microtome_io::{Downsample, Error, Level, Microns, Pixels, Rect, Result, SampleType, Size};
+use microtome_io::{Error, Level, Microns, Pixels, Rect, Result, SampleType, Size};
 
 /// Red, green, blue.
 pub type Rgb = [u8; 3];
@@ -78,17 +75,9 @@ impl SyntheticSlide {
         let possible = size.width.min(size.height).ilog2().min(3);
         let resolution = Resolution { mpp: Microns { x: 0.5, y: 0.5 }, source: ResolutionSource::Given };
         let info = SlideInfo {
-            path: PathBuf::from("synthetic"),
-            format: "synthetic".into(),
-            levels: vec![LevelInfo { size, downsample: Downsample { x: 1.0, y: 1.0 }, tile: Size::new(256, 256) }],
-            channels: 3,
-            sample: SampleType::U8,
             resolution: Some(resolution),
-            objective_power: None,
             background: vec![255; 3],
-            associated: Vec::new(),
-            properties: BTreeMap::new(),
-            icc_profile_bytes: None,
+            ..SlideInfo::new("synthetic", "synthetic", size, Size::new(256, 256), 3, SampleType::U8)
         };
         let shifts: Vec<u32> = (0..=possible).collect();
         let slide = Self { info, shifts: Vec::new(), seed, glass: GLASS, tissue: Tissue::Everywhere };
@@ -109,11 +98,7 @@ impl SyntheticSlide {
             .map(|&shift| {
                 let level = Size::new(size.width >> shift, size.height >> shift);
                 assert!(!level.is_empty(), "a level {shift} halvings below {size} is empty");
-                let downsample = Downsample {
-                    x: size.width as f64 / level.width as f64,
-                    y: size.height as f64 / level.height as f64,
-                };
-                LevelInfo { size: level, downsample, tile }
+                LevelInfo::new(size, level, tile)
             })
             .collect();
         self.shifts = shifts.to_vec();

@@ -70,6 +70,14 @@ impl ByteSource for Map {
         Ok(Cow::Borrowed(&self.bytes()[range]))
     }
 
+    fn prefetch(&self, range: Range<u64>) {
+        if let (Some(map), Ok(range)) = (&self.map, check(&self.path, &range, self.len())) {
+            // Advice that the system does not take costs nothing but the time to fetch the bytes later.
+            #[cfg(unix)]
+            let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+        }
+    }
+
     fn still_whole(&self) -> Result<()> {
         let len = self.file.metadata().map_err(|e| Error::io(&self.path, e))?.len();
         if len < self.len() { Err(shorter(&self.path)) } else { Ok(()) }

@@ -42,6 +42,11 @@ pub trait ByteSource: Send + Sync + std::fmt::Debug {
     /// [`Error::Format`] if the range is not inside the file, [`Error::Io`] if it cannot be read.
     fn read_at(&self, range: Range<u64>) -> Result<Cow<'_, [u8]>>;
 
+    /// Says that bytes will be wanted soon, so that the system can fetch them meanwhile. Returns at once, and never fails.
+    fn prefetch(&self, range: Range<u64>) {
+        let _ = range;
+    }
+
     /// To be asked after bytes that were lent have been used: were they the file's, up to now? Where nothing is lent, they were.
     ///
     /// # Errors

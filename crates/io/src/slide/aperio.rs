@@ -10,8 +10,10 @@
 //! Sources: OpenSlide's format page "Aperio", and files of the OpenSlide test data.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::pyramid::{Parts, Pyramid, is_tiled};
+use super::pyramid::{Layer, Parts, Pyramid};
+use super::raster::Raster;
 use super::tiff::{Page, Tag, Tiff};
 use super::{OpenOptions, Resolution, ResolutionSource, SlideReader};
 use crate::{Error, Microns, Result};
@@ -26,9 +28,9 @@ pub(super) fn detect(tiff: &Tiff) -> Result<bool> {
 /// Opens an SVS.
 pub(super) fn open(tiff: Tiff, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
     let file = tiff.file();
-    let (mut levels, mut associated) = (Vec::new(), Vec::<(String, Page)>::new());
+    let (mut levels, mut associated) = (Vec::new(), Vec::<(String, Box<dyn Raster>)>::new());
     for (index, ifd) in tiff.directories().iter().enumerate() {
-        if is_tiled(ifd) {
+        if ifd.is_tiled() {
             levels.push(Page::read(file, ifd)?);
             continue;
         }
@@ -45,7 +47,7 @@ pub(super) fn open(tiff: Tiff, options: &OpenOptions) -> Result<Box<dyn SlideRea
         };
         // A picture that travels along and cannot be read is no reason to refuse the slide.
         match Page::read(file, ifd) {
-            Ok(page) if associated.iter().all(|(known, _)| *known != name) => associated.push((name, page)),
+            Ok(page) if associated.iter().all(|(known, _)| *known != name) => associated.push((name, Box::new(page))),
             Ok(_) | Err(Error::Unsupported { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -53,13 +55,21 @@ pub(super) fn open(tiff: Tiff, options: &OpenOptions) -> Result<Box<dyn SlideRea
     levels.sort_by_key(|page| std::cmp::Reverse(page.layout.size.width));
 
     let description = tiff.directories()[0].text(file, Tag::IMAGE_DESCRIPTION)?.unwrap_or_default();
-    let properties = properties(&description);
+    let mut properties = properties(&description);
     let number = |key: &str| properties.get(key).and_then(|text| parse_positive(text));
     let resolution = number("aperio.MPP")
         .map(|mpp| Resolution { mpp: Microns::square(mpp), source: ResolutionSource::Vendor("aperio.MPP".into()) });
     let objective_power = number("aperio.AppMag");
-    let parts = Parts { format: "aperio", levels, associated, resolution, objective_power, properties };
-    Ok(Box::new(Pyramid::new(tiff, parts, options)?))
+    properties.extend(tiff.text_properties()?);
+    let parts = Parts {
+        associated,
+        resolution,
+        objective_power,
+        icc_profile: tiff.directories()[0].bytes(file, Tag::ICC_PROFILE)?,
+        properties,
+        ..Parts::new("aperio", Arc::clone(file.source()), levels.into_iter().map(Layer::of).collect())
+    };
+    Ok(Box::new(Pyramid::new(parts, options)?))
 }
 
 /// The name that a description gives to a picture that travels along: `label` of `...\nlabel 387x463`.

@@ -1,6 +1,6 @@
 //! Decoded tiles that are likely to be wanted again, within a budget of bytes.
 //!
-//! The key is level, column and row: two tiles with the same bytes, or even at the same place in a file, stay two
+//! The key is level, raster, column and row: two tiles with the same bytes, or even at the same place in a file, stay two
 //! tiles, because what their bytes mean depends on where they belong.
 //!
 //! The tiles are spread over shards, each with its own lock, which is held to look up and to store and never while a tile
@@ -13,7 +13,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::{Level, Pixels, Result, TileCoord};
 
-type Key = (Level, TileCoord);
+/// A level, one of its rasters by number, and a cell of it.
+pub(super) type Key = (Level, usize, TileCoord);
 
 /// More threads than this seldom come for a lock at once.
 const MOST_SHARDS: usize = 16;
@@ -78,15 +79,13 @@ impl TileCache {
     /// That of `decode`, which is not remembered.
     pub(super) fn get(
         &self,
-        level: Level,
-        tile: TileCoord,
+        key: Key,
         decode: impl FnOnce() -> Result<Option<Arc<Pixels>>>,
     ) -> Result<Option<Arc<Pixels>>> {
         let budget = self.budget.load(Ordering::Relaxed);
         if budget == 0 {
             return decode();
         }
-        let key = (level, tile);
         let shard = self.shard(key);
         let mut state = shard.lock();
         loop {
@@ -108,9 +107,9 @@ impl TileCache {
         Ok(pixels)
     }
 
-    fn shard(&self, (level, tile): Key) -> &Shard {
+    fn shard(&self, (level, raster, tile): Key) -> &Shard {
         // Neighbours go to different shards.
-        let mixed = tile.column.wrapping_add(tile.row.wrapping_mul(5)).wrapping_add(level.0 as u64 * 7);
+        let mixed = tile.column.wrapping_add(tile.row.wrapping_mul(5)).wrapping_add((level.0 + raster) as u64 * 7);
         &self.shards[mixed as usize % self.used.load(Ordering::Relaxed)]
     }
 }
@@ -208,7 +207,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for column in 0..50 {
-                        let found = cache.get(Level(0), tile(column), || {
+                        let found = cache.get((Level(0), 0, tile(column)), || {
                             decoded.fetch_add(1, Ordering::Relaxed);
                             std::thread::yield_now();
                             Ok(Some(pixels(column as u16)))
@@ -229,7 +228,7 @@ mod tests {
         let get = |column: u64| {
             let mut hit = true;
             cache
-                .get(Level(0), tile(column), || {
+                .get((Level(0), 0, tile(column)), || {
                     hit = false;
                     Ok(Some(pixels(column as u16)))
                 })
@@ -250,7 +249,7 @@ mod tests {
     #[test]
     fn another_size_forgets_what_was_there() {
         let cache = TileCache::new(1 << 20, 100);
-        let fill = || (0..100).filter(|&c| cache.get(Level(0), tile(c), || Ok(Some(pixels(1)))).is_ok()).count();
+        let fill = || (0..100).filter(|&c| cache.get((Level(0), 0, tile(c)), || Ok(Some(pixels(1)))).is_ok()).count();
         let held = || cache.shards.iter().map(|shard| shard.lock().bytes).sum::<usize>();
         assert_eq!(fill(), 100);
         let all = held();
@@ -266,27 +265,27 @@ mod tests {
     #[test]
     fn levels_are_kept_apart_and_failures_are_not_remembered() {
         let cache = TileCache::new(1 << 20, 100);
-        assert!(cache.get(Level(0), tile(1), || Err(Error::format("x", "broken"))).is_err());
-        assert_eq!(cache.get(Level(0), tile(1), || Ok(Some(pixels(3)))).unwrap(), Some(pixels(3)));
-        assert_eq!(cache.get(Level(1), tile(1), || Ok(Some(pixels(4)))).unwrap(), Some(pixels(4)));
-        assert_eq!(cache.get(Level(2), tile(1), || Ok(None)).unwrap(), None);
-        assert_eq!(cache.get(Level(2), tile(1), || unreachable!("left-out tiles are remembered")).unwrap(), None);
+        assert!(cache.get((Level(0), 0, tile(1)), || Err(Error::format("x", "broken"))).is_err());
+        assert_eq!(cache.get((Level(0), 0, tile(1)), || Ok(Some(pixels(3)))).unwrap(), Some(pixels(3)));
+        assert_eq!(cache.get((Level(1), 0, tile(1)), || Ok(Some(pixels(4)))).unwrap(), Some(pixels(4)));
+        assert_eq!(cache.get((Level(2), 0, tile(1)), || Ok(None)).unwrap(), None);
+        assert_eq!(cache.get((Level(2), 0, tile(1)), || unreachable!("left-out tiles are remembered")).unwrap(), None);
     }
 
     #[test]
     fn a_panic_while_decoding_lets_the_next_one_try() {
         let cache = TileCache::new(1 << 20, 100);
         let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            cache.get(Level(0), tile(1), || panic!("a decoder's mistake"))
+            cache.get((Level(0), 0, tile(1)), || panic!("a decoder's mistake"))
         }));
         assert!(attempt.is_err());
-        assert_eq!(cache.get(Level(0), tile(1), || Ok(Some(pixels(3)))).unwrap(), Some(pixels(3)));
+        assert_eq!(cache.get((Level(0), 0, tile(1)), || Ok(Some(pixels(3)))).unwrap(), Some(pixels(3)));
     }
 
     #[test]
     fn without_a_budget_nothing_is_kept() {
         let cache = TileCache::new(0, 100);
-        assert_eq!(cache.get(Level(0), tile(1), || Ok(Some(pixels(3)))).unwrap(), Some(pixels(3)));
-        assert_eq!(cache.get(Level(0), tile(1), || Ok(Some(pixels(4)))).unwrap(), Some(pixels(4)));
+        assert_eq!(cache.get((Level(0), 0, tile(1)), || Ok(Some(pixels(3)))).unwrap(), Some(pixels(3)));
+        assert_eq!(cache.get((Level(0), 0, tile(1)), || Ok(Some(pixels(4)))).unwrap(), Some(pixels(4)));
     }
 }

@@ -14,8 +14,9 @@
 //! disregarded is said in the property `microtome.resolution-ignored`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::pyramid::{Parts, Pyramid, explains, is_tiled};
+use super::pyramid::{Layer, Parts, Pyramid, explains};
 use super::tiff::page::Color;
 use super::tiff::{Container, Ifd, Page, Tag, Tiff};
 use super::{OpenOptions, Resolution, ResolutionSource, SlideReader};
@@ -42,11 +43,11 @@ pub(super) fn open(tiff: Tiff, options: &OpenOptions) -> Result<Box<dyn SlideRea
         ));
     }
 
-    let mut properties = BTreeMap::new();
+    let mut properties = tiff.text_properties()?;
     let mut levels = vec![full.clone()];
     let mut not_read = 0;
     for (index, ifd) in tiff.directories().iter().enumerate().skip(1) {
-        match role(file, ifd, &full, is_tiled(first))? {
+        match role(file, ifd, &full, first.is_tiled())? {
             Role::Level => levels.push(Page::read(file, ifd)?),
             Role::Stack => {
                 return Err(Error::unsupported(
@@ -81,9 +82,13 @@ pub(super) fn open(tiff: Tiff, options: &OpenOptions) -> Result<Box<dyn SlideRea
             None
         }
     };
-    let parts =
-        Parts { format: "generic-tiff", levels, associated: Vec::new(), resolution, objective_power: None, properties };
-    Ok(Box::new(Pyramid::new(tiff, parts, options)?))
+    let parts = Parts {
+        resolution,
+        icc_profile: first.bytes(file, Tag::ICC_PROFILE)?,
+        properties,
+        ..Parts::new("generic-tiff", Arc::clone(file.source()), levels.into_iter().map(Layer::of).collect())
+    };
+    Ok(Box::new(Pyramid::new(parts, options)?))
 }
 
 /// What a page after the first one is.
@@ -103,7 +108,7 @@ fn role(file: &Container, ifd: &Ifd, full: &Page, full_is_tiled: bool) -> Result
         return Ok(Role::Stack);
     }
     let smaller = size.width < full.layout.size.width && size.height <= full.layout.size.height;
-    let of_the_pyramid = if full_is_tiled { is_tiled(ifd) } else { kind & REDUCED != 0 };
+    let of_the_pyramid = if full_is_tiled { ifd.is_tiled() } else { kind & REDUCED != 0 };
     Ok(if smaller && of_the_pyramid && explains(full.layout.size, size) { Role::Level } else { Role::Other })
 }
 

@@ -12,6 +12,7 @@ mod mosaic;
 mod open;
 mod picture;
 mod pyramid;
+mod raster;
 mod tiff;
 
 use std::collections::BTreeMap;
@@ -32,6 +33,18 @@ pub struct LevelInfo {
     pub downsample: Downsample,
     /// The unit in which the file stores pixels: a tile, a strip, or the whole level.
     pub tile: Size,
+    /// False if the file does not hold this level: it is made of a finer one while reading, as OpenSlide does for NDPI.
+    pub stored: bool,
+}
+
+impl LevelInfo {
+    /// A stored level of a slide whose level 0 has the size `finest`.
+    #[must_use]
+    pub fn new(finest: Size, size: Size, tile: Size) -> Self {
+        let downsample =
+            Downsample { x: finest.width as f64 / size.width as f64, y: finest.height as f64 / size.height as f64 };
+        Self { size, downsample, tile, stored: true }
+    }
 }
 
 /// Where a slide's resolution was found.
@@ -46,6 +59,9 @@ pub enum ResolutionSource {
     TiffTags,
     /// The multiscale metadata of an OME-Zarr image.
     OmeZarr,
+    /// The nominal magnification of the objective: 10 micrometres divided by it. Often inaccurate, and used only where the
+    /// user asks for it.
+    ObjectivePower,
 }
 
 impl std::fmt::Display for ResolutionSource {
@@ -55,6 +71,7 @@ impl std::fmt::Display for ResolutionSource {
             Self::Vendor(field) => f.write_str(field),
             Self::TiffTags => f.write_str("TIFF resolution tags"),
             Self::OmeZarr => f.write_str("OME-Zarr scale"),
+            Self::ObjectivePower => f.write_str("objective power"),
         }
     }
 }
@@ -96,6 +113,10 @@ pub struct SlideInfo {
     pub objective_power: Option<f64>,
     /// The value of pixels outside the slide and of tiles that the file leaves out, one value per channel.
     pub background: Vec<u16>,
+    /// The part of level 0 outside of which the scanner saw nothing, where the file says. Coordinates do not count from it.
+    pub bounds: Option<Rect>,
+    /// Names of the channels in their order; empty for colours, and where nothing names them.
+    pub channel_names: Vec<String>,
     /// Pictures that travel with the slide.
     pub associated: Vec<AssociatedImage>,
     /// Vendor properties under OpenSlide's names where it has them (`aperio.AppMag`, `tiff.ImageDescription`).
@@ -105,6 +126,33 @@ pub struct SlideInfo {
 }
 
 impl SlideInfo {
+    /// A slide of one level of which nothing is known but its pixels; its background is 0.
+    #[must_use]
+    pub fn new(
+        path: impl Into<PathBuf>,
+        format: &str,
+        size: Size,
+        tile: Size,
+        channels: usize,
+        sample: SampleType,
+    ) -> Self {
+        Self {
+            path: path.into(),
+            format: format.into(),
+            levels: vec![LevelInfo::new(size, size, tile)],
+            channels,
+            sample,
+            resolution: None,
+            objective_power: None,
+            background: vec![0; channels],
+            bounds: None,
+            channel_names: Vec::new(),
+            associated: Vec::new(),
+            properties: BTreeMap::new(),
+            icc_profile_bytes: None,
+        }
+    }
+
     /// Size of level 0.
     #[must_use]
     pub fn size(&self) -> Size {
@@ -166,6 +214,16 @@ pub trait SlideReader: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`Error::Usage`] if there is none of that name, [`Error::Format`] or [`Error::Unsupported`] if it cannot be decoded.
     fn read_associated(&self, name: &str) -> Result<Pixels>;
+
+    /// The embedded ICC profile, which says what the stored colours mean. Pixels are returned as they are stored.
+    fn icc_profile(&self) -> Option<&[u8]> {
+        None
+    }
+
+    /// Says that a rectangle will be read soon, so that the system can fetch its bytes meanwhile. Returns at once; where it cannot help, it does nothing.
+    fn prefetch(&self, level: Level, rect: Rect) {
+        let _ = (level, rect);
+    }
 
     /// Bytes that the reader holds for as long as it lives, besides its cache of decoded tiles: a picture that is decoded as a whole.
     fn resident_bytes(&self) -> u64 {

@@ -7,6 +7,15 @@ use rayon::prelude::*;
 use crate::pixels::{Pixels, Samples};
 use crate::{Rect, Result, Size, TileCoord};
 
+/// The cells of a grid over `bounds` that a rectangle touches, row by row.
+pub(super) fn cells(at: Rect, bounds: Size, cell: Size) -> impl Iterator<Item = TileCoord> {
+    let area = at.intersect(bounds.rect()).unwrap_or(Rect::new(0, 0, 0, 0));
+    // The area lies inside the level: none of its coordinates is negative.
+    let rows = area.y as u64 / cell.height..(area.bottom() as u64).div_ceil(cell.height);
+    let columns = area.x as u64 / cell.width..(area.right() as u64).div_ceil(cell.width);
+    rows.flat_map(move |row| columns.clone().map(move |column| TileCoord { row, column }))
+}
+
 /// Copies into `to`, which lies at `at`, what the cells of a grid over `bounds` hold of it.
 ///
 /// `fetch` is called once for each cell that is touched, from many threads at once if there are several; cells for

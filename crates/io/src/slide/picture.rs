@@ -15,9 +15,9 @@ use image::{ColorType, ImageDecoder};
 
 use super::alpha::{Alpha, over_white};
 use super::codec::jpeg;
-use super::{LevelInfo, OpenOptions, SlideInfo, SlideReader, mosaic};
+use super::{OpenOptions, SlideInfo, SlideReader, mosaic};
 use crate::bytes::{ByteSource, content_id};
-use crate::{Downsample, Error, Level, Pixels, Rect, Result, SampleType, Size};
+use crate::{Error, Level, Pixels, Rect, Result, SampleType, Size};
 
 /// The kinds of pictures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,22 +65,14 @@ pub(super) fn open(kind: Kind, source: Arc<dyn ByteSource>, options: &OpenOption
     let limit = options.limits.decoded_bytes;
     check_limit(source.path(), size, channels, sample, limit)?;
     let info = SlideInfo {
-        path: source.path().into(),
-        format: kind.name().to_lowercase(),
-        levels: vec![LevelInfo { size, downsample: Downsample { x: 1.0, y: 1.0 }, tile: size }],
-        channels,
-        sample,
-        resolution: None,
-        objective_power: None,
         // White under colours, which light shone through; nothing is known of grey values.
         background: match (channels, sample) {
             (3, SampleType::U8) => vec![0xff; 3],
             (3, SampleType::U16) => vec![0xffff; 3],
             _ => vec![0; channels],
         },
-        associated: Vec::new(),
-        properties: std::collections::BTreeMap::new(),
         icc_profile_bytes,
+        ..SlideInfo::new(source.path(), &kind.name().to_lowercase(), size, size, channels, sample)
     };
     Ok(Box::new(Picture { source, kind, info, limit, pixels: OnceLock::new() }))
 }

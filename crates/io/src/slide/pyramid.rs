@@ -1,37 +1,100 @@
-//! A slide whose levels are pages of one TIFF: what the readers of all vendors share.
+//! A slide whose levels are made of [rasters](Raster): what the readers of all formats share.
 //!
-//! A vendor's file says which pages are levels, which are pictures that travel along, and what the metadata mean; from
-//! there on reading is the same.
+//! A format's file says which rasters make up a level, which are pictures that travel along, and what the metadata mean;
+//! from there on reading is the same: cells are decoded outside of locks, kept in a cache, and put together.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::cache::TileCache;
 use super::mosaic;
-use super::tiff::{Ifd, Page, Tag, Tiff};
+use super::raster::{Raster, Shape};
 use super::{AssociatedImage, LevelInfo, OpenOptions, Resolution, SlideInfo, SlideReader};
-use crate::bytes::content_id;
-use crate::{Downsample, Error, Level, Pixels, Rect, Result, Size, TileCoord};
+use crate::bytes::{ByteSource, Memory, content_id};
+use crate::{Error, Level, Pixels, Rect, Result, Size, TileCoord};
 
-/// What a vendor's reader found in a TIFF.
+/// A raster and where it lies on its level.
+#[derive(Debug)]
+pub(super) struct Part {
+    /// Its top left corner, in pixels of the level.
+    pub(super) x: u64,
+    /// As `x`.
+    pub(super) y: u64,
+    pub(super) raster: Box<dyn Raster>,
+}
+
+/// One resolution of a slide.
+#[derive(Debug)]
+pub(super) struct Layer {
+    pub(super) size: Size,
+    /// What lies on it, the later ones over the earlier ones. Between them there is background.
+    pub(super) parts: Vec<Part>,
+    /// False if the file does not hold this level, and it is made of a finer one while reading.
+    pub(super) stored: bool,
+}
+
+impl Layer {
+    /// A level that is one raster.
+    pub(super) fn of(raster: impl Raster + 'static) -> Self {
+        let size = raster.shape().size;
+        Self { size, parts: vec![Part { x: 0, y: 0, raster: Box::new(raster) }], stored: true }
+    }
+
+    /// How its pixels are stored: as those of its first raster.
+    fn shape(&self) -> &Shape {
+        self.parts[0].raster.shape()
+    }
+}
+
+/// What a reader found in a slide's files.
 #[derive(Debug)]
 pub(super) struct Parts {
     pub(super) format: &'static str,
-    /// From the finest to the coarsest.
-    pub(super) levels: Vec<Page>,
-    pub(super) associated: Vec<(String, Page)>,
+    /// All files that the slide is made of, the one that it is called by first.
+    pub(super) files: Vec<Arc<dyn ByteSource>>,
+    /// From the finest to the coarsest. Each has at least one part.
+    pub(super) layers: Vec<Layer>,
+    pub(super) associated: Vec<(String, Box<dyn Raster>)>,
     pub(super) resolution: Option<Resolution>,
     pub(super) objective_power: Option<f64>,
-    pub(super) properties: std::collections::BTreeMap<String, String>,
+    /// The part of level 0 outside of which the scanner saw nothing, if the file says.
+    pub(super) bounds: Option<Rect>,
+    /// Names of the channels, if they are no colours.
+    pub(super) channel_names: Vec<String>,
+    /// The embedded profile of colours.
+    pub(super) icc_profile: Option<Vec<u8>>,
+    pub(super) properties: BTreeMap<String, String>,
 }
 
-/// A slide made of the pages of a TIFF.
+impl Parts {
+    /// A slide of one file of which only the pixels are known.
+    pub(super) fn new(format: &'static str, file: Arc<dyn ByteSource>, layers: Vec<Layer>) -> Self {
+        Self {
+            format,
+            files: vec![file],
+            layers,
+            associated: Vec::new(),
+            resolution: None,
+            objective_power: None,
+            bounds: None,
+            channel_names: Vec::new(),
+            icc_profile: None,
+            properties: BTreeMap::new(),
+        }
+    }
+}
+
+/// A slide made of rasters.
 #[derive(Debug)]
 pub(super) struct Pyramid {
-    tiff: Tiff,
     info: SlideInfo,
-    levels: Vec<Page>,
-    associated: Vec<(String, Page)>,
+    files: Vec<Arc<dyn ByteSource>>,
+    layers: Vec<Layer>,
+    associated: Vec<(String, Box<dyn Raster>)>,
+    icc_profile: Option<Vec<u8>>,
     cache: TileCache,
+    decoded_bytes: u64,
 }
 
 impl Pyramid {
@@ -39,69 +102,52 @@ impl Pyramid {
     ///
     /// # Errors
     /// [`Error::Unsupported`] if levels differ in channels or sample type, or two of them in nothing.
-    pub(super) fn new(tiff: Tiff, parts: Parts, options: &OpenOptions) -> Result<Self> {
-        let path = tiff.file().path();
-        let Parts { format, levels, associated, resolution, objective_power, mut properties } = parts;
-        let Some(first) = levels.first() else {
-            return Err(Error::unsupported(path, "the TIFF holds no page that can be a level"));
+    pub(super) fn new(parts: Parts, options: &OpenOptions) -> Result<Self> {
+        let Parts { format, files, layers, associated, icc_profile, .. } = parts;
+        let path = files[0].path();
+        let Some(first) = layers.first() else {
+            return Err(Error::unsupported(path, "the file holds no picture that can be a level"));
         };
-        for pair in levels.windows(2) {
-            let (finer, coarser) = (&pair[0], &pair[1]);
-            if (coarser.channels(), coarser.sample) != (first.channels(), first.sample) {
-                return Err(Error::unsupported(path, "levels that differ in channels or sample type cannot be read"));
-            }
-            if coarser.layout.size.width >= finer.layout.size.width
-                || coarser.layout.size.height > finer.layout.size.height
-            {
+        let first = first.shape().clone();
+        let shapes = layers.iter().flat_map(|layer| layer.parts.iter().map(|part| part.raster.shape()));
+        if shapes.into_iter().any(|shape| (shape.channels, shape.sample) != (first.channels, first.sample)) {
+            return Err(Error::unsupported(path, "levels that differ in channels or sample type cannot be read"));
+        }
+        for pair in layers.windows(2) {
+            let (finer, coarser) = (pair[0].size, pair[1].size);
+            if coarser.width > finer.width || coarser.height > finer.height || coarser == finer {
                 return Err(Error::unsupported(
                     path,
                     format!(
-                        "pages of {} and {} pixels are no levels of one picture (focal planes, perhaps, which cannot be read)",
-                        finer.layout.size, coarser.layout.size
+                        "pictures of {finer} and {coarser} pixels are no levels of one slide (focal planes, perhaps, which cannot be read)"
                     ),
                 ));
             }
         }
-        let ifd = &tiff.directories()[0];
-        for (name, tag) in TEXTS {
-            if let Some(text) = ifd.text(tiff.file(), *tag)?.filter(|text| !text.is_empty()) {
-                properties.insert(format!("tiff.{name}"), text);
-            }
-        }
-        let size = first.layout.size;
+        let size = layers[0].size;
         let info = SlideInfo {
-            path: path.into(),
-            format: format.into(),
-            levels: levels
+            levels: layers
                 .iter()
-                .map(|page| LevelInfo {
-                    size: page.layout.size,
-                    downsample: Downsample {
-                        x: size.width as f64 / page.layout.size.width as f64,
-                        y: size.height as f64 / page.layout.size.height as f64,
-                    },
-                    tile: page.layout.cell,
-                })
+                .map(|layer| LevelInfo { stored: layer.stored, ..LevelInfo::new(size, layer.size, layer.shape().cell) })
                 .collect(),
-            channels: first.channels(),
-            sample: first.sample,
-            resolution,
-            objective_power,
-            background: first.background(),
+            resolution: parts.resolution,
+            objective_power: parts.objective_power,
+            background: first.background,
+            bounds: parts.bounds,
+            channel_names: parts.channel_names,
             associated: associated
                 .iter()
-                .map(|(name, page)| AssociatedImage { name: name.clone(), size: page.layout.size })
+                .map(|(name, raster)| AssociatedImage { name: name.clone(), size: raster.shape().size })
                 .collect(),
-            properties,
-            icc_profile_bytes: ifd.field(Tag::ICC_PROFILE).map(|field| field.count as usize),
+            properties: parts.properties,
+            icc_profile_bytes: icc_profile.as_ref().map(Vec::len),
+            ..SlideInfo::new(path, format, size, first.cell, first.channels, first.sample)
         };
-        let tile_bytes = levels
-            .iter()
-            .map(|page| page.layout.cell.area() as usize * page.channels() * page.sample.bytes())
-            .max()
-            .unwrap_or_default();
-        let cache = TileCache::new(options.cache_bytes, tile_bytes);
-        Ok(Self { tiff, info, levels, associated, cache })
+        let all = layers.iter().flat_map(|layer| &layer.parts);
+        let cell_bytes = all.map(|part| part.raster.shape().cell_bytes()).max().unwrap_or_default();
+        let cache = TileCache::new(options.cache_bytes, usize::try_from(cell_bytes).unwrap_or(usize::MAX));
+        let decoded_bytes = options.limits.decoded_bytes;
+        Ok(Self { info, files, layers, associated, icc_profile, cache, decoded_bytes })
     }
 }
 
@@ -112,33 +158,35 @@ impl SlideReader for Pyramid {
 
     fn read_region(&self, level: Level, rect: Rect) -> Result<Pixels> {
         self.info.level(level)?;
-        let page = &self.levels[level.0];
-        let file = self.tiff.file();
-        page.check_limits(file, rect.size())?;
-        let mut pixels = Pixels::filled(rect.size(), page.sample, &self.info.background);
-        mosaic::fill(&mut pixels, rect, page.layout.size, page.layout.cell, |tile| {
-            self.cache.get(level, tile, || {
-                let decoded = page.decode(file, tile).map_err(|error| at_tile(error, level, tile))?;
-                Ok(decoded.map(Arc::new))
-            })
-        })?;
+        let layer = &self.layers[level.0];
+        check_limit(&self.info.path, layer.shape(), rect.size(), self.decoded_bytes)?;
+        let mut pixels = Pixels::filled(rect.size(), self.info.sample, &self.info.background);
+        for (number, part) in layer.parts.iter().enumerate() {
+            let shape = part.raster.shape();
+            let at = part.place(rect);
+            mosaic::fill(&mut pixels, at, shape.size, shape.cell, |tile| {
+                self.cache.get((level, number, tile), || {
+                    let decoded = part.raster.decode(tile).map_err(|error| at_tile(error, level, tile))?;
+                    Ok(decoded.map(Arc::new))
+                })
+            })?;
+        }
         Ok(pixels)
     }
 
     fn read_associated(&self, name: &str) -> Result<Pixels> {
-        let Some((_, page)) = self.associated.iter().find(|(found, _)| found == name) else {
+        let Some((_, raster)) = self.associated.iter().find(|(found, _)| found == name) else {
             let names: Vec<&str> = self.associated.iter().map(|(name, _)| name.as_str()).collect();
             return Err(Error::usage(
                 &self.info.path,
                 format!("there is no associated image {name:?}; there are: [{}]", names.join(", ")),
             ));
         };
-        let file = self.tiff.file();
-        let size = page.layout.size;
-        page.check_limits(file, size)?;
-        let mut pixels = Pixels::filled(size, page.sample, &page.background());
-        mosaic::fill(&mut pixels, size.rect(), size, page.layout.cell, |tile| {
-            let decoded = page.decode(file, tile).map_err(|error| match error {
+        let shape = raster.shape();
+        check_limit(&self.info.path, shape, shape.size, self.decoded_bytes)?;
+        let mut pixels = Pixels::filled(shape.size, shape.sample, &shape.background);
+        mosaic::fill(&mut pixels, shape.size.rect(), shape.size, shape.cell, |tile| {
+            let decoded = raster.decode(tile).map_err(|error| match error {
                 Error::Format { path, message } => {
                     Error::Format { path, message: format!("associated image {name:?}, {tile}: {message}") }
                 }
@@ -149,13 +197,52 @@ impl SlideReader for Pyramid {
         Ok(pixels)
     }
 
+    fn icc_profile(&self) -> Option<&[u8]> {
+        self.icc_profile.as_deref()
+    }
+
+    fn prefetch(&self, level: Level, rect: Rect) {
+        let Some(layer) = self.layers.get(level.0) else { return };
+        for part in &layer.parts {
+            let shape = part.raster.shape();
+            for tile in mosaic::cells(part.place(rect), shape.size, shape.cell) {
+                part.raster.prefetch(tile);
+            }
+        }
+    }
+
     fn keep_decoded(&self, bytes: u64) {
         self.cache.resize(usize::try_from(bytes).unwrap_or(usize::MAX));
     }
 
+    /// Of several files, the identity of the list of theirs.
     fn content_id(&self) -> Result<String> {
-        content_id(self.tiff.file().source())
+        if let [file] = &self.files[..] {
+            return content_id(&**file);
+        }
+        let ids = self.files.iter().map(|file| content_id(&**file)).collect::<Result<Vec<_>>>()?;
+        content_id(&Memory::new(&self.info.path, ids.join("\n").into_bytes()))
     }
+}
+
+impl Part {
+    /// A rectangle of the level in the coordinates of the raster.
+    fn place(&self, rect: Rect) -> Rect {
+        // Parts lie within a level whose sides are far below what would overflow.
+        Rect { x: rect.x.saturating_sub(self.x as i64), y: rect.y.saturating_sub(self.y as i64), ..rect }
+    }
+}
+
+/// Refuses to decode more than the limits allow in one piece.
+pub(super) fn check_limit(path: &Path, shape: &Shape, size: Size, limit: u64) -> Result<()> {
+    let bytes = size.area().saturating_mul((shape.channels * shape.sample.bytes()) as u64);
+    if bytes > limit {
+        return Err(Error::limits(
+            path,
+            format!("{size} pixels to decode in one piece take {bytes} bytes, the limit is {limit}"),
+        ));
+    }
+    Ok(())
 }
 
 /// Says which tile an error is about. Failures of the operating system stay what they are: trying again may help.
@@ -176,24 +263,6 @@ pub(super) fn explains(full: Size, reduced: Size) -> bool {
     };
     let (x, y) = (range(full.width, reduced.width), range(full.height, reduced.height));
     x.0 < y.1 && y.0 < x.1
-}
-
-/// Text fields of the first directory, under the names that OpenSlide gives them.
-const TEXTS: &[(&str, Tag)] = &[
-    ("ImageDescription", Tag::IMAGE_DESCRIPTION),
-    ("Make", Tag::MAKE),
-    ("Model", Tag::MODEL),
-    ("Software", Tag::SOFTWARE),
-    ("DateTime", Tag::DATE_TIME),
-    ("Artist", Tag::ARTIST),
-    ("HostComputer", Tag::HOST_COMPUTER),
-    ("Copyright", Tag::COPYRIGHT),
-    ("DocumentName", Tag::DOCUMENT_NAME),
-];
-
-/// True for a page of tiles.
-pub(super) fn is_tiled(ifd: &Ifd) -> bool {
-    ifd.has(Tag::TILE_WIDTH)
 }
 
 #[cfg(test)]

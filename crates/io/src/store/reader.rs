@@ -13,7 +13,7 @@ use super::region::Region;
 use super::{Content, StoreLevel};
 use crate::bytes::{Memory, Positional, content_id};
 use crate::slide::{LevelInfo, Limits, Resolution, ResolutionSource, SlideInfo, SlideReader};
-use crate::{Downsample, Error, Level, Pixels, Rect, Result, SampleType, Size};
+use crate::{Error, Level, Pixels, Rect, Result, SampleType, Size};
 
 /// What a store says about itself.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -203,27 +203,13 @@ impl SlideReader for OmeZarr {
 impl StoreInfo {
     fn slide(&self, axes: &Axes, arrays: &[Array]) -> SlideInfo {
         let finest = self.levels[0];
-        let levels = self.levels.iter().zip(arrays).map(|(level, array)| LevelInfo {
-            size: level.size,
-            downsample: Downsample {
-                x: finest.size.width as f64 / level.size.width as f64,
-                y: finest.size.height as f64 / level.size.height as f64,
-            },
-            tile: axes.plane(&array.chunk),
-        });
+        let levels = self.levels.iter().zip(arrays);
         let properties = [("ome-zarr.version", Some(&self.version)), ("ome-zarr.name", self.name.as_ref())];
         SlideInfo {
-            path: self.path.clone(),
-            format: "ome-zarr".into(),
-            levels: levels.collect(),
-            channels: self.channels,
-            sample: self.sample,
+            levels: levels.map(|(l, array)| LevelInfo::new(finest.size, l.size, axes.plane(&array.chunk))).collect(),
             resolution: finest.mpp.map(|mpp| Resolution { mpp, source: ResolutionSource::OmeZarr }),
-            objective_power: None,
-            background: vec![0; self.channels],
-            associated: Vec::new(),
             properties: properties.into_iter().filter_map(|(k, v)| Some((k.into(), v?.clone()))).collect(),
-            icc_profile_bytes: None,
+            ..SlideInfo::new(&self.path, "ome-zarr", finest.size, self.chunk, self.channels, self.sample)
         }
     }
 }

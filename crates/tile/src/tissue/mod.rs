@@ -305,20 +305,7 @@ mod tests {
 
     impl Speckled {
         fn new(size: Size) -> Self {
-            let level = LevelInfo { size, downsample: Downsample { x: 1.0, y: 1.0 }, tile: Size::new(256, 256) };
-            Self(SlideInfo {
-                path: "speckled".into(),
-                format: String::new(),
-                levels: vec![level],
-                channels: 1,
-                sample: SampleType::U8,
-                resolution: None,
-                objective_power: None,
-                background: vec![0],
-                associated: Vec::new(),
-                properties: std::collections::BTreeMap::new(),
-                icc_profile_bytes: None,
-            })
+            Self(SlideInfo::new("speckled", "", size, Size::new(256, 256), 1, SampleType::U8))
         }
     }
 
@@ -385,11 +372,8 @@ mod tests {
             let mut info = Speckled::new(Size::new(64_000, 32_000)).0;
             info.levels = downsamples
                 .iter()
-                .map(|&d| LevelInfo {
-                    size: Size::new((64_000.0 / d) as u64, (32_000.0 / d) as u64),
-                    downsample: Downsample { x: d, y: d },
-                    tile: Size::new(256, 256),
-                })
+                .map(|&d| Size::new((64_000.0 / d) as u64, (32_000.0 / d) as u64))
+                .map(|size| LevelInfo::new(info.size(), size, Size::new(256, 256)))
                 .collect();
             let grid = cells(&info, Some(Microns::square(mpp)), &TissueOptions::default());
             (grid.level.0, grid.step.x, grid.mpp.unwrap().x)

@@ -82,6 +82,11 @@ impl Ifd {
         self.fields.contains_key(&tag)
     }
 
+    /// True for a page of tiles.
+    pub(crate) fn is_tiled(&self) -> bool {
+        self.has(Tag::TILE_WIDTH)
+    }
+
     /// The bytes of a field, whatever its type.
     pub(crate) fn bytes(&self, file: &Container, tag: Tag) -> Result<Option<Vec<u8>>> {
         let Some(field) = self.field(tag) else { return Ok(None) };

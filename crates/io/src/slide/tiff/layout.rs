@@ -1,6 +1,7 @@
 //! How a page is cut into tiles or strips, and where their bytes lie.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use super::ifd::{Ifd, Table};
 use super::{Container, Tag};
@@ -87,16 +88,18 @@ impl Layout {
         }
     }
 
-    /// The stored bytes of a piece, or `None` if the file leaves it out, which it says by an offset or a byte count of 0.
-    pub(crate) fn bytes<'a>(&self, file: &'a Container, tile: TileCoord) -> Result<Option<Cow<'a, [u8]>>> {
+    /// Where the bytes of a piece are stored, or `None` if the file leaves it out, which it says by an offset or a byte count of 0.
+    pub(crate) fn range(&self, file: &Container, tile: TileCoord) -> Result<Option<Range<u64>>> {
         let index = tile.row * self.size.cells(self.cell).width + tile.column;
         let (Some(offset), Some(count)) = (self.offsets.get(file, index)?, self.byte_counts.get(file, index)?) else {
             return Err(Error::usage(file.path(), format!("there is no {tile}")));
         };
-        if offset == 0 || count == 0 {
-            return Ok(None);
-        }
         // An end that overflows is outside the file like any other that is too large.
-        file.source().read_at(offset..offset.saturating_add(count)).map(Some)
+        Ok((offset != 0 && count != 0).then(|| offset..offset.saturating_add(count)))
+    }
+
+    /// The stored bytes of a piece, or `None` if the file leaves it out.
+    pub(crate) fn bytes<'a>(&self, file: &'a Container, tile: TileCoord) -> Result<Option<Cow<'a, [u8]>>> {
+        self.range(file, tile)?.map(|range| file.source().read_at(range)).transpose()
     }
 }

@@ -13,6 +13,7 @@ pub(crate) mod layout;
 pub(crate) mod page;
 pub(crate) mod tag;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -80,8 +81,8 @@ pub(crate) struct Container {
 
 impl Container {
     /// The bytes.
-    pub(crate) fn source(&self) -> &dyn ByteSource {
-        &*self.source
+    pub(crate) fn source(&self) -> &Arc<dyn ByteSource> {
+        &self.source
     }
 
     /// The file.
@@ -169,6 +170,20 @@ impl Tiff {
         &self.directories
     }
 
+    /// The text fields of the first directory, under the names that OpenSlide gives them.
+    ///
+    /// # Errors
+    /// As [`Tiff::parse`].
+    pub(crate) fn text_properties(&self) -> Result<BTreeMap<String, String>> {
+        let mut properties = BTreeMap::new();
+        for (name, tag) in TEXTS {
+            if let Some(text) = self.directories[0].text(&self.file, *tag)?.filter(|text| !text.is_empty()) {
+                properties.insert(format!("tiff.{name}"), text);
+            }
+        }
+        Ok(properties)
+    }
+
     /// The directories that the `SubIFDs` field of a top-level directory refers to.
     ///
     /// # Errors
@@ -185,6 +200,18 @@ impl Tiff {
         Ok(found)
     }
 }
+
+const TEXTS: &[(&str, Tag)] = &[
+    ("ImageDescription", Tag::IMAGE_DESCRIPTION),
+    ("Make", Tag::MAKE),
+    ("Model", Tag::MODEL),
+    ("Software", Tag::SOFTWARE),
+    ("DateTime", Tag::DATE_TIME),
+    ("Artist", Tag::ARTIST),
+    ("HostComputer", Tag::HOST_COMPUTER),
+    ("Copyright", Tag::COPYRIGHT),
+    ("DocumentName", Tag::DOCUMENT_NAME),
+];
 
 fn visit(file: &Container, visited: &mut Visited, offset: u64) -> Result<()> {
     visited.visit(offset, file.limits.directories).map_err(|refusal| match refusal {

@@ -5,6 +5,8 @@ use super::layout::Layout;
 use super::{Container, Tag};
 use crate::slide::alpha::{Alpha, Channel, over_white};
 use crate::slide::codec::{self, Compression, predictor};
+use crate::slide::pyramid::check_limit;
+use crate::slide::raster::{Raster, Shape};
 use crate::{Error, Pixels, Result, SampleType, Size, TileCoord};
 
 /// What the samples of a pixel mean.
@@ -23,12 +25,12 @@ pub(crate) enum Color {
 /// A page whose samples can be decoded.
 #[derive(Debug, Clone)]
 pub(crate) struct Page {
+    file: Container,
     /// Its tiles or strips.
     pub(crate) layout: Layout,
     /// What the samples mean.
     pub(crate) color: Color,
-    /// How a sample is stored.
-    pub(crate) sample: SampleType,
+    shape: Shape,
     compression: Compression,
     predictor: bool,
     stored_channels: usize,
@@ -107,10 +109,26 @@ impl Page {
         };
 
         let layout = Layout::read(file, ifd)?;
-        let page = Self {
+        let channels = stored_channels - usize::from(alpha.is_some());
+        let background = match (color, sample) {
+            (Color::Grey | Color::InvertedGrey, _) if alpha.is_none() => 0,
+            (_, SampleType::U8) => u16::from(u8::MAX),
+            (_, SampleType::U16) => u16::MAX,
+        };
+        let shape =
+            Shape { size: layout.size, cell: layout.cell, channels, sample, background: vec![background; channels] };
+        // Alpha is decoded, too, before it is got rid of.
+        check_limit(
+            file.path(),
+            &Shape { channels: stored_channels, ..shape.clone() },
+            shape.cell,
+            file.limits().decoded_bytes,
+        )?;
+        Ok(Self {
+            file: file.clone(),
             layout,
             color,
-            sample,
+            shape,
             compression,
             predictor,
             stored_channels,
@@ -119,14 +137,7 @@ impl Page {
                 Compression::Jpeg => ifd.bytes(file, Tag::JPEG_TABLES)?,
                 _ => None,
             },
-        };
-        page.check_limits(file, page.layout.cell)?;
-        Ok(page)
-    }
-
-    /// Samples of a decoded pixel.
-    pub(crate) fn channels(&self) -> usize {
-        self.stored_channels - usize::from(self.alpha.is_some())
+        })
     }
 
     /// True if pixels were laid over white to get rid of an alpha channel.
@@ -134,54 +145,10 @@ impl Page {
         self.alpha.is_some()
     }
 
-    /// The value of pixels that the file leaves out: white for colour pictures; 0 where nothing says that light shone
-    /// through the slide.
-    pub(crate) fn background(&self) -> Vec<u16> {
-        let value = match (self.color, self.sample) {
-            (Color::Grey | Color::InvertedGrey, _) if !self.has_alpha() => 0,
-            (_, SampleType::U8) => u16::from(u8::MAX),
-            (_, SampleType::U16) => u16::MAX,
-        };
-        vec![value; self.channels()]
-    }
-
-    /// Refuses to decode more than the limits allow in one piece.
-    pub(crate) fn check_limits(&self, file: &Container, size: Size) -> Result<()> {
-        let limit = file.limits().decoded_bytes;
-        let bytes = size.area().saturating_mul((self.stored_channels * self.sample.bytes()) as u64);
-        if bytes > limit {
-            return Err(Error::limits(
-                file.path(),
-                format!("{size} pixels to decode in one piece take {bytes} bytes, the limit is {limit}"),
-            ));
-        }
-        Ok(())
-    }
-
-    /// Decodes one tile or strip, or returns `None` if the file leaves it out.
-    ///
-    /// # Errors
-    /// [`Error::Format`] if it cannot be decoded. It is for the caller to say which tile that was.
-    pub(crate) fn decode(&self, file: &Container, tile: TileCoord) -> Result<Option<Pixels>> {
-        let Some(data) = self.layout.bytes(file, tile)? else { return Ok(None) };
-        let size = self.layout.stored_size(tile);
-        let samples = self.decompress(&data, size);
-        // Bytes that vanished meanwhile read as zeros: neither these samples nor what is said against them counts then.
-        file.source().still_whole()?;
-        let samples = samples.map_err(|what| Error::format(file.path(), what))?;
-        Ok(Some(match self.sample {
-            SampleType::U8 => Pixels::from_u8(size, self.channels(), self.interpret(samples, size)),
-            SampleType::U16 => {
-                let samples = file.order().samples(&samples);
-                Pixels::from_u16(size, self.channels(), self.interpret(samples, size))
-            }
-        }))
-    }
-
     /// The bytes of the samples, as if the piece were not compressed.
     fn decompress(&self, data: &[u8], size: Size) -> Result<Vec<u8>, String> {
         // The product was checked against the limits when the page was read.
-        let bytes = size.area() as usize * self.stored_channels * self.sample.bytes();
+        let bytes = size.area() as usize * self.stored_channels * self.shape.sample.bytes();
         if self.compression == Compression::Jpeg {
             let side =
                 |pixels: u64| u16::try_from(pixels).map_err(|_| format!("JPEG: no side is {pixels} pixels long"));
@@ -220,6 +187,36 @@ impl Page {
         match self.alpha {
             Some(alpha) => over_white(&samples, self.stored_channels, alpha),
             None => samples,
+        }
+    }
+}
+
+impl Raster for Page {
+    fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    fn decode(&self, tile: TileCoord) -> Result<Option<Pixels>> {
+        let file = &self.file;
+        let Some(data) = self.layout.bytes(file, tile)? else { return Ok(None) };
+        let size = self.layout.stored_size(tile);
+        let samples = self.decompress(&data, size);
+        // Bytes that vanished meanwhile read as zeros: neither these samples nor what is said against them counts then.
+        file.source().still_whole()?;
+        let samples = samples.map_err(|what| Error::format(file.path(), what))?;
+        Ok(Some(match self.shape.sample {
+            SampleType::U8 => Pixels::from_u8(size, self.shape.channels, self.interpret(samples, size)),
+            SampleType::U16 => {
+                let samples = file.order().samples(&samples);
+                Pixels::from_u16(size, self.shape.channels, self.interpret(samples, size))
+            }
+        }))
+    }
+
+    fn prefetch(&self, tile: TileCoord) {
+        // A tile that cannot be found is for whoever reads it to complain about.
+        if let Ok(Some(range)) = self.layout.range(&self.file, tile) {
+            self.file.source().prefetch(range);
         }
     }
 }

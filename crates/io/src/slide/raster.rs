@@ -1,0 +1,47 @@
+//! A picture that is stored in cells: what a level of a slide is made of, whatever the container.
+
+use crate::{Pixels, Result, SampleType, Size, TileCoord};
+
+/// How a raster is cut into cells, and what its pixels are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// The raster in pixels.
+    pub(super) size: Size,
+    /// A cell in pixels. Cells lie side by side from the top left corner; those at the right and at the bottom may stick out.
+    pub(super) cell: Size,
+    /// Samples per pixel.
+    pub(super) channels: usize,
+    /// How a sample is stored.
+    pub(super) sample: SampleType,
+    /// The value of cells that the file leaves out, one value per channel.
+    pub(super) background: Vec<u16>,
+}
+
+impl Shape {
+    /// Bytes of a decoded cell.
+    pub(super) fn cell_bytes(&self) -> u64 {
+        self.cell.area().saturating_mul((self.channels * self.sample.bytes()) as u64)
+    }
+}
+
+/// A picture that is stored in cells (tiles, strips, frames, chunks), each of which can be decoded by itself: a page of a
+/// TIFF, the frames of a DICOM series, a level of an OME-Zarr image.
+///
+/// The implementation knows neither the level that it is nor a cache, and decodes from many threads at once.
+pub(super) trait Raster: Send + Sync + std::fmt::Debug {
+    /// Size, cells and samples.
+    fn shape(&self) -> &Shape;
+
+    /// Decodes a cell, or returns `None` if the file leaves it out.
+    ///
+    /// The result is at least as large as the part of the cell that lies inside the raster.
+    ///
+    /// # Errors
+    /// [`Error::Format`](crate::Error::Format) if it cannot be decoded. It is for the caller to say which cell that was.
+    fn decode(&self, cell: TileCoord) -> Result<Option<Pixels>>;
+
+    /// Says that a cell will be wanted soon, so that the system can fetch its bytes meanwhile.
+    fn prefetch(&self, cell: TileCoord) {
+        let _ = cell;
+    }
+}
