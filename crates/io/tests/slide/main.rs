@@ -1,5 +1,6 @@
 //! Slides as their users see them: through the public interface, on real and on synthetic files.
 
+mod openslide;
 mod pictures;
 mod reference;
 mod refusals;

@@ -1,0 +1,36 @@
+"""What OpenSlide reads of a slide: its description as JSON, and the pixels of regions.
+
+    openslide_regions.py SLIDE REQUEST RESULT
+
+REQUEST is a JSON list of regions, each {"level", "x", "y", "width", "height"} with the corner in level-0 pixels, as OpenSlide takes it.
+RESULT receives their pixels one after the other: RGBA, 8 bits, colours not multiplied by alpha. The description goes to stdout.
+"""
+
+import json
+import sys
+
+import openslide
+
+
+def main(path, request, result):
+    slide = openslide.OpenSlide(path)
+    with open(request) as file:
+        regions = json.load(file)
+    with open(result, "wb") as file:
+        for region in regions:
+            corner, size = (region["x"], region["y"]), (region["width"], region["height"])
+            file.write(slide.read_region(corner, region["level"], size).tobytes())
+    associated = {}
+    for name, image in slide.associated_images.items():
+        associated[name] = image.size
+    description = {
+        "levels": slide.level_dimensions,
+        "downsamples": slide.level_downsamples,
+        "properties": dict(slide.properties),
+        "associated": associated,
+    }
+    json.dump(description, sys.stdout)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
