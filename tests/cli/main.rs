@@ -8,6 +8,7 @@ mod models;
 mod outputs;
 mod pictures;
 mod products;
+mod reading;
 mod refusals;
 mod regions;
 mod signals;

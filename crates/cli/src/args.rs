@@ -1,8 +1,11 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use microtome::io::Rect;
+use microtome::io::bytes::ByteAccess;
+use microtome::io::slide::{self, Colors, Limits, OpenOptions, SlideReader};
 use microtome::{Bytes, TargetResolution};
 
 #[derive(Debug, Parser)]
@@ -26,6 +29,10 @@ pub(crate) enum Command {
     Preview(Preview),
     /// Say what is known of a slide or store without decoding it
     Info(Info),
+    /// Decode every tile of a slide, or every chunk of a store, and name those that are bad
+    Validate(Validate),
+    /// Write a rectangle of a slide, or a picture that travels with it, to a PNG
+    Read(Read),
     /// Compare every shard of a mask with the digests in the journal of its run
     Verify(Verify),
     /// Inspect and import models
@@ -33,11 +40,36 @@ pub(crate) enum Command {
     Model(ModelCommand),
 }
 
+/// How slides are opened.
+#[derive(Debug, Args)]
+pub(crate) struct Opening {
+    /// Read slides instead of mapping them: for network mounts that may vanish, and files that another program may shorten
+    #[arg(long)]
+    pub(crate) no_mmap: bool,
+
+    /// ignore: colours as they are stored; srgb: converted by the slide's ICC profile, if it has one
+    #[arg(long, value_enum, value_name = "ignore|srgb", default_value_t = Icc::Ignore)]
+    pub(crate) icc: Icc,
+
+    /// The most bytes to decode in one piece: a tile, or the whole of a plain picture
+    #[arg(long, value_name = "BYTES", default_value = "1GiB")]
+    pub(crate) decode_limit: Bytes,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Icc {
+    Ignore,
+    Srgb,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Segment {
-    /// Slides: SVS, TIFF, PNG, JPEG, WebP
+    /// Slides, in any format that README lists
     #[arg(required = true, value_name = "SLIDE")]
     pub(crate) slides: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) opening: Opening,
 
     /// The model: an nnU-Net v2 result folder or a microtome package
     #[arg(short, long)]
@@ -50,6 +82,10 @@ pub(crate) struct Segment {
     /// Micrometres per level-0 pixel, in place of what the slide says
     #[arg(long, value_name = "UM")]
     pub(crate) mpp: Option<f64>,
+
+    /// Where a slide has no other resolution, take 10 micrometres divided by the magnification of its objective. Often inaccurate
+    #[arg(long, conflicts_with = "mpp")]
+    pub(crate) mpp_from_objective: bool,
 
     /// Micrometres per pixel that the model works at, or `native`: level 0 as it is
     #[arg(long, value_name = "UM|native", value_parser = resolution)]
@@ -238,6 +274,9 @@ pub(crate) struct Preview {
     #[arg(value_name = "OUT")]
     pub(crate) output: PathBuf,
 
+    #[command(flatten)]
+    pub(crate) opening: Opening,
+
     /// Longest side in pixels
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=32768))]
     pub(crate) size: u64,
@@ -265,9 +304,68 @@ pub(crate) struct Info {
     #[arg(value_name = "SLIDE|STORE")]
     pub(crate) source: PathBuf,
 
+    #[command(flatten)]
+    pub(crate) opening: Opening,
+
     /// As JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Validate {
+    /// A slide, or an OME-Zarr store
+    #[arg(value_name = "SLIDE|STORE")]
+    pub(crate) source: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) opening: Opening,
+
+    /// Threads [default: one per core]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) threads: Option<usize>,
+
+    /// No progress
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+
+    /// As JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Read {
+    /// A slide, or an OME-Zarr store
+    #[arg(value_name = "SLIDE|STORE")]
+    pub(crate) source: PathBuf,
+
+    /// The picture: a PNG file that does not exist yet
+    #[arg(value_name = "OUT.png")]
+    pub(crate) output: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) opening: Opening,
+
+    /// The level, 0 being the finest
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) level: usize,
+
+    /// Left, top, width and height in pixels of the level; it may stick out [default: the whole level]
+    #[arg(long, value_name = "X,Y,W,H", value_parser = rectangle, allow_hyphen_values = true)]
+    pub(crate) rect: Option<Rect>,
+
+    /// A picture that travels with the slide, by name: label, macro, thumbnail, ...
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["level", "rect"])]
+    pub(crate) associated: Option<String>,
+
+    /// One channel of several, from 0 on
+    #[arg(long, value_name = "N")]
+    pub(crate) channel: Option<usize>,
+
+    /// Replace a file that is there already
+    #[arg(long)]
+    pub(crate) overwrite: bool,
 }
 
 #[derive(Debug, Args)]
@@ -341,6 +439,32 @@ pub(crate) struct ModelInfo {
     pub(crate) json: bool,
 }
 
+impl Opening {
+    pub(crate) fn options(&self) -> OpenOptions {
+        let mut limits = Limits::default();
+        limits.decoded_bytes = self.decode_limit.0;
+        OpenOptions::default()
+            .access(if self.no_mmap { ByteAccess::Read } else { ByteAccess::Map })
+            .colors(match self.icc {
+                Icc::Ignore => Colors::Stored,
+                Icc::Srgb => Colors::Srgb,
+            })
+            .limits(limits)
+    }
+
+    /// Opens a slide, and says where it stays as it is although its colours were to be converted.
+    pub(crate) fn open(&self, path: &Path) -> Result<Box<dyn SlideReader>, microtome::Error> {
+        let slide = slide::open(path, &self.options()).map_err(microtome::Error::Read)?;
+        if matches!(self.icc, Icc::Srgb) && slide.info().colors == Colors::Stored {
+            crate::failure::say(&format!(
+                "note: {}: no ICC profile to convert by: colours are as they are stored",
+                path.display()
+            ));
+        }
+        Ok(slide)
+    }
+}
+
 impl Weights {
     pub(crate) fn options(&self) -> microtome::unet::ModelOptions {
         microtome::unet::ModelOptions {
@@ -361,6 +485,24 @@ fn resolution(text: &str) -> Result<TargetResolution, String> {
         Ok(mpp) if mpp > 0.0 && mpp.is_finite() => Ok(TargetResolution::Mpp(mpp)),
         _ => Err("micrometres per pixel, such as 0.5, or `native`".into()),
     }
+}
+
+fn rectangle(text: &str) -> Result<Rect, String> {
+    let wrong = || "four numbers, such as 1000,2000,512,512".to_owned();
+    let numbers: Vec<&str> = text.split(',').map(str::trim).collect();
+    let [x, y, width, height] = numbers[..] else { return Err(wrong()) };
+    let rect = Rect::new(
+        x.parse().map_err(|_| wrong())?,
+        y.parse().map_err(|_| wrong())?,
+        width.parse().map_err(|_| wrong())?,
+        height.parse().map_err(|_| wrong())?,
+    );
+    // Far beyond any slide, and far from where sums overflow.
+    let far = 1_i64 << 40;
+    if rect.is_empty() || rect.x.abs() > far || rect.y.abs() > far || rect.width.max(rect.height) > far as u64 {
+        return Err("a rectangle of at least one pixel, not beyond 2^40".into());
+    }
+    Ok(rect)
 }
 
 fn positive(text: &str) -> Result<f64, String> {

@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use anyhow::Result;
 use microtome::Error;
-use microtome::io::slide::{self, OpenOptions, SlideInfo, SlideReader};
+use microtome::io::slide::{Colors, SlideInfo, SlideReader};
 use microtome::io::store::OmeZarr;
 
 use crate::args;
@@ -15,11 +15,24 @@ pub(crate) fn run(args: &args::Info) -> Result<()> {
         let store = OmeZarr::open(&args.source).map_err(Error::Read)?;
         if args.json { serde_json::to_string_pretty(store.info())? } else { describe(SlideReader::info(&store))? }
     } else {
-        let slide = slide::open(&args.source, &OpenOptions::default()).map_err(Error::Read)?;
-        if args.json { serde_json::to_string_pretty(slide.info())? } else { describe(slide.info())? }
+        let slide = args.opening.open(&args.source)?;
+        let id = slide.content_id().map_err(Error::Read)?;
+        if args.json {
+            serde_json::to_string_pretty(&Described { info: slide.info(), content_id: &id })?
+        } else {
+            format!("{}content id   {id}\n", describe(slide.info())?)
+        }
     };
     writeln!(std::io::stdout(), "{}", text.trim_end())?;
     Ok(())
+}
+
+/// As JSON.
+#[derive(serde::Serialize)]
+struct Described<'a> {
+    #[serde(flatten)]
+    info: &'a SlideInfo,
+    content_id: &'a str,
 }
 
 fn describe(info: &SlideInfo) -> Result<String> {
@@ -37,13 +50,21 @@ fn describe(info: &SlideInfo) -> Result<String> {
     }
     for (n, level) in info.levels.iter().enumerate() {
         let d = level.downsample;
-        writeln!(text, "level {n:<6} {}, {:.3} x {:.3} times coarser, stored in {}", level.size, d.x, d.y, level.tile)?;
+        let how = if level.stored { "stored" } else { "not stored: made of a finer level" };
+        writeln!(text, "level {n:<6} {}, {:.3} x {:.3} times coarser, {how} in {}", level.size, d.x, d.y, level.tile)?;
+    }
+    if !info.channel_names.is_empty() {
+        writeln!(text, "channels     {}", info.channel_names.join(", "))?;
+    }
+    if let Some(bounds) = info.bounds {
+        writeln!(text, "bounds       {bounds}")?;
     }
     for picture in &info.associated {
         writeln!(text, "picture      {}: {}", picture.name, picture.size)?;
     }
     if let Some(bytes) = info.icc_profile_bytes {
-        writeln!(text, "ICC profile  {bytes} bytes")?;
+        let applied = if info.colors == Colors::Srgb { "applied" } else { "not applied" };
+        writeln!(text, "ICC profile  {bytes} bytes, {applied}")?;
     }
     for (name, value) in &info.properties {
         writeln!(text, "  {name} = {}", value.trim().replace(['\r', '\n'], " "))?;

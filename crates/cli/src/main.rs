@@ -9,8 +9,10 @@ mod info;
 mod model;
 mod preview;
 mod progress;
+mod read;
 mod segment;
 mod signals;
+mod validate;
 mod verify;
 
 use std::process::ExitCode;
@@ -39,6 +41,8 @@ fn main() -> ExitCode {
         Command::Segment(a) => segment::run(&a),
         Command::Preview(a) => preview::run(&a).map(|()| 0),
         Command::Info(a) => info::run(&a).map(|()| 0),
+        Command::Validate(a) => validate::run(&a),
+        Command::Read(a) => read::run(&a).map(|()| 0),
         Command::Verify(a) => verify::run(&a),
         Command::Model(ModelCommand::Import(a)) => model::import(&a).map(|()| 0),
         Command::Model(ModelCommand::Info(a)) => model::info(&a),

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use microtome::io::slide::{self, OpenOptions};
 use microtome::io::store::{Content, OmeZarr};
 use microtome::preview::{self, PreviewOptions};
 use microtome::{Error, RegionOrigin, RoiSource};
@@ -24,7 +23,7 @@ pub(crate) fn run(args: &args::Preview) -> Result<()> {
             Content::Image { .. } => preview::overview(&store, options)?,
         }
     } else {
-        let slide = slide::open(&args.source, &OpenOptions::default()).map_err(Error::Read)?;
+        let slide = args.opening.open(&args.source)?;
         let mut picture = preview::overview(slide.as_ref(), options)?;
         if let Some(mask) = &args.overlay {
             picture = preview::outline(&picture, slide.as_ref(), &OmeZarr::open(mask).map_err(Error::Read)?)?;

@@ -72,6 +72,7 @@ fn name(phase: Phase) -> &'static str {
         Phase::Tissue => "tissue",
         Phase::Statistics => "statistics",
         Phase::Segmentation => "segmentation",
+        Phase::Validation => "validation",
     }
 }
 

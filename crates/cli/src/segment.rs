@@ -5,7 +5,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use microtome::io::slide::{self, OpenOptions};
 use microtome::unet::{Arithmetic, Execution, Mirroring, Model, Predictor};
 use microtome::{
     Accumulation, Error, Existing, NormStats, OnBadTile, Outcome, RoiSource, Segmenter, Settings, TissueMode,
@@ -124,6 +123,7 @@ fn jobs(args: &args::Segment) -> Result<Vec<(PathBuf, PathBuf)>> {
 fn settings(args: &args::Segment) -> Settings {
     let mut settings = Settings::default();
     settings.mpp = args.mpp;
+    settings.mpp_from_objective = args.mpp_from_objective;
     settings.model_mpp = args.model_mpp;
     settings.mpp_tolerance = args.mpp_tolerance;
     settings.max_enlargement = args.max_enlargement;
@@ -171,7 +171,7 @@ fn norm_stats(word: &Path) -> Result<NormStats> {
 }
 
 fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, output: &Path) -> Result<u8> {
-    let slide = slide::open(path, &OpenOptions::default()).map_err(Error::Read)?;
+    let slide = args.opening.open(path)?;
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let progress = Progress::new(name, if args.quiet { Quiet::Yes } else { Quiet::No });
     let existing = match (args.overwrite, args.no_resume) {

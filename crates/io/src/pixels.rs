@@ -87,6 +87,21 @@ impl Pixels {
         self.channels
     }
 
+    /// One channel of the picture.
+    ///
+    /// # Panics
+    /// If there is no such channel.
+    #[must_use]
+    pub fn channel(&self, channel: usize) -> Self {
+        assert!(channel < self.channels, "channel {channel} of {}", self.channels);
+        let every = |n: usize| (channel..n).step_by(self.channels);
+        let samples = match &self.samples {
+            Samples::U8(v) => Samples::U8(every(v.len()).map(|i| v[i]).collect()),
+            Samples::U16(v) => Samples::U16(every(v.len()).map(|i| v[i]).collect()),
+        };
+        Self { size: self.size, channels: 1, samples }
+    }
+
     /// The samples themselves.
     #[must_use]
     pub fn samples(&self) -> &Samples {

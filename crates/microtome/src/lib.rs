@@ -48,6 +48,7 @@ mod report;
 mod segment;
 mod settings;
 mod units;
+mod validate;
 mod verify;
 
 pub use error::{Error, Result};
@@ -66,4 +67,5 @@ pub use report::{ClassArea, GivenRoi, RegionArea, RegionKind, StageTime, StageTi
 pub use segment::{Outcome, Plan, Segmenter};
 pub use settings::{OnBadTile, Settings, TissueMode};
 pub use units::Bytes;
+pub use validate::{Validation, validate};
 pub use verify::{Verification, verify};

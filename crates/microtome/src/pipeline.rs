@@ -158,12 +158,23 @@ impl Pipeline<'_> {
         let image = self.reader.grid().size.rect();
         let mut batch: Vec<Event<Rect>> = Vec::new();
         let mut tiles = 0;
+        // The batch after the one that is read: the system fetches its bytes meanwhile.
+        let mut ahead: Vec<Event<Rect>> = Vec::new();
         let mut flush = |batch: &mut Vec<Event<Rect>>| -> Result<Result<(), Stopped>> {
             if self.observer.cancelled() {
                 return Err(Error::Interrupted);
             }
+            for event in &*batch {
+                if let Event::Tile(_, visible) = event {
+                    self.reader.prefetch(*visible);
+                }
+            }
+            let batch = std::mem::replace(&mut ahead, std::mem::take(batch));
+            if batch.is_empty() {
+                return Ok(Ok(()));
+            }
             let read = out.work(&self.pools.pixels, || {
-                let events = std::mem::take(batch).into_par_iter();
+                let events = batch.into_par_iter();
                 let read = events.map(|event| event.map(|place, visible| self.read_tile(place, visible)));
                 read.collect::<Result<Vec<_>>>()
             })?;
@@ -195,8 +206,10 @@ impl Pipeline<'_> {
                 }
             }
         }
-        if flush(&mut batch)?.is_err() {
-            return Ok(None);
+        for mut last in [batch, Vec::new()] {
+            if flush(&mut last)?.is_err() {
+                return Ok(None);
+            }
         }
         Ok(Some(out.time))
     }

@@ -1,7 +1,7 @@
 //! What a run will do, decided before it starts.
 
 use microtome_io::Size;
-use microtome_io::slide::{Resolution, ResolutionSource, SlideReader};
+use microtome_io::slide::{Colors, Resolution, ResolutionSource, SlideReader};
 use microtome_io::{Microns, SampleType};
 use microtome_stitch::{Accumulation, Decision, Product, Sums, WeightSum, Window, WindowShape};
 use microtome_tile::{
@@ -35,7 +35,13 @@ pub(crate) fn resolution(slide: &dyn SlideReader, settings: &Settings) -> Result
             Ok(Some(Resolution { mpp: Microns::square(mpp), source: ResolutionSource::Given }))
         }
         Some(mpp) => Err(Error::Usage(format!("{mpp} um per pixel (--mpp) is not plausible; 0.01 to 100 is"))),
-        None => Ok(slide.info().resolution.clone()),
+        None => Ok(slide.info().resolution.clone().or_else(|| {
+            let power = slide.info().objective_power.filter(|_| settings.mpp_from_objective)?;
+            // Eyepieces' 10 times, and a camera behind 20x that sees 0.5 um per pixel: the field's rule of thumb.
+            let plausible = (1.0..=150.0).contains(&power);
+            plausible
+                .then(|| Resolution { mpp: Microns::square(10.0 / power), source: ResolutionSource::ObjectivePower })
+        })),
     }
 }
 
@@ -44,6 +50,8 @@ pub(crate) fn resolution(slide: &dyn SlideReader, settings: &Settings) -> Result
 pub struct Geometry {
     /// Size and name of a level-0 pixel, and who says so.
     pub resolution: Option<Resolution>,
+    /// The slide's colours: as they are stored, or converted by its profile.
+    pub colors: Colors,
     /// The virtual image that the network works on.
     pub target: TargetGrid,
     /// Step between tiles, as a fraction of a tile.
@@ -96,7 +104,17 @@ impl Geometry {
             return Err(Error::Usage(message.into()));
         }
         let tiles = TileGrid::new(target.size, card.tile, step)?;
-        Ok(Self { resolution, target, step, window, accumulate, sample: decision.sample(), decision, tiles })
+        Ok(Self {
+            resolution,
+            colors: slide.info().colors,
+            target,
+            step,
+            window,
+            accumulate,
+            sample: decision.sample(),
+            decision,
+            tiles,
+        })
     }
 }
 

@@ -1,5 +1,6 @@
 //! Small pictures of large slides.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use image::{ExtendedColorType, ImageEncoder};
@@ -296,7 +297,7 @@ pub(crate) enum PictureFormat {
     WebP,
 }
 
-/// Writes an 8-bit grey or RGB picture; the ending decides the format: `.png`, `.jpg`, `.jpeg` or `.webp` (lossless).
+/// Writes a grey or RGB picture of 8 bits, or as a PNG of 16 bits, per sample; the ending decides the format: `.png`, `.jpg`, `.jpeg` or `.webp` (lossless).
 ///
 /// The picture appears under its name when it is complete.
 ///
@@ -314,25 +315,35 @@ pub fn save(picture: &Pixels, path: &Path, options: PreviewOptions) -> Result<()
     put(path, &encode(picture, format, path, options)?)
 }
 
-/// The bytes of an 8-bit grey or RGB picture; `path` is what an error names.
+/// The bytes of a grey or RGB picture; `path` is what an error names.
 ///
 /// # Errors
 /// [`Error::Usage`] for other pixels, [`Error::Picture`] if it cannot be encoded.
 pub(crate) fn encode(picture: &Pixels, format: PictureFormat, path: &Path, options: PreviewOptions) -> Result<Vec<u8>> {
-    let (Some(samples), 1 | 3, SampleType::U8) = (picture.as_u8(), picture.channels(), picture.sample_type()) else {
-        return Err(Error::Usage("pictures have 8-bit grey or RGB pixels".into()));
+    let (samples, color): (Cow<'_, [u8]>, _) = match (picture.samples(), picture.channels()) {
+        (Samples::U8(samples), 1) => (samples.into(), ExtendedColorType::L8),
+        (Samples::U8(samples), 3) => (samples.into(), ExtendedColorType::Rgb8),
+        // The encoders of `image` take samples in the byte order of the machine.
+        (Samples::U16(samples), channels @ (1 | 3)) if format == PictureFormat::Png => (
+            samples.iter().flat_map(|sample| sample.to_ne_bytes()).collect(),
+            if channels == 1 { ExtendedColorType::L16 } else { ExtendedColorType::Rgb16 },
+        ),
+        _ => {
+            return Err(Error::Usage(
+                "pictures have grey or RGB pixels, of 8 bits or, as a PNG, of 16 bits a sample".into(),
+            ));
+        }
     };
-    let color = if picture.channels() == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
     let (width, height) = (picture.size().width as u32, picture.size().height as u32);
     let mut bytes = Vec::new();
     let encoded = match format {
         PictureFormat::Png => {
-            image::codecs::png::PngEncoder::new(&mut bytes).write_image(samples, width, height, color)
+            image::codecs::png::PngEncoder::new(&mut bytes).write_image(&samples, width, height, color)
         }
         PictureFormat::Jpeg => image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, options.quality)
-            .write_image(samples, width, height, color),
+            .write_image(&samples, width, height, color),
         PictureFormat::WebP => {
-            image::codecs::webp::WebPEncoder::new_lossless(&mut bytes).write_image(samples, width, height, color)
+            image::codecs::webp::WebPEncoder::new_lossless(&mut bytes).write_image(&samples, width, height, color)
         }
     };
     encoded.map_err(|error| Error::Picture { path: path.into(), message: error.to_string() })?;

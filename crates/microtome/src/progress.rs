@@ -11,6 +11,8 @@ pub enum Phase {
     Statistics,
     /// Tiles through the network into the mask.
     Segmentation,
+    /// Decoding every tile of a slide.
+    Validation,
 }
 
 /// Watches a run. Its methods are called from several threads and should return at once.

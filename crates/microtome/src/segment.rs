@@ -527,6 +527,7 @@ impl<'p> Segmenter<'p> {
         set("microtome", env!("CARGO_PKG_VERSION").into());
         set("decoder", microtome_io::slide::JPEG_DECODER.into());
         set("slide", slide.content_id().map_err(Error::Read)?.into());
+        set("colors", json!(geometry.colors));
         set("resolution", json!(geometry.resolution));
         set("target", json!(geometry.target));
         set("model", self.predictor.card().sha256.clone().into());
@@ -593,7 +594,7 @@ impl<'p> Segmenter<'p> {
         };
         metadata.insert("method".into(), method.into());
         metadata.insert("version".into(), env!("CARGO_PKG_VERSION").into());
-        metadata.insert("args".into(), json!({ "model": card.sha256 }));
+        metadata.insert("args".into(), json!({ "model": card.sha256, "colors": geometry.colors }));
         StoredImage {
             name,
             levels: StoreLevel { size: target.size, mpp: target.mpp, translation }.pyramid(levels),

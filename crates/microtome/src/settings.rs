@@ -39,6 +39,9 @@ pub enum OnBadTile {
 pub struct Settings {
     /// Micrometres per level-0 pixel, in place of what the slide says.
     pub mpp: Option<f64>,
+    /// Where neither the user nor the slide gives a resolution: 10 micrometres divided by the magnification of the objective, which is
+    /// often inaccurate. Without this such a slide is refused.
+    pub mpp_from_objective: bool,
     /// The resolution to run at, in place of what the model says. A model that does not say must be told.
     pub model_mpp: Option<TargetResolution>,
     /// A level whose resolution is off by no more than this fraction is taken as it is.
@@ -87,6 +90,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             mpp: None,
+            mpp_from_objective: false,
             model_mpp: None,
             mpp_tolerance: 0.02,
             max_enlargement: 1.25,

@@ -1,4 +1,8 @@
 //! Pixels of the target grid.
+//!
+//! Resampling is done here and not by a library for resizing pictures, such as `fast_image_resize`: those compute the weights of a
+//! pixel from the rectangle that they are given, so that two requests which overlap differ in the last bit, and a run's result would
+//! depend on how it is cut into tiles. Here they follow from the pixel's place on the grid alone.
 
 use microtome_io::slide::SlideReader;
 use microtome_io::{Pixels, Rect, SampleType, Samples, Size, TileCoord};
@@ -84,6 +88,27 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
+    /// Says that the pixels of `rect` will be read soon, so that the system can fetch their bytes meanwhile.
+    pub fn prefetch(&self, rect: Rect) {
+        let level = self.slide.info().level(self.grid.level);
+        if let (Some(rect), Ok(level)) = (rect.intersect(self.grid.size.rect()), level) {
+            self.slide.prefetch(self.grid.level, self.source(rect, level.size));
+        }
+    }
+
+    /// The pixels of the level, which has the size `level`, that those of `rect` are made of.
+    fn source(&self, rect: Rect, level: Size) -> Rect {
+        match self.grid.resampling {
+            Resampling::None => rect,
+            resampling => {
+                let columns = Taps::new(rect.x, rect.width, self.grid.step.x, level.width, resampling).source;
+                let rows = Taps::new(rect.y, rect.height, self.grid.step.y, level.height, resampling).source;
+                let size = (columns.end - columns.start, rows.end - rows.start);
+                Rect::new(columns.start as i64, rows.start as i64, size.0, size.1)
+            }
+        }
+    }
+
     /// Reads every stored tile that the pixels of `rect` come from by itself, and gives the errors. For reports, after
     /// [`read`](Self::read) has failed.
     #[must_use]
@@ -93,15 +118,7 @@ impl<'a> Reader<'a> {
             Ok(level) => level,
             Err(error) => return vec![error],
         };
-        let source = match self.grid.resampling {
-            Resampling::None => rect,
-            resampling => {
-                let columns = Taps::new(rect.x, rect.width, self.grid.step.x, level.size.width, resampling).source;
-                let rows = Taps::new(rect.y, rect.height, self.grid.step.y, level.size.height, resampling).source;
-                let size = (columns.end - columns.start, rows.end - rows.start);
-                Rect::new(columns.start as i64, rows.start as i64, size.0, size.1)
-            }
-        };
+        let source = self.source(rect, level.size);
         let rows = source.y as u64 / level.tile.height..(source.bottom() as u64).div_ceil(level.tile.height);
         let columns = source.x as u64 / level.tile.width..(source.right() as u64).div_ceil(level.tile.width);
         rows.flat_map(|row| columns.clone().map(move |column| TileCoord { row, column }))

@@ -46,6 +46,15 @@ impl ByteSource for Positional {
         })?;
         Ok(Cow::Owned(bytes))
     }
+
+    #[cfg(target_os = "linux")]
+    fn prefetch(&self, range: Range<u64>) {
+        let Ok(checked) = check(&self.path, &range, self.len) else { return };
+        if let Some(len) = std::num::NonZeroU64::new(checked.len() as u64) {
+            // Advice that the system does not take costs nothing but the time to fetch the bytes later.
+            let _ = rustix::fs::fadvise(&self.file, range.start, Some(len), rustix::fs::Advice::WillNeed);
+        }
+    }
 }
 
 /// Reads until the buffer is full: the system may hand out less than was asked for.

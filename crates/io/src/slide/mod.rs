@@ -6,8 +6,10 @@
 mod alpha;
 mod aperio;
 mod cache;
+mod check;
 mod codec;
 mod generic_tiff;
+mod icc;
 mod mosaic;
 mod open;
 mod picture;
@@ -20,6 +22,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use check::{Checked, check};
 pub use open::{OpenOptions, open, open_bytes};
 
 use crate::{Downsample, Error, Level, Microns, Pixels, Rect, Result, SampleType, Size};
@@ -94,6 +97,17 @@ pub struct AssociatedImage {
     pub size: Size,
 }
 
+/// What the colours of a slide's pixels are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Colors {
+    /// Those that are stored, whatever a profile says of them.
+    #[default]
+    Stored,
+    /// sRGB, converted by the slide's ICC profile.
+    Srgb,
+}
+
 /// What is known of a slide without decoding a pixel.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SlideInfo {
@@ -121,6 +135,8 @@ pub struct SlideInfo {
     pub associated: Vec<AssociatedImage>,
     /// Vendor properties under OpenSlide's names where it has them (`aperio.AppMag`, `tiff.ImageDescription`).
     pub properties: BTreeMap<String, String>,
+    /// What [`SlideReader::read_region`] returns: stored colours, or converted ones.
+    pub colors: Colors,
     /// Bytes of the embedded ICC profile, if any.
     pub icc_profile_bytes: Option<usize>,
 }
@@ -149,6 +165,7 @@ impl SlideInfo {
             channel_names: Vec::new(),
             associated: Vec::new(),
             properties: BTreeMap::new(),
+            colors: Colors::Stored,
             icc_profile_bytes: None,
         }
     }
@@ -218,6 +235,16 @@ pub trait SlideReader: Send + Sync + std::fmt::Debug {
     /// The embedded ICC profile, which says what the stored colours mean. Pixels are returned as they are stored.
     fn icc_profile(&self) -> Option<&[u8]> {
         None
+    }
+
+    /// Where the stored tiles of a level lie, row by row, in the pixels of the level. They may overlap, stick out, or leave places free
+    /// where the file stores nothing.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a level that does not exist.
+    fn tiles(&self, level: Level) -> Result<Box<dyn Iterator<Item = Rect> + '_>> {
+        let LevelInfo { size, tile, .. } = *self.info().level(level)?;
+        Ok(Box::new(mosaic::cells(size.rect(), size, tile).map(move |at| at.rect(tile))))
     }
 
     /// Says that a rectangle will be read soon, so that the system can fetch its bytes meanwhile. Returns at once; where it cannot help, it does nothing.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::picture::Kind;
 use super::tiff::{self, Tiff};
-use super::{Limits, SlideReader, aperio, generic_tiff, picture};
+use super::{Colors, Limits, SlideReader, aperio, generic_tiff, icc, picture};
 use crate::bytes::{ByteAccess, ByteSource};
 use crate::{Error, Result};
 
@@ -19,12 +19,14 @@ pub struct OpenOptions {
     pub access: ByteAccess,
     /// What the file may ask for.
     pub limits: Limits,
+    /// Whether colours are converted by the slide's ICC profile. A slide without one stays as it is.
+    pub colors: Colors,
 }
 
 impl Default for OpenOptions {
     /// A memory map, the default limits, and 64 MiB of tiles: a row of them across most slides.
     fn default() -> Self {
-        Self { cache_bytes: 64 << 20, access: ByteAccess::default(), limits: Limits::default() }
+        Self { cache_bytes: 64 << 20, access: ByteAccess::default(), limits: Limits::default(), colors: Colors::Stored }
     }
 }
 
@@ -45,6 +47,12 @@ impl OpenOptions {
     #[must_use]
     pub fn limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
+    }
+
+    /// These options with other [`OpenOptions::colors`].
+    #[must_use]
+    pub fn colors(self, colors: Colors) -> Self {
+        Self { colors, ..self }
     }
 }
 
@@ -114,7 +122,25 @@ const FOREIGN_CONTENT: &[(usize, &[u8], &str)] = &[
 /// an empty or damaged file, [`Error::Unsupported`] for a format, or a variety of one, that cannot be read,
 /// [`Error::Limits`] for a file that asks for more than [`OpenOptions::limits`] allows.
 pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
-    let path = path.as_ref();
+    in_colors(open_stored(path.as_ref(), options)?, options)
+}
+
+/// Opens a slide whose bytes come from elsewhere; [`ByteSource::path`] is what the slide is called.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_bytes(source: Arc<dyn ByteSource>, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
+    in_colors(parse(source, options)?, options)
+}
+
+fn in_colors(slide: Box<dyn SlideReader>, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
+    match options.colors {
+        Colors::Stored => Ok(slide),
+        Colors::Srgb => icc::to_srgb(slide),
+    }
+}
+
+fn open_stored(path: &Path, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
     let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if metadata.is_dir() {
         let store = ["zarr.json", ".zattrs", ".zgroup"].iter().any(|name| path.join(name).exists());
@@ -125,14 +151,10 @@ pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Box<dyn Sli
         // Opening a pipe would wait for a writer.
         return Err(Error::usage(path, "is neither a file nor a folder"));
     }
-    open_bytes(options.access.open(path)?, options)
+    parse(options.access.open(path)?, options)
 }
 
-/// Opens a slide whose bytes come from elsewhere; [`ByteSource::path`] is what the slide is called.
-///
-/// # Errors
-/// As [`open`].
-pub fn open_bytes(source: Arc<dyn ByteSource>, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
+fn parse(source: Arc<dyn ByteSource>, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
     let path = source.path().to_owned();
     if source.is_empty() {
         return Err(Error::format(&path, "is empty"));

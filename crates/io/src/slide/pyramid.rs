@@ -197,6 +197,17 @@ impl SlideReader for Pyramid {
         Ok(pixels)
     }
 
+    fn tiles(&self, level: Level) -> Result<Box<dyn Iterator<Item = Rect> + '_>> {
+        self.info.level(level)?;
+        Ok(Box::new(self.layers[level.0].parts.iter().flat_map(|part| {
+            let shape = part.raster.shape();
+            mosaic::cells(shape.size.rect(), shape.size, shape.cell).map(|at| {
+                let rect = at.rect(shape.cell);
+                Rect { x: rect.x + part.x as i64, y: rect.y + part.y as i64, ..rect }
+            })
+        })))
+    }
+
     fn icc_profile(&self) -> Option<&[u8]> {
         self.icc_profile.as_deref()
     }

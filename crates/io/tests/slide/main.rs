@@ -1,5 +1,7 @@
 //! Slides as their users see them: through the public interface, on real and on synthetic files.
 
+mod check;
+mod colors;
 mod openslide;
 mod pictures;
 mod reference;

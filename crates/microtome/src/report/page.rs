@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use microtome_io::Class;
-use microtome_io::slide::{JPEG_DECODER, SlideReader};
+use microtome_io::slide::{Colors, JPEG_DECODER, SlideReader};
 use microtome_tile::Roi;
 use microtome_unet::Card;
 use serde_json::{Map, Value};
@@ -113,6 +113,9 @@ impl Page<'_> {
             Some(r) => ("resolution", format!("{} x {} µm per pixel at level 0, from: {}", r.mpp.x, r.mpp.y, r.source)),
             None => ("resolution", "unknown".into()),
         });
+        if geometry.colors == Colors::Srgb {
+            facts.push(("colours", "sRGB, converted by the slide's ICC profile".into()));
+        }
         if let Some(share) = self.summary.tissue_share {
             facts.push(("tissue", format!("{:.2} % of the slide", share * 100.0)));
         }
