@@ -6,6 +6,7 @@
 
 pub(super) mod deflate;
 pub(super) mod jpeg;
+pub(super) mod jpeg2000;
 pub(super) mod lzw;
 pub(super) mod none;
 pub(super) mod packbits;
@@ -24,6 +25,12 @@ pub(super) enum Compression {
     Deflate,
     /// JPEG, perhaps with tables shared by all tiles.
     Jpeg,
+    /// JPEG 2000; what its channels are, the file says elsewhere.
+    Jpeg2000,
+    /// Aperio's JPEG 2000 of luma and chroma, whatever the file says elsewhere.
+    Jpeg2000YCbCr,
+    /// Aperio's JPEG 2000 of red, green and blue, whatever the file says elsewhere.
+    Jpeg2000Rgb,
 }
 
 impl Compression {
@@ -35,13 +42,21 @@ impl Compression {
             7 => Self::Jpeg,
             8 | 32946 => Self::Deflate,
             32773 => Self::PackBits,
+            33003 => Self::Jpeg2000YCbCr,
+            33004 | 34712 => Self::Jpeg2000,
+            33005 => Self::Jpeg2000Rgb,
             _ => {
                 let name = name(code).map_or_else(String::new, |name| format!(" ({name})"));
                 return Err(format!(
-                    "compression {code}{name} cannot be read yet: none, LZW, deflate, PackBits and JPEG can"
+                    "compression {code}{name} cannot be read yet: none, LZW, deflate, PackBits, JPEG and JPEG 2000 can"
                 ));
             }
         })
+    }
+
+    /// True for JPEG 2000, under whatever number.
+    pub(super) fn is_jpeg2000(self) -> bool {
+        matches!(self, Self::Jpeg2000 | Self::Jpeg2000YCbCr | Self::Jpeg2000Rgb)
     }
 
     /// True if the TIFF predictor applies: libtiff has it for these codecs alone, for others the tag says nothing.
@@ -50,7 +65,7 @@ impl Compression {
     }
 }
 
-/// Names of compressions that people meet, from the TIFF specifications and libtiff's `tiff.h`; 33003 and 33005 are Aperio's.
+/// Names of compressions that people meet, from the TIFF specifications and libtiff's `tiff.h`.
 fn name(code: u64) -> Option<&'static str> {
     Some(match code {
         2 => "CCITT run lengths",
@@ -59,13 +74,9 @@ fn name(code: u64) -> Option<&'static str> {
         6 => "old-style JPEG",
         32771 => "CCITT run lengths, word aligned",
         32809 => "ThunderScan",
-        33003 => "Aperio JPEG 2000, YCbCr",
-        33004 => "JPEG 2000, lossy",
-        33005 => "Aperio JPEG 2000, RGB",
         22610 | 34934 => "JPEG XR",
         34661 => "JBIG",
         34676 | 34677 => "SGI LogLuv",
-        34712 => "JPEG 2000",
         34887 => "LERC",
         34892 => "lossy DNG JPEG",
         34925 => "LZMA",

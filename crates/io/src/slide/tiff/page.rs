@@ -3,6 +3,7 @@
 use super::ifd::Ifd;
 use super::layout::Layout;
 use super::{Container, Tag};
+use crate::pixels::Samples;
 use crate::slide::alpha::{Alpha, Channel, over_white};
 use crate::slide::codec::{self, Compression, predictor};
 use crate::slide::pyramid::check_limit;
@@ -78,7 +79,9 @@ impl Page {
             Some(0) => (Color::InvertedGrey, 1),
             Some(1) => (Color::Grey, 1),
             Some(2) => (Color::Rgb, 3),
-            Some(6) if compression == Compression::Jpeg => (Color::YCbCr, 3),
+            Some(6) if matches!(compression, Compression::Jpeg | Compression::Jpeg2000) => (Color::YCbCr, 3),
+            // Here the compression says what the colours are.
+            Some(6) if compression.is_jpeg2000() => (Color::Rgb, 3),
             Some(code) => return Err(unsupported(photometric_refusal(code))),
             None => {
                 return Err(Error::format(
@@ -145,33 +148,55 @@ impl Page {
         self.alpha.is_some()
     }
 
-    /// The bytes of the samples, as if the piece were not compressed.
-    fn decompress(&self, data: &[u8], size: Size) -> Result<Vec<u8>, String> {
-        // The product was checked against the limits when the page was read.
-        let bytes = size.area() as usize * self.stored_channels * self.shape.sample.bytes();
-        if self.compression == Compression::Jpeg {
-            let side =
-                |pixels: u64| u16::try_from(pixels).map_err(|_| format!("JPEG: no side is {pixels} pixels long"));
-            let expected = codec::jpeg::Header {
-                width: side(size.width)?,
-                height: side(size.height)?,
-                components: self.stored_channels as u8,
-            };
-            let color = match self.color {
-                Color::Rgb => codec::jpeg::Color::Rgb,
-                Color::YCbCr => codec::jpeg::Color::YCbCr,
-                Color::Grey | Color::InvertedGrey => codec::jpeg::Color::Grey,
-            };
-            return codec::jpeg::decode(self.jpeg_tables.as_deref(), data, expected, color);
-        }
-        let mut samples = vec![0; bytes];
+    /// The samples as they are stored, as if the piece were not compressed.
+    fn decompress(&self, data: &[u8], size: Size) -> Result<Samples, String> {
+        let channels = self.stored_channels;
         match self.compression {
-            Compression::None | Compression::Jpeg => codec::none::decode(data, &mut samples)?,
+            Compression::Jpeg => {
+                let side =
+                    |pixels: u64| u16::try_from(pixels).map_err(|_| format!("JPEG: no side is {pixels} pixels long"));
+                let expected = codec::jpeg::Header {
+                    width: side(size.width)?,
+                    height: side(size.height)?,
+                    components: channels as u8,
+                };
+                let color = match self.color {
+                    Color::Rgb => codec::jpeg::Color::Rgb,
+                    Color::YCbCr => codec::jpeg::Color::YCbCr,
+                    Color::Grey | Color::InvertedGrey => codec::jpeg::Color::Grey,
+                };
+                return codec::jpeg::decode(self.jpeg_tables.as_deref(), data, expected, color).map(Samples::U8);
+            }
+            Compression::Jpeg2000 | Compression::Jpeg2000YCbCr | Compression::Jpeg2000Rgb => {
+                let expected = codec::jpeg2000::Expected {
+                    width: size.width,
+                    height: size.height,
+                    components: channels,
+                    sample: self.shape.sample,
+                };
+                let luma_and_chroma = match self.compression {
+                    Compression::Jpeg2000YCbCr => channels == 3,
+                    Compression::Jpeg2000Rgb => false,
+                    _ => self.color == Color::YCbCr,
+                };
+                let color =
+                    if luma_and_chroma { codec::jpeg2000::Color::YCbCr } else { codec::jpeg2000::Color::AsStored };
+                return codec::jpeg2000::decode(data, expected, color);
+            }
+            _ => {}
+        }
+        // The product was checked against the limits when the page was read.
+        let mut samples = vec![0; size.area() as usize * channels * self.shape.sample.bytes()];
+        match self.compression {
             Compression::Lzw => codec::lzw::decode(data, &mut samples)?,
             Compression::PackBits => codec::packbits::decode(data, &mut samples)?,
             Compression::Deflate => codec::deflate::decode(data, &mut samples)?,
+            _ => codec::none::decode(data, &mut samples)?,
         }
-        Ok(samples)
+        Ok(match self.shape.sample {
+            SampleType::U8 => Samples::U8(samples),
+            SampleType::U16 => Samples::U16(self.file.order().samples(&samples)),
+        })
     }
 
     /// Undoes what was done to samples before they were compressed.
@@ -204,12 +229,9 @@ impl Raster for Page {
         // Bytes that vanished meanwhile read as zeros: neither these samples nor what is said against them counts then.
         file.source().still_whole()?;
         let samples = samples.map_err(|what| Error::format(file.path(), what))?;
-        Ok(Some(match self.shape.sample {
-            SampleType::U8 => Pixels::from_u8(size, self.shape.channels, self.interpret(samples, size)),
-            SampleType::U16 => {
-                let samples = file.order().samples(&samples);
-                Pixels::from_u16(size, self.shape.channels, self.interpret(samples, size))
-            }
+        Ok(Some(match samples {
+            Samples::U8(samples) => Pixels::from_u8(size, self.shape.channels, self.interpret(samples, size)),
+            Samples::U16(samples) => Pixels::from_u16(size, self.shape.channels, self.interpret(samples, size)),
         }))
     }
 
