@@ -3,7 +3,7 @@
 //! What comes out are the samples of the stream; whether three of them are luma and chroma is for the container to say
 //! ([`Color`]). Left to itself hayro takes a bare stream whose chroma is subsampled for YCbCr, and one whose chroma is
 //! not for RGB: so the stream is taken out of its container and wrapped anew, in one that says nothing of colours.
-//! Chroma samples are repeated over the pixels that they stand for, and turned into colours in libjpeg's integers, both
+//! Chroma samples are repeated over the pixels that they stand for, and turned into colours in whole numbers, both
 //! as OpenSlide does it: what was coded without loss agrees with it bit for bit.
 //!
 //! hayro reads on over what it does not find: tiles of the stream that are missing come out grey. And it allocates what
@@ -135,12 +135,13 @@ fn interleave<T: Copy>(planes: &[&[f32]], pixels: usize, bits: u8, color: Color,
     samples
 }
 
-/// Red, green and blue of luma and chroma, not yet clamped: JFIF's formulas in 16-bit fractions, rounded as libjpeg does.
+/// Red, green and blue of luma and chroma, not yet clamped: JFIF's formulas to five decimals, which is what OpenSlide's tables
+/// hold. (libjpeg's fractions of 16 bits come out one apart in one green of three thousand.)
 fn rgb(y: i32, cb: i32, cr: i32, bits: u8) -> [i32; 3] {
     let middle = 1_i64 << (bits - 1);
     let (cb, cr) = (i64::from(cb) - middle, i64::from(cr) - middle);
-    let scaled = |sum: i64| ((sum + (1 << 15)) >> 16) as i32;
-    [y + scaled(91_881 * cr), y + scaled(-22_554 * cb - 46_802 * cr), y + scaled(116_130 * cb)]
+    let rounded = |sum: i64| (sum + 50_000).div_euclid(100_000) as i32;
+    [y + rounded(140_200 * cr), y + rounded(-34_414 * cb - 71_414 * cr), y + rounded(177_200 * cb)]
 }
 
 const SOC: [u8; 2] = [0xff, 0x4f];

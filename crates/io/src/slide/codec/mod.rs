@@ -11,6 +11,8 @@ pub(super) mod lzw;
 pub(super) mod none;
 pub(super) mod packbits;
 pub(super) mod predictor;
+pub(super) mod webp;
+pub(super) mod zstd;
 
 /// The compressions that can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +25,10 @@ pub(super) enum Compression {
     PackBits,
     /// zlib.
     Deflate,
+    /// Zstandard.
+    Zstd,
+    /// WebP.
+    WebP,
     /// JPEG, perhaps with tables shared by all tiles.
     Jpeg,
     /// JPEG 2000; what its channels are, the file says elsewhere.
@@ -45,10 +51,12 @@ impl Compression {
             33003 => Self::Jpeg2000YCbCr,
             33004 | 34712 => Self::Jpeg2000,
             33005 => Self::Jpeg2000Rgb,
+            34926 | 50000 => Self::Zstd,
+            34927 | 50001 => Self::WebP,
             _ => {
                 let name = name(code).map_or_else(String::new, |name| format!(" ({name})"));
                 return Err(format!(
-                    "compression {code}{name} cannot be read yet: none, LZW, deflate, PackBits, JPEG and JPEG 2000 can"
+                    "compression {code}{name} cannot be read: none, LZW, deflate, PackBits, Zstandard, WebP, JPEG and JPEG 2000 can"
                 ));
             }
         })
@@ -61,7 +69,7 @@ impl Compression {
 
     /// True if the TIFF predictor applies: libtiff has it for these codecs alone, for others the tag says nothing.
     pub(super) fn has_predictor(self) -> bool {
-        matches!(self, Self::Lzw | Self::Deflate)
+        matches!(self, Self::Lzw | Self::Deflate | Self::Zstd)
     }
 }
 
@@ -80,8 +88,6 @@ fn name(code: u64) -> Option<&'static str> {
         34887 => "LERC",
         34892 => "lossy DNG JPEG",
         34925 => "LZMA",
-        34926 | 50000 => "Zstandard",
-        34927 | 50001 => "WebP",
         50002 => "JPEG XL",
         _ => return None,
     })

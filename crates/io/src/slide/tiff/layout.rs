@@ -25,13 +25,15 @@ pub(crate) struct Layout {
     pub(crate) size: Size,
     /// One tile or strip in pixels.
     pub(crate) cell: Size,
+    /// How many times the page is stored: once, or once for each channel.
+    pub(crate) planes: u64,
     offsets: Table,
     byte_counts: Table,
 }
 
 impl Layout {
-    /// Reads the layout of a page whose samples of a pixel lie side by side.
-    pub(crate) fn read(file: &Container, ifd: &Ifd) -> Result<Self> {
+    /// Reads the layout of a page of `planes` planes: 1 if the samples of a pixel lie side by side.
+    pub(crate) fn read(file: &Container, ifd: &Ifd, planes: u64) -> Result<Self> {
         let corrupt = |what: String| Error::format(file.path(), format!("TIFF page at byte {}: {what}", ifd.offset()));
         let need = |tag: Tag, name: &str| match ifd.unsigned(file, tag)? {
             Some(0) => Err(corrupt(format!("{name} is 0"))),
@@ -66,7 +68,7 @@ impl Layout {
                 table(Tag::STRIP_BYTE_COUNTS, Tag::STRIP_BYTE_COUNTS, "StripByteCounts")?,
             )
         };
-        let cells = size.cells(cell).area();
+        let cells = size.cells(cell).area().saturating_mul(planes);
         if offsets.count() < cells || byte_counts.count() < cells {
             return Err(corrupt(format!(
                 "{size} pixels in {cell} pieces make {cells} pieces, but there are {} offsets and {} byte counts",
@@ -74,7 +76,7 @@ impl Layout {
                 byte_counts.count()
             )));
         }
-        Ok(Self { cut, size, cell, offsets, byte_counts })
+        Ok(Self { cut, size, cell, planes, offsets, byte_counts })
     }
 
     /// The size of a piece as it is stored: all tiles are alike, the last strip may be lower.
@@ -88,9 +90,11 @@ impl Layout {
         }
     }
 
-    /// Where the bytes of a piece are stored, or `None` if the file leaves it out, which it says by an offset or a byte count of 0.
-    pub(crate) fn range(&self, file: &Container, tile: TileCoord) -> Result<Option<Range<u64>>> {
-        let index = tile.row * self.size.cells(self.cell).width + tile.column;
+    /// Where the bytes of a piece of a plane are stored, or `None` if the file leaves it out, which it says by an offset or a
+    /// byte count of 0.
+    pub(crate) fn range(&self, file: &Container, tile: TileCoord, plane: u64) -> Result<Option<Range<u64>>> {
+        let cells = self.size.cells(self.cell);
+        let index = plane * cells.area() + tile.row * cells.width + tile.column;
         let (Some(offset), Some(count)) = (self.offsets.get(file, index)?, self.byte_counts.get(file, index)?) else {
             return Err(Error::usage(file.path(), format!("there is no {tile}")));
         };
@@ -98,8 +102,8 @@ impl Layout {
         Ok((offset != 0 && count != 0).then(|| offset..offset.saturating_add(count)))
     }
 
-    /// The stored bytes of a piece, or `None` if the file leaves it out.
-    pub(crate) fn bytes<'a>(&self, file: &'a Container, tile: TileCoord) -> Result<Option<Cow<'a, [u8]>>> {
-        self.range(file, tile)?.map(|range| file.source().read_at(range)).transpose()
+    /// The stored bytes of a piece of a plane, or `None` if the file leaves it out.
+    pub(crate) fn bytes<'a>(&self, file: &'a Container, tile: TileCoord, plane: u64) -> Result<Option<Cow<'a, [u8]>>> {
+        self.range(file, tile, plane)?.map(|range| file.source().read_at(range)).transpose()
     }
 }

@@ -23,6 +23,9 @@ pub(crate) enum Color {
     YCbCr,
 }
 
+/// The most samples per pixel: fluorescence slides have a dozen, and nobody means more.
+const MAX_CHANNELS: u64 = 64;
+
 /// A page whose samples can be decoded.
 #[derive(Debug, Clone)]
 pub(crate) struct Page {
@@ -52,17 +55,22 @@ impl Page {
 
         let compression = Compression::from_code(value(Tag::COMPRESSION, 1)?).map_err(unsupported)?;
         let samples = value(Tag::SAMPLES_PER_PIXEL, 1)?;
-        if !(1..=4).contains(&samples) {
-            return Err(unsupported(format!("{samples} samples per pixel cannot be read, 1 to 4 can")));
+        if !(1..=MAX_CHANNELS).contains(&samples) {
+            return Err(unsupported(format!("{samples} samples per pixel cannot be read, 1 to {MAX_CHANNELS} can")));
         }
         let stored_channels = samples as usize;
         let sample = sample_type(file, ifd).and_then(|found| found.map_err(unsupported))?;
-        if compression == Compression::Jpeg && sample != SampleType::U8 {
-            return Err(unsupported("JPEG of 16 bits per sample cannot be read, 8 can".into()));
+        if matches!(compression, Compression::Jpeg | Compression::WebP) && sample != SampleType::U8 {
+            let name = if compression == Compression::WebP { "WebP" } else { "JPEG" };
+            return Err(unsupported(format!("{name} of 16 bits per sample cannot be read, 8 can")));
         }
-        if samples > 1 && value(Tag::PLANAR_CONFIGURATION, 1)? != 1 {
-            return Err(unsupported("channels stored in planes of their own cannot be read yet".into()));
-        }
+        // Of a single channel both configurations are the same.
+        let planes = match value(Tag::PLANAR_CONFIGURATION, 1)? {
+            2 if samples > 1 => samples,
+            1 | 2 => 1,
+            code => return Err(unsupported(format!("PlanarConfiguration {code} cannot be read, 1 and 2 can"))),
+        };
+        let stream_channels = if planes > 1 { 1 } else { stored_channels };
         if value(Tag::FILL_ORDER, 1)? != 1 {
             return Err(unsupported("bits stored from the other end (FillOrder 2) cannot be read".into()));
         }
@@ -70,7 +78,7 @@ impl Page {
         let orientation = value(Tag::ORIENTATION, 1)?;
         if orientation > 1 {
             return Err(unsupported(format!(
-                "a turned or mirrored picture (Orientation {orientation}) cannot be read yet"
+                "a turned or mirrored picture (Orientation {orientation}) cannot be read"
             )));
         }
 
@@ -101,8 +109,20 @@ impl Page {
         if color == Color::InvertedGrey && stored_channels > 1 {
             return Err(unsupported("white-is-zero pixels of several samples cannot be read".into()));
         }
-        if compression == Compression::Jpeg && stored_channels != color_channels {
-            return Err(unsupported(format!("JPEG of {samples} channels cannot be read, 1 and 3 can")));
+        match compression {
+            Compression::Jpeg if planes == 1 && stored_channels != color_channels => {
+                return Err(unsupported(format!("JPEG of {samples} channels cannot be read, 1 and 3 can")));
+            }
+            Compression::WebP if !(3..=4).contains(&stream_channels) || color != Color::Rgb => {
+                return Err(unsupported("WebP of other than RGB or RGBA pixels cannot be read".into()));
+            }
+            Compression::Jpeg2000 | Compression::Jpeg2000Rgb | Compression::Jpeg2000YCbCr if stream_channels > 4 => {
+                return Err(unsupported(format!("JPEG 2000 of {samples} channels cannot be read, 1 to 4 can")));
+            }
+            _ => {}
+        }
+        if planes > 1 && (color == Color::YCbCr || compression == Compression::Jpeg2000YCbCr) {
+            return Err(unsupported("luma and chroma in planes of their own cannot be read".into()));
         }
         let predictor = match value(Tag::PREDICTOR, 1)? {
             1 => false,
@@ -111,7 +131,7 @@ impl Page {
             code => return Err(unsupported(format!("predictor {code} cannot be read, 1 and 2 can"))),
         };
 
-        let layout = Layout::read(file, ifd)?;
+        let layout = Layout::read(file, ifd, planes)?;
         let channels = stored_channels - usize::from(alpha.is_some());
         let background = match (color, sample) {
             (Color::Grey | Color::InvertedGrey, _) if alpha.is_none() => 0,
@@ -148,9 +168,10 @@ impl Page {
         self.alpha.is_some()
     }
 
-    /// The samples as they are stored, as if the piece were not compressed.
+    /// The samples of one stream, which holds all channels or one plane, with the predictor undone.
     fn decompress(&self, data: &[u8], size: Size) -> Result<Samples, String> {
-        let channels = self.stored_channels;
+        let planar = self.layout.planes > 1;
+        let channels = if planar { 1 } else { self.stored_channels };
         match self.compression {
             Compression::Jpeg => {
                 let side =
@@ -161,6 +182,7 @@ impl Page {
                     components: channels as u8,
                 };
                 let color = match self.color {
+                    _ if planar => codec::jpeg::Color::Grey,
                     Color::Rgb => codec::jpeg::Color::Rgb,
                     Color::YCbCr => codec::jpeg::Color::YCbCr,
                     Color::Grey | Color::InvertedGrey => codec::jpeg::Color::Grey,
@@ -183,27 +205,69 @@ impl Page {
                     if luma_and_chroma { codec::jpeg2000::Color::YCbCr } else { codec::jpeg2000::Color::AsStored };
                 return codec::jpeg2000::decode(data, expected, color);
             }
+            Compression::WebP => return codec::webp::decode(data, size.width, size.height, channels).map(Samples::U8),
             _ => {}
         }
         // The product was checked against the limits when the page was read.
-        let mut samples = vec![0; size.area() as usize * channels * self.shape.sample.bytes()];
+        let mut bytes = vec![0; size.area() as usize * channels * self.shape.sample.bytes()];
         match self.compression {
-            Compression::Lzw => codec::lzw::decode(data, &mut samples)?,
-            Compression::PackBits => codec::packbits::decode(data, &mut samples)?,
-            Compression::Deflate => codec::deflate::decode(data, &mut samples)?,
-            _ => codec::none::decode(data, &mut samples)?,
+            Compression::Lzw => codec::lzw::decode(data, &mut bytes)?,
+            Compression::PackBits => codec::packbits::decode(data, &mut bytes)?,
+            Compression::Deflate => codec::deflate::decode(data, &mut bytes)?,
+            Compression::Zstd => codec::zstd::decode(data, &mut bytes)?,
+            _ => codec::none::decode(data, &mut bytes)?,
         }
+        let width = size.width as usize;
         Ok(match self.shape.sample {
-            SampleType::U8 => Samples::U8(samples),
-            SampleType::U16 => Samples::U16(self.file.order().samples(&samples)),
+            SampleType::U8 => {
+                if self.predictor {
+                    predictor::undo(&mut bytes, width, channels);
+                }
+                Samples::U8(bytes)
+            }
+            SampleType::U16 => {
+                let mut samples = self.file.order().samples(&bytes);
+                if self.predictor {
+                    predictor::undo(&mut samples, width, channels);
+                }
+                Samples::U16(samples)
+            }
         })
     }
 
-    /// Undoes what was done to samples before they were compressed.
-    fn interpret<T: predictor::Wrapping + Channel>(&self, mut samples: Vec<T>, size: Size) -> Vec<T> {
-        if self.predictor {
-            predictor::undo(&mut samples, size.width as usize, self.stored_channels);
+    /// The samples of all planes, those of a pixel side by side; `None` if the file leaves the piece out.
+    fn planes(&self, tile: TileCoord, size: Size) -> Result<Option<Samples>> {
+        let file = &self.file;
+        let corrupt = |what: String| Error::format(file.path(), what);
+        let pixels = size.area() as usize * self.stored_channels;
+        let mut whole = match self.shape.sample {
+            SampleType::U8 => Samples::U8(vec![0; pixels]),
+            SampleType::U16 => Samples::U16(vec![0; pixels]),
+        };
+        let mut missing = 0;
+        for plane in 0..self.layout.planes {
+            let Some(data) = self.layout.bytes(file, tile, plane)? else {
+                missing += 1;
+                continue;
+            };
+            let samples = self.decompress(&data, size);
+            file.source().still_whole()?;
+            let spread = |what: &str| format!("channel {plane}: {what}");
+            match (&mut whole, samples.map_err(|what| corrupt(spread(&what)))?) {
+                (Samples::U8(whole), Samples::U8(samples)) => scatter(whole, &samples, plane, self.stored_channels),
+                (Samples::U16(whole), Samples::U16(samples)) => scatter(whole, &samples, plane, self.stored_channels),
+                _ => unreachable!("all planes are of the page's type"),
+            }
         }
+        match missing {
+            0 => Ok(Some(whole)),
+            _ if missing == self.layout.planes => Ok(None),
+            _ => Err(corrupt(format!("{missing} of {} channels are left out, the others are not", self.layout.planes))),
+        }
+    }
+
+    /// Undoes what was done to the samples of a pixel.
+    fn interpret<T: Channel>(&self, mut samples: Vec<T>) -> Vec<T> {
         if self.color == Color::InvertedGrey {
             for sample in &mut samples {
                 *sample = T::of(T::WHITE - (*sample).into());
@@ -216,6 +280,13 @@ impl Page {
     }
 }
 
+/// Puts the samples of a plane where they belong among those of all.
+fn scatter<T: Copy>(whole: &mut [T], plane: &[T], number: u64, channels: usize) {
+    for (to, from) in whole.iter_mut().skip(number as usize).step_by(channels).zip(plane) {
+        *to = *from;
+    }
+}
+
 impl Raster for Page {
     fn shape(&self) -> &Shape {
         &self.shape
@@ -223,22 +294,28 @@ impl Raster for Page {
 
     fn decode(&self, tile: TileCoord) -> Result<Option<Pixels>> {
         let file = &self.file;
-        let Some(data) = self.layout.bytes(file, tile)? else { return Ok(None) };
         let size = self.layout.stored_size(tile);
-        let samples = self.decompress(&data, size);
-        // Bytes that vanished meanwhile read as zeros: neither these samples nor what is said against them counts then.
-        file.source().still_whole()?;
-        let samples = samples.map_err(|what| Error::format(file.path(), what))?;
-        Ok(Some(match samples {
-            Samples::U8(samples) => Pixels::from_u8(size, self.shape.channels, self.interpret(samples, size)),
-            Samples::U16(samples) => Pixels::from_u16(size, self.shape.channels, self.interpret(samples, size)),
+        let samples = if self.layout.planes > 1 {
+            self.planes(tile, size)?
+        } else {
+            let Some(data) = self.layout.bytes(file, tile, 0)? else { return Ok(None) };
+            let samples = self.decompress(&data, size);
+            // Bytes that vanished meanwhile read as zeros: neither these samples nor what is said against them counts then.
+            file.source().still_whole()?;
+            Some(samples.map_err(|what| Error::format(file.path(), what))?)
+        };
+        Ok(samples.map(|samples| match samples {
+            Samples::U8(samples) => Pixels::from_u8(size, self.shape.channels, self.interpret(samples)),
+            Samples::U16(samples) => Pixels::from_u16(size, self.shape.channels, self.interpret(samples)),
         }))
     }
 
     fn prefetch(&self, tile: TileCoord) {
         // A tile that cannot be found is for whoever reads it to complain about.
-        if let Ok(Some(range)) = self.layout.range(&self.file, tile) {
-            self.file.source().prefetch(range);
+        for plane in 0..self.layout.planes {
+            if let Ok(Some(range)) = self.layout.range(&self.file, tile, plane) {
+                self.file.source().prefetch(range);
+            }
         }
     }
 }
