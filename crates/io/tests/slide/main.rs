@@ -2,6 +2,7 @@
 
 mod check;
 mod colors;
+mod corpus;
 mod jpeg2000;
 mod openslide;
 mod pictures;

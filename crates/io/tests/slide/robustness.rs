@@ -12,7 +12,7 @@ use microtome_testkit::assets;
 /// Files that are to be looked at take no longer than this each; most take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn options() -> OpenOptions {
+pub(crate) fn options() -> OpenOptions {
     let mut limits = Limits::default();
     limits.decoded_bytes = 256 << 20;
     limits.table_bytes = 16 << 20;
@@ -39,7 +39,7 @@ fn read_all(slide: &dyn SlideReader) -> Result<()> {
     outcome
 }
 
-fn files_below(folder: &Path, found: &mut Vec<PathBuf>) {
+pub(crate) fn files_below(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() { files_below(&path, found) } else { found.push(path) }
@@ -73,6 +73,39 @@ fn every_file_opens_and_reads_or_is_refused() {
             files.len()
         );
     }
+}
+
+/// The most memory that the process took, in KiB.
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().split(' ').next()?.parse().ok()).unwrap_or_default()
+}
+
+#[test]
+fn crashers_of_other_readers_are_harmless() {
+    let Some(data) = assets::data() else { return };
+    let mut limits = Limits::default();
+    limits.decoded_bytes = 64 << 20;
+    limits.table_bytes = 1 << 20;
+    let options = OpenOptions::default().limits(limits).cache_bytes(1 << 20);
+    let mut files = Vec::new();
+    files_below(&data.join("fuzz/image-tiff-fuzz"), &mut files);
+    files_below(&data.join("slides/broken"), &mut files);
+    assert!(files.len() > 130);
+    let (before, mut slowest) = (peak(), Duration::ZERO);
+    for path in &files {
+        let start = Instant::now();
+        if let Ok(slide) = open(path, &options) {
+            // An error is as good as pixels.
+            let _ = read_all(&*slide);
+        }
+        slowest = slowest.max(start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(2), "{} took {:?}", path.display(), start.elapsed());
+    }
+    eprintln!("slowest {slowest:?}, memory from {before} to {} KiB", peak());
+    // A decoded piece, its samples in a wider type or laid over white, on each of a few threads at most.
+    assert!(peak() - before < 512 << 10, "memory went from {before} to {} KiB", peak());
 }
 
 #[test]
