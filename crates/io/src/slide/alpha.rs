@@ -54,6 +54,26 @@ pub(super) fn over_white<T: Channel>(samples: &[T], channels: usize, alpha: Alph
     out
 }
 
+/// Lays pixels that are 32-bit words of the machine (from the top: alpha, red, green, blue; colours multiplied by alpha) over a colour, which
+/// takes the place of white in the rule.
+#[cfg(feature = "openslide")]
+pub(super) fn words_over(words: &[u8], background: [u8; 3]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(words.len() / 4 * 3);
+    for word in words.chunks_exact(4) {
+        let [alpha, colors @ ..] = u32::from_ne_bytes([word[0], word[1], word[2], word[3]]).to_be_bytes();
+        if alpha == u8::MAX {
+            out.extend(colors);
+            continue;
+        }
+        let rest = u32::from(u8::MAX - alpha);
+        out.extend(colors.into_iter().zip(background).map(|(color, background)| {
+            let behind = (u32::from(background) * rest + 127) / 255;
+            (u32::from(color) + behind).min(255) as u8
+        }));
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,5 +87,14 @@ mod tests {
         let premultiplied = over_white(&pixels, 4, Alpha::Premultiplied);
         assert_eq!(premultiplied, [10, 20, 30, 255, 255, 255, 137, 147, 157]);
         assert_eq!(over_white(&[1000_u16, 65535, 1000, 0], 2, Alpha::Straight), [1000, 65535]);
+    }
+
+    #[cfg(feature = "openslide")]
+    #[test]
+    fn words_are_laid_over_any_colour() {
+        let words: Vec<u8> = [0xff0a_141e_u32, 0, 0x800a_141e].iter().flat_map(|word| word.to_ne_bytes()).collect();
+        assert_eq!(words_over(&words, [255; 3]), [10, 20, 30, 255, 255, 255, 137, 147, 157]);
+        // 100 x 127/255 = 49.8.
+        assert_eq!(words_over(&words, [100, 0, 255]), [10, 20, 30, 100, 0, 255, 60, 20, 157]);
     }
 }

@@ -27,7 +27,7 @@ const REDUCED: u64 = 1;
 const MASK: u64 = 4;
 
 /// The resolutions of microscopes, in micrometres per pixel, with room to spare: 100x oil is 0.1, a slide at 1x is 10.
-const PLAUSIBLE_MPP: std::ops::RangeInclusive<f64> = 0.05..=10.0;
+pub(super) const PLAUSIBLE_MPP: std::ops::RangeInclusive<f64> = 0.05..=10.0;
 
 /// Opens a TIFF that no vendor's reader claimed.
 pub(super) fn open(tiff: Tiff, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {

@@ -12,6 +12,7 @@ mod generic_tiff;
 mod icc;
 mod mosaic;
 mod open;
+mod openslide;
 mod picture;
 mod pyramid;
 mod raster;
@@ -23,7 +24,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use check::{Checked, check};
-pub use open::{OpenOptions, open, open_bytes};
+pub use open::{Backend, OpenOptions, open, open_bytes};
 
 use crate::{Downsample, Error, Level, Microns, Pixels, Rect, Result, SampleType, Size};
 

@@ -5,9 +5,21 @@ use std::sync::Arc;
 
 use super::picture::Kind;
 use super::tiff::{self, Tiff};
-use super::{Colors, Limits, SlideReader, aperio, generic_tiff, icc, picture};
+use super::{Colors, Limits, SlideReader, aperio, generic_tiff, icc, openslide, picture};
 use crate::bytes::{ByteAccess, ByteSource};
 use crate::{Error, Result};
+
+/// Whose code reads a slide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Backend {
+    /// Ours; OpenSlide, where it is part of the build, for what ours refuses as unsupported. What OpenSlide takes for a plain TIFF stays refused.
+    #[default]
+    Auto,
+    /// Ours or none.
+    Native,
+    /// OpenSlide or none. It takes the cargo feature `openslide`.
+    OpenSlide,
+}
 
 /// How a slide is opened.
 #[derive(Debug, Clone)]
@@ -21,12 +33,20 @@ pub struct OpenOptions {
     pub limits: Limits,
     /// Whether colours are converted by the slide's ICC profile. A slide without one stays as it is.
     pub colors: Colors,
+    /// Whose code reads it.
+    pub backend: Backend,
 }
 
 impl Default for OpenOptions {
     /// A memory map, the default limits, and 64 MiB of tiles: a row of them across most slides.
     fn default() -> Self {
-        Self { cache_bytes: 64 << 20, access: ByteAccess::default(), limits: Limits::default(), colors: Colors::Stored }
+        Self {
+            cache_bytes: 64 << 20,
+            access: ByteAccess::default(),
+            limits: Limits::default(),
+            colors: Colors::Stored,
+            backend: Backend::default(),
+        }
     }
 }
 
@@ -53,6 +73,12 @@ impl OpenOptions {
     #[must_use]
     pub fn colors(self, colors: Colors) -> Self {
         Self { colors, ..self }
+    }
+
+    /// These options with another [`OpenOptions::backend`].
+    #[must_use]
+    pub fn backend(self, backend: Backend) -> Self {
+        Self { backend, ..self }
     }
 }
 
@@ -126,11 +152,15 @@ pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Box<dyn Sli
 }
 
 /// Opens a slide whose bytes come from elsewhere; [`ByteSource::path`] is what the slide is called.
+/// OpenSlide reads nothing but files, and so is not asked.
 ///
 /// # Errors
-/// As [`open`].
+/// As [`open`], and [`Error::Usage`] if OpenSlide must read it.
 pub fn open_bytes(source: Arc<dyn ByteSource>, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
-    in_colors(parse(source, options)?, options)
+    if options.backend == Backend::OpenSlide {
+        return Err(Error::usage(source.path(), "OpenSlide reads files, no bytes that come from elsewhere"));
+    }
+    in_colors(open_native(source, options)?, options)
 }
 
 fn in_colors(slide: Box<dyn SlideReader>, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
@@ -151,10 +181,18 @@ fn open_stored(path: &Path, options: &OpenOptions) -> Result<Box<dyn SlideReader
         // Opening a pipe would wait for a writer.
         return Err(Error::usage(path, "is neither a file nor a folder"));
     }
-    parse(options.access.open(path)?, options)
+    let native = || open_native(options.access.open(path)?, options);
+    match options.backend {
+        Backend::Native => native(),
+        Backend::OpenSlide => openslide::open(path, options),
+        Backend::Auto => match native() {
+            Err(refusal @ Error::Unsupported { .. }) => openslide::instead(path, options, refusal),
+            opened => opened,
+        },
+    }
 }
 
-fn parse(source: Arc<dyn ByteSource>, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
+fn open_native(source: Arc<dyn ByteSource>, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
     let path = source.path().to_owned();
     if source.is_empty() {
         return Err(Error::format(&path, "is empty"));

@@ -65,6 +65,8 @@ pub(super) struct Parts {
     /// The embedded profile of colours.
     pub(super) icc_profile: Option<Vec<u8>>,
     pub(super) properties: BTreeMap<String, String>,
+    /// What the rasters hold for as long as they live.
+    pub(super) resident_bytes: u64,
 }
 
 impl Parts {
@@ -81,6 +83,7 @@ impl Parts {
             channel_names: Vec::new(),
             icc_profile: None,
             properties: BTreeMap::new(),
+            resident_bytes: 0,
         }
     }
 }
@@ -95,6 +98,7 @@ pub(super) struct Pyramid {
     icc_profile: Option<Vec<u8>>,
     cache: TileCache,
     decoded_bytes: u64,
+    resident_bytes: u64,
 }
 
 impl Pyramid {
@@ -103,7 +107,7 @@ impl Pyramid {
     /// # Errors
     /// [`Error::Unsupported`] if levels differ in channels or sample type, or two of them in nothing.
     pub(super) fn new(parts: Parts, options: &OpenOptions) -> Result<Self> {
-        let Parts { format, files, layers, associated, icc_profile, .. } = parts;
+        let Parts { format, files, layers, associated, icc_profile, resident_bytes, .. } = parts;
         let path = files[0].path();
         let Some(first) = layers.first() else {
             return Err(Error::unsupported(path, "the file holds no picture that can be a level"));
@@ -147,7 +151,7 @@ impl Pyramid {
         let cell_bytes = all.map(|part| part.raster.shape().cell_bytes()).max().unwrap_or_default();
         let cache = TileCache::new(options.cache_bytes, usize::try_from(cell_bytes).unwrap_or(usize::MAX));
         let decoded_bytes = options.limits.decoded_bytes;
-        Ok(Self { info, files, layers, associated, icc_profile, cache, decoded_bytes })
+        Ok(Self { info, files, layers, associated, icc_profile, cache, decoded_bytes, resident_bytes })
     }
 }
 
@@ -220,6 +224,10 @@ impl SlideReader for Pyramid {
                 part.raster.prefetch(tile);
             }
         }
+    }
+
+    fn resident_bytes(&self) -> u64 {
+        self.resident_bytes
     }
 
     fn keep_decoded(&self, bytes: u64) {

@@ -4,6 +4,7 @@ mod check;
 mod colors;
 mod corpus;
 mod jpeg2000;
+mod backends;
 mod openslide;
 mod pictures;
 mod reference;
