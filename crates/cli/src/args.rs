@@ -51,9 +51,20 @@ pub(crate) struct Opening {
     #[arg(long, value_enum, value_name = "ignore|srgb", default_value_t = Icc::Ignore)]
     pub(crate) icc: Icc,
 
+    /// Whose code reads slides. auto: OpenSlide's where ours cannot, if this program was built with the feature `openslide`
+    #[arg(long, value_enum, value_name = "auto|native|openslide", default_value_t = Backend::Auto)]
+    pub(crate) backend: Backend,
+
     /// The most bytes to decode in one piece: a tile, or the whole of a plain picture
     #[arg(long, value_name = "BYTES", default_value = "1GiB")]
     pub(crate) decode_limit: Bytes,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Backend {
+    Auto,
+    Native,
+    Openslide,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -448,6 +459,11 @@ impl Opening {
             .colors(match self.icc {
                 Icc::Ignore => Colors::Stored,
                 Icc::Srgb => Colors::Srgb,
+            })
+            .backend(match self.backend {
+                Backend::Auto => slide::Backend::Auto,
+                Backend::Native => slide::Backend::Native,
+                Backend::Openslide => slide::Backend::OpenSlide,
             })
             .limits(limits)
     }

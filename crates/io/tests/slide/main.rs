@@ -1,10 +1,10 @@
 //! Slides as their users see them: through the public interface, on real and on synthetic files.
 
+mod backends;
 mod check;
 mod colors;
 mod corpus;
 mod jpeg2000;
-mod backends;
 mod openslide;
 mod pictures;
 mod reference;
