@@ -9,6 +9,7 @@ mod check;
 mod crosscheck;
 mod cuda;
 mod demo;
+mod openslide;
 mod shell;
 mod skips;
 mod test;
@@ -27,9 +28,10 @@ usage: cargo xtask COMMAND
   demo                 segment a real slide with the bundled model and draw the result: demo/cmu-1.{ome.zarr,png}
   test [--no-python]   every test that needs no network beyond the package registries
   check [--full]       format, lints, docs, licences, CUDA lint; --full compares with nnU-Net itself (several GB of PyTorch)
-  bench NAME [OPTIONS] measures memory, overhead, seams, outofcore (beside nnU-Net and MONAI), net (the network alone, beside PyTorch)
-                       or segment (a slide, beside nnU-Net) into docs/benchmarks; Linux only
-                       --quick           less of it (memory, net, segment)
+  bench NAME [OPTIONS] measures memory, overhead, seams, outofcore (beside nnU-Net and MONAI), net (the network alone, beside PyTorch),
+                       segment (a slide, beside nnU-Net) or read (slides alone, beside OpenSlide) into docs/benchmarks; Linux only
+                       --quick           less of it (memory, net, segment, read)
+                       --slide PATH      a slide of yours, for read
                        --nets A,B,..     networks of net: stock, resenc, small, nuclei
                        --sizes N,N,..    widths of slides, or sides of pictures
                        --rounds N        runs of each variant

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::openslide::OpenSlide;
 use crate::skips::SkipLog;
 use crate::venv::Venv;
 use crate::workspace::Workspace;
@@ -37,7 +38,21 @@ pub(crate) fn run(workspace: &Workspace, python: Python) -> Result<()> {
         shell::run(skips.pass_to(cargo.args(arguments).args(["--locked", "--workspace"])))?;
     }
     if let Some(venv) = &venv {
+        run_with_openslide(workspace, venv, runner, &skips)?;
         crosscheck::run(workspace, venv, &skips)?;
     }
     skips.report(workspace, python)
+}
+
+/// The tests of slides once more, with OpenSlide as a second reader. Of `io` alone: other crates know nothing of it, and candle
+/// need not be built again.
+fn run_with_openslide(workspace: &Workspace, venv: &Venv, runner: &[&str], skips: &SkipLog) -> Result<()> {
+    let openslide = match OpenSlide::prepare(workspace, || venv.python())? {
+        Ok(openslide) => openslide,
+        Err(missing) => return skips.skip("tests of slides with the feature openslide", &missing),
+    };
+    let mut cargo = workspace.cargo();
+    cargo.args(runner).args(["--locked", "-p", "microtome-io", "--features", "openslide"]);
+    cargo.env("MICROTOME_PYTHON", venv.python().get_program());
+    shell::run(skips.pass_to(openslide.pass_to(&mut cargo)))
 }

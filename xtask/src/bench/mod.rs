@@ -12,6 +12,7 @@ mod net;
 mod outofcore;
 mod overhead;
 mod python;
+mod read;
 mod report;
 mod sampler;
 mod seams;
@@ -27,6 +28,7 @@ use anyhow::{Context, Result, bail};
 use self::child::Run;
 use self::limit::Enforcer;
 use self::report::{Places, Report};
+use crate::openslide::OpenSlide;
 use crate::shell;
 use crate::venv::Venv;
 use crate::workspace::{Profile, Workspace};
@@ -49,11 +51,13 @@ struct Options {
     sizes: Option<Vec<u64>>,
     /// Networks by name, in place of all.
     nets: Option<Vec<String>>,
+    /// A slide, in place of the bench's own.
+    slide: Option<PathBuf>,
     /// Runs of each variant, in place of the bench's own number.
     rounds: Option<usize>,
     /// Threads of every program that is measured.
     threads: usize,
-    /// A folder with `microtome` and the examples `cheap_model` and `time_network`, which are not built then.
+    /// A folder with `microtome` and the examples `cheap_model`, `time_network` and `read_slide`, which are not built then.
     binaries: Option<PathBuf>,
     /// A Python that has every package, in place of the environments that we make.
     python: Option<PathBuf>,
@@ -69,6 +73,7 @@ impl Options {
             extent: Extent::Full,
             sizes: None,
             nets: None,
+            slide: None,
             rounds: None,
             threads: THREADS,
             binaries: None,
@@ -86,6 +91,7 @@ impl Options {
                     options.sizes = Some(sizes.context("--sizes takes numbers of pixels, such as 2048,4096")?);
                 }
                 "--nets" => options.nets = Some(value()?.split(',').map(ToOwned::to_owned).collect()),
+                "--slide" => options.slide = Some(value()?.into()),
                 "--rounds" => options.rounds = Some(count(name, value()?)?),
                 "--threads" => options.threads = count(name, value()?)?,
                 "--binaries" => options.binaries = Some(value()?.into()),
@@ -124,11 +130,22 @@ struct Bench<'a> {
     binaries: PathBuf,
     /// Folder for slides and outputs, under the target directory.
     work: PathBuf,
+    /// What the programs of a bench of slides were built with.
+    openslide: Option<OpenSlide>,
+}
+
+/// The release programs that a bench measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Programs {
+    /// The command, and examples that run models.
+    Microtome,
+    /// The example that reads slides: without candle.
+    ReadSlide,
 }
 
 /// Runs the bench that the first argument names.
 pub(crate) fn run(workspace: &Workspace, arguments: &[&str]) -> Result<()> {
-    const NAMES: &str = "memory, overhead, seams, outofcore, net, segment";
+    const NAMES: &str = "memory, overhead, seams, outofcore, net, segment, read";
     let (name, arguments) = arguments.split_first().with_context(|| format!("bench takes a name: {NAMES}"))?;
     let run: fn(&Bench<'_>) -> Result<()> = match *name {
         "memory" => memory::run,
@@ -137,24 +154,50 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[&str]) -> Result<()> {
         "outofcore" => outofcore::run,
         "net" => net::run,
         "segment" => segment::run,
+        "read" => read::run,
         other => bail!("no bench is called {other}: {NAMES}"),
     };
-    run(&Bench::prepare(workspace, Options::parse(arguments)?)?)
+    let programs = if *name == "read" { Programs::ReadSlide } else { Programs::Microtome };
+    run(&Bench::prepare(workspace, programs, Options::parse(arguments)?)?)
 }
 
 impl<'a> Bench<'a> {
-    fn prepare(workspace: &'a Workspace, options: Options) -> Result<Self> {
-        let binaries = if let Some(folder) = &options.binaries {
-            folder.clone()
-        } else {
-            let build = ["build", "--locked", "--release", "-p", "microtome-cli", "-p", "microtome-testkit"];
-            let programs = ["--bin", "microtome", "--example", "cheap_model", "--example", "time_network"];
-            shell::run(workspace.cargo().args(build).args(programs))?;
-            folder_of(&workspace.binary(Profile::Release))?
-        };
+    fn prepare(workspace: &'a Workspace, programs: Programs, options: Options) -> Result<Self> {
         let work = workspace.target.join("bench");
         std::fs::create_dir_all(&work).with_context(|| work.display().to_string())?;
-        Ok(Self { workspace, options, binaries, work })
+        let binaries = match &options.binaries {
+            Some(folder) => folder.clone(),
+            None => folder_of(&workspace.binary(Profile::Release))?,
+        };
+        let mut bench = Self { workspace, options, binaries, work, openslide: None };
+        match programs {
+            Programs::ReadSlide => bench.build_read_slide()?,
+            Programs::Microtome if bench.options.binaries.is_none() => {
+                let build = ["build", "--locked", "--release", "-p", "microtome-cli", "-p", "microtome-testkit"];
+                let programs = ["--bin", "microtome", "--example", "cheap_model", "--example", "time_network"];
+                shell::run(workspace.cargo().args(build).args(programs))?;
+            }
+            Programs::Microtome => {}
+        }
+        Ok(bench)
+    }
+
+    /// Builds the example that reads slides, with OpenSlide where that can be had.
+    fn build_read_slide(&mut self) -> Result<()> {
+        let python = self.python("venv", "requirements.txt")?;
+        match OpenSlide::prepare(self.workspace, || Command::new(python.get_program()))? {
+            Ok(openslide) => self.openslide = Some(openslide),
+            Err(missing) => eprintln!("without OpenSlide: {missing}"),
+        }
+        if self.options.binaries.is_some() {
+            return Ok(());
+        }
+        let mut cargo = self.workspace.cargo();
+        cargo.args(["build", "--locked", "--release", "-p", "microtome-io", "--example", "read_slide"]);
+        if let Some(openslide) = &self.openslide {
+            openslide.pass_to(cargo.args(["--features", "openslide"]));
+        }
+        shell::run(&mut cargo)
     }
 
     /// Starts a report: its name is that of its files.
@@ -165,10 +208,11 @@ impl<'a> Bench<'a> {
             (format!("{}/", self.workspace.root.display()), String::new()),
         ];
         // As they were typed; a relative path says nothing of this machine.
-        let named = [
+        let named: [(&Option<PathBuf>, &str); 5] = [
             (&self.options.binaries, "DIR"),
             (&self.options.out, "DIR"),
             (&self.options.cgroup, "DIR"),
+            (&self.options.slide, "SLIDE"),
             (&self.options.python, "python"),
         ];
         for (path, name) in named {
@@ -208,6 +252,23 @@ impl<'a> Bench<'a> {
         let mut command = Command::new(self.binaries.join("examples/time_network"));
         command.env("MALLOC_ARENA_MAX", "1").arg(model).arg(tile);
         command
+    }
+
+    /// Reading a slide alone: a program that answers questions.
+    fn read_slide(&self, slide: &Path) -> Command {
+        let mut command = Command::new(self.binaries.join("examples/read_slide"));
+        command.arg(slide);
+        if let Some(openslide) = &self.openslide {
+            openslide.run_with(&mut command);
+        }
+        command
+    }
+
+    /// A script of `tests/python` that needs no PyTorch.
+    fn script(&self, name: &str) -> Result<Command> {
+        let mut command = self.python("venv", "requirements.txt")?;
+        command.arg(self.workspace.root.join("tests/python").join(name));
+        Ok(command)
     }
 
     /// The number of threads as an argument.

@@ -32,7 +32,11 @@ pub(super) struct Slide {
 impl Slide {
     /// A slide of so many pixels across, five to four.
     pub(super) fn make(bench: &Bench<'_>, width: u64, tiles: Tiles) -> Result<Self> {
-        let height = width * 4 / 5;
+        Self::sized(bench, width, width * 4 / 5, tiles)
+    }
+
+    /// A slide of so many pixels.
+    pub(super) fn sized(bench: &Bench<'_>, width: u64, height: u64, tiles: Tiles) -> Result<Self> {
         let suffix = if tiles == Tiles::Distinct { "-distinct" } else { "" };
         let path = bench.work.join(format!("{width}x{height}{suffix}.svs"));
         let modified = |path: &PathBuf| path.metadata().and_then(|m| m.modified()).ok();
