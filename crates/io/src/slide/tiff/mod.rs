@@ -4,8 +4,11 @@
 //! is followed, each count against [`Limits`] before anything is allocated, and directories that refer to each other in
 //! circles are refused.
 //!
+//! Classic TIFF has a variety with 64-bit offsets, Hamamatsu's (NDPI): the offsets of directories take 8 bytes, and after
+//! the one that ends a directory follow 4 more bytes for each entry, the upper half of its offset or of its single value.
+//!
 //! Sources: TIFF Revision 6.0 (Adobe, 1992); TIFF Technical Note 1 (SubIFDs) and 2 (JPEG); the BigTIFF specification
-//! of libtiff.
+//! of libtiff; OpenSlide and tifffile for Hamamatsu's variety.
 
 pub(crate) mod cycles;
 pub(crate) mod ifd;
@@ -70,12 +73,23 @@ pub(crate) fn is_tiff(head: &[u8]) -> bool {
     magic(head).is_some()
 }
 
+/// How wide offsets and counts are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Width {
+    /// TIFF 6.0: 32 bits.
+    Classic,
+    /// BigTIFF: 64 bits.
+    Big,
+    /// Classic with an upper half that is stored apart, as the module says.
+    Halves,
+}
+
 /// What reading a number out of a TIFF takes: the bytes, their order, the width of offsets, and the limits.
 #[derive(Debug, Clone)]
 pub(crate) struct Container {
     source: Arc<dyn ByteSource>,
     order: ByteOrder,
-    big: bool,
+    width: Width,
     limits: Limits,
 }
 
@@ -95,9 +109,9 @@ impl Container {
         self.order
     }
 
-    /// True for a BigTIFF.
-    pub(crate) fn big(&self) -> bool {
-        self.big
+    /// How wide offsets are.
+    pub(crate) fn width(&self) -> Width {
+        self.width
     }
 
     /// What the file may ask for.
@@ -130,7 +144,7 @@ impl Tiff {
         let head = source.read_at(0..source.len().min(16))?;
         let corrupt = |what: &str| Error::format(source.path(), what);
         let (order, big) = magic(&head).ok_or_else(|| corrupt("is no TIFF"))?;
-        let first = match (big, head.len()) {
+        let mut first = match (big, head.len()) {
             (false, 8..) => order.unsigned(&head[4..8]),
             (true, 16..) => {
                 if order.unsigned(&head[4..6]) != 8 || order.unsigned(&head[6..8]) != 0 {
@@ -140,8 +154,13 @@ impl Tiff {
             }
             _ => return Err(corrupt("TIFF header: the file ends inside it")),
         };
+        let halves = head.get(4..12).filter(|_| !big && order == ByteOrder::Little).map(|half| order.unsigned(half));
         drop(head);
-        let file = Container { source, order, big, limits: *limits };
+        let width = if big { Width::Big } else { Width::Classic };
+        let mut file = Container { source, order, width, limits: *limits };
+        if let Some(wide) = halves.filter(|&at| has_halves(&file, at)) {
+            (first, file.width) = (wide, Width::Halves);
+        }
         let mut visited = Visited::default();
         let mut directories = Vec::new();
         let mut next = first;
@@ -212,6 +231,13 @@ const TEXTS: &[(&str, Tag)] = &[
     ("Copyright", Tag::COPYRIGHT),
     ("DocumentName", Tag::DOCUMENT_NAME),
 ];
+
+/// True if a directory of Hamamatsu's variety of TIFF lies at `offset`, which is known by a field that no such file is without.
+fn has_halves(file: &Container, offset: u64) -> bool {
+    let file = Container { width: Width::Halves, ..file.clone() };
+    // Whatever else is wrong with the directory shows when it is read for good.
+    offset != 0 && Ifd::read(&file, offset).is_ok_and(|(ifd, _)| ifd.has(Tag::NDPI_FORMAT))
+}
 
 fn visit(file: &Container, visited: &mut Visited, offset: u64) -> Result<()> {
     visited.visit(offset, file.limits.directories).map_err(|refusal| match refusal {

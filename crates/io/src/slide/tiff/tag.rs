@@ -45,7 +45,16 @@ impl Tag {
     pub(crate) const ZEISS_LSM: Self = Self(34412);
     pub(crate) const ICC_PROFILE: Self = Self(34675);
     pub(crate) const DNG_VERSION: Self = Self(50706);
+    // Hamamatsu's, as OpenSlide and tifffile name them.
     pub(crate) const NDPI_FORMAT: Self = Self(65420);
+    pub(crate) const NDPI_SOURCE_LENS: Self = Self(65421);
+    pub(crate) const NDPI_X_OFFSET: Self = Self(65422);
+    pub(crate) const NDPI_Y_OFFSET: Self = Self(65423);
+    pub(crate) const NDPI_FOCAL_PLANE: Self = Self(65424);
+    pub(crate) const NDPI_MCU_STARTS: Self = Self(65426);
+    pub(crate) const NDPI_REFERENCE: Self = Self(65427);
+    pub(crate) const NDPI_MCU_STARTS_HIGH: Self = Self(65432);
+    pub(crate) const NDPI_PROPERTY_MAP: Self = Self(65449);
 }
 
 /// How the values of a field are stored.
@@ -63,7 +72,11 @@ pub(crate) enum FieldType {
     Rational,
     /// 64-bit unsigned (BigTIFF), also `IFD8`.
     Long8,
-    /// One that no field we read may have: signed numbers and floats; the width in bytes.
+    /// 32-bit signed.
+    SignedLong,
+    /// 32-bit IEEE.
+    Float,
+    /// One that no field we read may have: other signed numbers and floats; the width in bytes.
     Other(u8),
 }
 
@@ -79,7 +92,8 @@ impl FieldType {
             16 | 18 => Self::Long8,
             6 => Self::Other(1),
             8 => Self::Other(2),
-            9 | 11 => Self::Other(4),
+            9 => Self::SignedLong,
+            11 => Self::Float,
             10 | 12 | 17 => Self::Other(8),
             _ => return None,
         })
@@ -90,7 +104,7 @@ impl FieldType {
         match self {
             Self::Byte | Self::Ascii => 1,
             Self::Short => 2,
-            Self::Long => 4,
+            Self::Long | Self::SignedLong | Self::Float => 4,
             Self::Rational | Self::Long8 => 8,
             Self::Other(bytes) => u64::from(bytes),
         }
