@@ -19,6 +19,7 @@ mod data;
 mod failing_model;
 #[cfg(feature = "models")]
 mod models;
+pub mod ndpi;
 #[cfg(feature = "models")]
 mod package;
 mod picture;

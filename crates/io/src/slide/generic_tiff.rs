@@ -165,11 +165,9 @@ fn resolution(
 fn refuse(tiff: &Tiff) -> Result<()> {
     let (file, first) = (tiff.file(), &tiff.directories()[0]);
     let text = |tag: Tag| Ok::<_, Error>(first.text(file, tag)?.unwrap_or_default());
-    let (description, software, make) = (text(Tag::IMAGE_DESCRIPTION)?, text(Tag::SOFTWARE)?, text(Tag::MAKE)?);
+    let (description, software) = (text(Tag::IMAGE_DESCRIPTION)?, text(Tag::SOFTWARE)?);
     let xmp = || text(Tag::XMP);
-    let name = if first.has(Tag::NDPI_FORMAT) || make.starts_with("Hamamatsu") {
-        "Hamamatsu NDPI"
-    } else if description.contains("leica-microsystems.com/scn/") {
+    let name = if description.contains("leica-microsystems.com/scn/") {
         "Leica SCN"
     } else if software.starts_with("Philips") || description.contains("DPUfsImport") {
         "Philips TIFF"

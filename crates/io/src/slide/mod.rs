@@ -11,11 +11,13 @@ mod codec;
 mod generic_tiff;
 mod icc;
 mod mosaic;
+mod ndpi;
 mod open;
 mod openslide;
 mod picture;
 mod pyramid;
 mod raster;
+mod reduced;
 mod tiff;
 
 use std::collections::BTreeMap;

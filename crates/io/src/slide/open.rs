@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::picture::Kind;
 use super::tiff::{self, Tiff};
-use super::{Colors, Limits, SlideReader, aperio, generic_tiff, icc, openslide, picture};
+use super::{Colors, Limits, SlideReader, aperio, generic_tiff, icc, ndpi, openslide, picture};
 use crate::bytes::{ByteAccess, ByteSource};
 use crate::{Error, Result};
 
@@ -93,11 +93,12 @@ struct TiffFormat {
 /// A new vendor is a file of its own and a line here.
 const TIFF_FORMATS: &[TiffFormat] = &[
     TiffFormat { detect: aperio::detect, open: aperio::open },
+    TiffFormat { detect: |tiff| Ok(ndpi::detect(tiff)), open: ndpi::open },
     TiffFormat { detect: |_| Ok(true), open: generic_tiff::open },
 ];
 
 /// What can be read, for messages.
-const READABLE: &str = "Aperio SVS, tiled and plain TIFF, PNG, JPEG and WebP";
+const READABLE: &str = "Aperio SVS, Hamamatsu NDPI, tiled and plain TIFF, PNG, JPEG and WebP";
 
 /// Formats that are known by their name alone and cannot be read yet.
 const FOREIGN_EXTENSIONS: &[(&str, &str)] = &[
@@ -109,7 +110,6 @@ const FOREIGN_EXTENSIONS: &[(&str, &str)] = &[
     ("lif", "Leica LIF"),
     ("mrxs", "3DHISTECH MIRAX"),
     ("nd2", "Nikon ND2"),
-    ("ndpi", "Hamamatsu NDPI"),
     ("ndpis", "Hamamatsu NDPI set"),
     ("scn", "Leica SCN"),
     ("svslide", "Sakura SVSLIDE"),

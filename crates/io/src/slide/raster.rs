@@ -1,5 +1,7 @@
 //! A picture that is stored in cells: what a level of a slide is made of, whatever the container.
 
+use std::sync::Arc;
+
 use crate::{Pixels, Result, SampleType, Size, TileCoord};
 
 /// How a raster is cut into cells, and what its pixels are.
@@ -43,5 +45,20 @@ pub(super) trait Raster: Send + Sync + std::fmt::Debug {
     /// Says that a cell will be wanted soon, so that the system can fetch its bytes meanwhile.
     fn prefetch(&self, cell: TileCoord) {
         let _ = cell;
+    }
+}
+
+/// A raster that several levels are made of.
+impl<T: Raster> Raster for Arc<T> {
+    fn shape(&self) -> &Shape {
+        (**self).shape()
+    }
+
+    fn decode(&self, cell: TileCoord) -> Result<Option<Pixels>> {
+        (**self).decode(cell)
+    }
+
+    fn prefetch(&self, cell: TileCoord) {
+        (**self).prefetch(cell);
     }
 }

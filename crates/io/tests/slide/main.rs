@@ -5,6 +5,7 @@ mod check;
 mod colors;
 mod corpus;
 mod jpeg2000;
+mod ndpi;
 mod openslide;
 mod pictures;
 mod reference;

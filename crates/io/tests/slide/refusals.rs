@@ -29,7 +29,7 @@ fn files_that_are_no_slides() {
         ("photo.svs", b"\xff\xd8\xff\xe0 and so on", "holds a JPEG picture, no TIFF"),
         ("photo.tif", b"\x89PNG\r\n\x1a\n and so on", "holds a PNG picture, no TIFF"),
         ("slide.mrxs", b"\xff\xd8\xff\xe0 and so on", "3DHISTECH MIRAX"),
-        ("slide.ndpi", b"II\x2a\0\x08\0\0\0", "Hamamatsu NDPI"),
+        ("slide.ndpis", b"[NanoZoomer Digital Pathology Image Set]", "Hamamatsu NDPI set"),
         ("dicom", &dicom, "a DICOM file"),
         ("page.svs", b"<!DOCTYPE html><html>", "a web page"),
         ("tiny.tif", b"II\x2a\0", "the file ends inside it"),

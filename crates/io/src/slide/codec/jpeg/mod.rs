@@ -7,8 +7,11 @@
 //! is wrong by 50 levels in the mean (against OpenSlide 4.0.1 on CMU-1-Small-Region.svs). libtiff and OpenSlide likewise
 //! let the photometric interpretation of the TIFF decide.
 //!
+//! Streams too large to be decoded at once are decoded by pieces, between restart markers: see [`restart`].
+//!
 //! Sources: ITU-T T.81; TIFF Technical Note 2 (`JPEGTables`); Adobe Technical Note 5116 (APP14).
 
+pub(crate) mod restart;
 #[cfg(feature = "turbojpeg")]
 mod turbo;
 #[cfg(not(feature = "turbojpeg"))]
@@ -32,6 +35,18 @@ pub(crate) enum Color {
     AsMarked,
 }
 
+impl Color {
+    /// The segment that tells decoders so: marker, length 14, "Adobe", version 100, two words of flags, and the transform
+    /// (0 none, 1 YCbCr). Empty where there is nothing to tell.
+    fn segment(self) -> &'static [u8] {
+        match self {
+            Self::Rgb => b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0",
+            Self::YCbCr => b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\x01",
+            Self::Grey | Self::AsMarked => b"",
+        }
+    }
+}
+
 /// What a stream says of itself before its first scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {
@@ -46,6 +61,7 @@ pub(crate) struct Header {
 const SOI: u8 = 0xd8;
 const EOI: u8 = 0xd9;
 const SOS: u8 = 0xda;
+const DRI: u8 = 0xdd;
 const DHP: u8 = 0xde;
 const APP0: u8 = 0xe0;
 const APP15: u8 = 0xef;
@@ -87,11 +103,7 @@ fn assemble(tables: Option<&[u8]>, data: &[u8], expected: Header, color: Color) 
             stream.extend(segment.bytes);
         }
     }
-    if let Color::Rgb | Color::YCbCr = color {
-        // Marker, length 14, "Adobe", version 100, two words of flags, and the transform: 0 none, 1 YCbCr.
-        stream.extend(*b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0");
-        stream.push(u8::from(color == Color::YCbCr));
-    }
+    stream.extend(color.segment());
     let mut framed = false;
     for segment in Segments::new(data)? {
         let segment = segment?;
