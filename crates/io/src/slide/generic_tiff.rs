@@ -167,11 +167,7 @@ fn refuse(tiff: &Tiff) -> Result<()> {
     let text = |tag: Tag| Ok::<_, Error>(first.text(file, tag)?.unwrap_or_default());
     let (description, software) = (text(Tag::IMAGE_DESCRIPTION)?, text(Tag::SOFTWARE)?);
     let xmp = || text(Tag::XMP);
-    let name = if description.contains("leica-microsystems.com/scn/") {
-        "Leica SCN"
-    } else if software.starts_with("Philips") || description.contains("DPUfsImport") {
-        "Philips TIFF"
-    } else if software.starts_with("ScanOutputManager")
+    let name = if software.starts_with("ScanOutputManager")
         || description.starts_with("Ventana")
         || xmp()?.contains("<iScan")
     {

@@ -10,15 +10,19 @@ mod check;
 mod codec;
 mod generic_tiff;
 mod icc;
+mod jpeg_picture;
+pub(crate) mod leica;
 mod mosaic;
 mod ndpi;
 mod open;
 mod openslide;
+pub(crate) mod philips;
 mod picture;
 mod pyramid;
 mod raster;
 mod reduced;
 mod tiff;
+mod xml;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -35,7 +39,7 @@ use crate::{Downsample, Error, Level, Microns, Pixels, Rect, Result, SampleType,
 pub struct LevelInfo {
     /// Pixels.
     pub size: Size,
-    /// Level-0 pixels per pixel: `level 0 size / this size`, per axis.
+    /// Level-0 pixels per pixel, per axis: as the file states it, or else `level 0 size / this size`.
     pub downsample: Downsample,
     /// The unit in which the file stores pixels: a tile, a strip, or the whole level.
     pub tile: Size,

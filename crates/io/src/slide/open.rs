@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::picture::Kind;
 use super::tiff::{self, Tiff};
-use super::{Colors, Limits, SlideReader, aperio, generic_tiff, icc, ndpi, openslide, picture};
+use super::{Colors, Limits, SlideReader, aperio, generic_tiff, icc, leica, ndpi, openslide, philips, picture};
 use crate::bytes::{ByteAccess, ByteSource};
 use crate::{Error, Result};
 
@@ -94,11 +94,13 @@ struct TiffFormat {
 const TIFF_FORMATS: &[TiffFormat] = &[
     TiffFormat { detect: aperio::detect, open: aperio::open },
     TiffFormat { detect: |tiff| Ok(ndpi::detect(tiff)), open: ndpi::open },
+    TiffFormat { detect: leica::detect, open: leica::open },
+    TiffFormat { detect: philips::detect, open: philips::open },
     TiffFormat { detect: |_| Ok(true), open: generic_tiff::open },
 ];
 
 /// What can be read, for messages.
-const READABLE: &str = "Aperio SVS, Hamamatsu NDPI, tiled and plain TIFF, PNG, JPEG and WebP";
+const READABLE: &str = "Aperio SVS, Hamamatsu NDPI, Leica SCN, Philips TIFF, tiled and plain TIFF, PNG, JPEG and WebP";
 
 /// Formats that are known by their name alone and cannot be read yet.
 const FOREIGN_EXTENSIONS: &[(&str, &str)] = &[
@@ -111,7 +113,6 @@ const FOREIGN_EXTENSIONS: &[(&str, &str)] = &[
     ("mrxs", "3DHISTECH MIRAX"),
     ("nd2", "Nikon ND2"),
     ("ndpis", "Hamamatsu NDPI set"),
-    ("scn", "Leica SCN"),
     ("svslide", "Sakura SVSLIDE"),
     ("vms", "Hamamatsu VMS"),
     ("vmu", "Hamamatsu VMU"),

@@ -12,7 +12,7 @@ use super::mosaic;
 use super::raster::{Raster, Shape};
 use super::{AssociatedImage, LevelInfo, OpenOptions, Resolution, SlideInfo, SlideReader};
 use crate::bytes::{ByteSource, Memory, content_id};
-use crate::{Error, Level, Pixels, Rect, Result, Size, TileCoord};
+use crate::{Downsample, Error, Level, Pixels, Rect, Result, Size, TileCoord};
 
 /// A raster and where it lies on its level.
 #[derive(Debug)]
@@ -55,6 +55,8 @@ pub(super) struct Parts {
     pub(super) files: Vec<Arc<dyn ByteSource>>,
     /// From the finest to the coarsest. Each has at least one part.
     pub(super) layers: Vec<Layer>,
+    /// The downsample of each level, where the file states it; empty where the sizes say it all.
+    pub(super) downsamples: Vec<f64>,
     pub(super) associated: Vec<(String, Box<dyn Raster>)>,
     pub(super) resolution: Option<Resolution>,
     pub(super) objective_power: Option<f64>,
@@ -76,6 +78,7 @@ impl Parts {
             format,
             files: vec![file],
             layers,
+            downsamples: Vec::new(),
             associated: Vec::new(),
             resolution: None,
             objective_power: None,
@@ -107,7 +110,7 @@ impl Pyramid {
     /// # Errors
     /// [`Error::Unsupported`] if levels differ in channels or sample type, or two of them in nothing.
     pub(super) fn new(parts: Parts, options: &OpenOptions) -> Result<Self> {
-        let Parts { format, files, layers, associated, icc_profile, resident_bytes, .. } = parts;
+        let Parts { format, files, layers, downsamples, associated, icc_profile, resident_bytes, .. } = parts;
         let path = files[0].path();
         let Some(first) = layers.first() else {
             return Err(Error::unsupported(path, "the file holds no picture that can be a level"));
@@ -132,7 +135,12 @@ impl Pyramid {
         let info = SlideInfo {
             levels: layers
                 .iter()
-                .map(|layer| LevelInfo { stored: layer.stored, ..LevelInfo::new(size, layer.size, layer.shape().cell) })
+                .enumerate()
+                .map(|(level, layer)| {
+                    let sizes = LevelInfo::new(size, layer.size, layer.shape().cell);
+                    let stated = downsamples.get(level).map(|&d| Downsample { x: d, y: d });
+                    LevelInfo { stored: layer.stored, downsample: stated.unwrap_or(sizes.downsample), ..sizes }
+                })
                 .collect(),
             resolution: parts.resolution,
             objective_power: parts.objective_power,
@@ -166,9 +174,8 @@ impl SlideReader for Pyramid {
         check_limit(&self.info.path, layer.shape(), rect.size(), self.decoded_bytes)?;
         let mut pixels = Pixels::filled(rect.size(), self.info.sample, &self.info.background);
         for (number, part) in layer.parts.iter().enumerate() {
-            let shape = part.raster.shape();
             let at = part.place(rect);
-            mosaic::fill(&mut pixels, at, shape.size, shape.cell, |tile| {
+            mosaic::fill(&mut pixels, at, part.visible(layer.size), part.raster.shape().cell, |tile| {
                 self.cache.get((level, number, tile), || {
                     let decoded = part.raster.decode(tile).map_err(|error| at_tile(error, level, tile))?;
                     Ok(decoded.map(Arc::new))
@@ -219,8 +226,7 @@ impl SlideReader for Pyramid {
     fn prefetch(&self, level: Level, rect: Rect) {
         let Some(layer) = self.layers.get(level.0) else { return };
         for part in &layer.parts {
-            let shape = part.raster.shape();
-            for tile in mosaic::cells(part.place(rect), shape.size, shape.cell) {
+            for tile in mosaic::cells(part.place(rect), part.visible(layer.size), part.raster.shape().cell) {
                 part.raster.prefetch(tile);
             }
         }
@@ -249,6 +255,15 @@ impl Part {
     fn place(&self, rect: Rect) -> Rect {
         // Parts lie within a level whose sides are far below what would overflow.
         Rect { x: rect.x.saturating_sub(self.x as i64), y: rect.y.saturating_sub(self.y as i64), ..rect }
+    }
+
+    /// How much of the raster lies on a level of this size: a raster may be padded.
+    fn visible(&self, level: Size) -> Size {
+        let size = self.raster.shape().size;
+        Size::new(
+            size.width.min(level.width.saturating_sub(self.x)),
+            size.height.min(level.height.saturating_sub(self.y)),
+        )
     }
 }
 

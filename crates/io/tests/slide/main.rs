@@ -12,6 +12,7 @@ mod reference;
 mod refusals;
 mod robustness;
 mod synthetic;
+mod vendors;
 
 use std::path::Path;
 

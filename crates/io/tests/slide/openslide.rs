@@ -36,6 +36,11 @@ pub(crate) struct Difference {
 /// OpenSlide's description, and its pixels (RGBA) of regions whose corners are whole pixels of level 0 at OpenSlide's downsamples.
 /// `None` after saying that the test is skipped, where no interpreter with OpenSlide is named.
 pub(crate) fn ask(slide: &Path, regions: &[Region]) -> Option<(Description, Vec<Vec<u8>>)> {
+    ask_and_keep(slide, regions, None)
+}
+
+/// As [`ask`]; writes the pixels of the pictures that travel along, in the order of their names, to `pictures`.
+fn ask_and_keep(slide: &Path, regions: &[Region], pictures: Option<&Path>) -> Option<(Description, Vec<Vec<u8>>)> {
     let Some(python) = std::env::var_os("MICROTOME_PYTHON") else {
         microtome_testkit::skip("MICROTOME_PYTHON names no interpreter with openslide; `cargo xtask test` makes one");
         return None;
@@ -45,7 +50,9 @@ pub(crate) fn ask(slide: &Path, regions: &[Region]) -> Option<(Description, Vec<
     let run = |regions: serde_json::Value| -> Description {
         std::fs::write(&request, regions.to_string()).unwrap();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/python/openslide_regions.py");
-        let output = Command::new(&python).arg(script).arg(slide).arg(&request).arg(&result).output().unwrap();
+        let mut command = Command::new(&python);
+        command.arg(script).arg(slide).arg(&request).arg(&result).args(pictures);
+        let output = command.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
     };
@@ -67,7 +74,23 @@ pub(crate) fn ask(slide: &Path, regions: &[Region]) -> Option<(Description, Vec<
     Some((description, pixels))
 }
 
-/// Reads the same regions with both, level by level. Where OpenSlide sees nothing (alpha 0) ours must have the background.
+/// The pictures that travel along with a slide, as OpenSlide decodes them: width, height, and pixels (RGBA), by name.
+pub(crate) fn pictures(slide: &Path) -> Option<BTreeMap<String, (u64, u64, Vec<u8>)>> {
+    let folder = tempfile::tempdir().unwrap();
+    let result = folder.path().join("pictures");
+    let (description, _) = ask_and_keep(slide, &[], Some(&result))?;
+    let bytes = std::fs::read(&result).unwrap();
+    let mut rest = &bytes[..];
+    let pictures = description.associated.into_iter().map(|(name, (width, height))| {
+        let (mine, others) = rest.split_at((width * height * 4) as usize);
+        rest = others;
+        (name, (width, height, mine.to_vec()))
+    });
+    Some(pictures.collect())
+}
+
+/// Reads the same regions with both, level by level. Where OpenSlide sees nothing (alpha 0) ours must have the background, and
+/// outside of the level, too: there OpenSlide shows what pads the last tiles, if anything does.
 /// Samples of one channel are compared with OpenSlide's red.
 pub(crate) fn compare(slide: &dyn SlideReader, regions: &[Region]) -> Option<(Description, Difference)> {
     let (description, theirs) = ask(&slide.info().path, regions)?;
@@ -76,8 +99,11 @@ pub(crate) fn compare(slide: &dyn SlideReader, regions: &[Region]) -> Option<(De
     let channels = slide.info().channels;
     for ((level, rect), theirs) in regions.iter().zip(&theirs) {
         let ours = slide.read_region(*level, *rect).unwrap_or_else(|error| panic!("{error}"));
-        for (theirs, ours) in theirs.chunks_exact(4).zip(ours.as_u8().unwrap().chunks_exact(channels)) {
-            if theirs[3] == 0 {
+        let bounds = slide.info().levels[level.0].size.rect();
+        let places = (rect.y..rect.bottom()).flat_map(|y| (rect.x..rect.right()).map(move |x| (x, y)));
+        let pixels = theirs.chunks_exact(4).zip(ours.as_u8().unwrap().chunks_exact(channels));
+        for ((x, y), (theirs, ours)) in places.zip(pixels) {
+            if theirs[3] == 0 || !bounds.contains(Rect::new(x, y, 1, 1)) {
                 assert!(
                     ours.iter().zip(&slide.info().background).all(|(&o, &b)| u16::from(o) == b),
                     "level {level}, {rect}"

@@ -247,15 +247,9 @@ fn what_cannot_be_read_is_refused_by_name() {
     predictor.compression = Compression::Deflate;
     predictor.fields = vec![(317, vec![3])];
     assert!(refused(&predictor).to_string().contains("predictor 3"));
-    for (description, words) in [
-        ("<scn xmlns=\"http://www.leica-microsystems.com/scn/2010/10/01\">", "Leica SCN"),
-        ("<DataObject ObjectType=\"DPUfsImport\">", "Philips TIFF"),
-        ("ImageJ=1.53\nimages=7\n", "stack"),
-    ] {
-        let mut written = slide(8);
-        written.description = Some(description.into());
-        assert!(refused(&written).to_string().contains(words));
-    }
+    let mut stack = slide(8);
+    stack.description = Some("ImageJ=1.53\nimages=7\n".into());
+    assert!(refused(&stack).to_string().contains("stack"));
 }
 
 #[test]

@@ -194,9 +194,17 @@ impl Tiff {
     /// # Errors
     /// As [`Tiff::parse`].
     pub(crate) fn text_properties(&self) -> Result<BTreeMap<String, String>> {
+        self.text_properties_of(&self.directories[0])
+    }
+
+    /// The text fields of a directory, under the names that OpenSlide gives them.
+    ///
+    /// # Errors
+    /// As [`Tiff::parse`].
+    pub(crate) fn text_properties_of(&self, ifd: &Ifd) -> Result<BTreeMap<String, String>> {
         let mut properties = BTreeMap::new();
         for (name, tag) in TEXTS {
-            if let Some(text) = self.directories[0].text(&self.file, *tag)?.filter(|text| !text.is_empty()) {
+            if let Some(text) = ifd.text(&self.file, *tag)?.filter(|text| !text.is_empty()) {
                 properties.insert(format!("tiff.{name}"), text);
             }
         }
