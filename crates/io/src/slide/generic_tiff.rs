@@ -7,7 +7,6 @@
 //! because one page of it would pass for the whole.
 //!
 //! Files of vendors that are TIFF on the outside and need a reader of their own are refused by name, in [`refuse`].
-//! An OME-TIFF is read if it is nothing more than a pyramid of one RGB picture.
 //!
 //! The resolution is that of `XResolution`, `YResolution` and `ResolutionUnit`, if the unit is a length and the result
 //! lies within 0.05 to 10 µm per pixel: many programs write 72 dots per inch, meaning nothing. What is
@@ -17,7 +16,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::pyramid::{Layer, Parts, Pyramid, explains};
-use super::tiff::page::Color;
 use super::tiff::{Container, Ifd, Page, Tag, Tiff};
 use super::{OpenOptions, Resolution, ResolutionSource, SlideReader};
 use crate::{Error, Microns, Result, Size};
@@ -35,13 +33,6 @@ pub(super) fn open(tiff: Tiff, options: &OpenOptions) -> Result<Box<dyn SlideRea
     let first = &tiff.directories()[0];
     refuse(&tiff)?;
     let full = Page::read(file, first)?;
-    let ome = is_ome(&tiff)?;
-    if ome && full.color != Color::Rgb && full.color != Color::YCbCr {
-        return Err(Error::unsupported(
-            file.path(),
-            "an OME-TIFF of channels cannot be read yet; one that is a pyramid of one RGB picture can",
-        ));
-    }
 
     let mut properties = tiff.text_properties()?;
     let mut levels = vec![full.clone()];
@@ -117,14 +108,8 @@ fn size(file: &Container, ifd: &Ifd) -> Result<Option<Size>> {
     Ok(width.zip(height).map(|(width, height)| Size::new(width, height)).filter(|size| !size.is_empty()))
 }
 
-/// True if the description of the first page is OME-XML.
-fn is_ome(tiff: &Tiff) -> Result<bool> {
-    let description = tiff.directories()[0].text(tiff.file(), Tag::IMAGE_DESCRIPTION)?;
-    Ok(description.is_some_and(|text| text.contains("openmicroscopy.org/Schemas/")))
-}
-
 /// The physical size of a pixel by the resolution tags, or why they are disregarded.
-fn resolution(
+pub(super) fn resolution(
     file: &Container,
     ifd: &Ifd,
     properties: &mut BTreeMap<String, String>,
@@ -174,8 +159,6 @@ fn refuse(tiff: &Tiff) -> Result<()> {
         "Ventana BIF"
     } else if software.starts_with("MedScan") {
         "Trestle TIFF"
-    } else if description.contains("PerkinElmer-QPI") {
-        "PerkinElmer QPTIFF"
     } else if first.has(Tag::ZEISS_LSM) {
         "Zeiss LSM"
     } else if first.has(Tag::METAMORPH_STACK) {
@@ -189,17 +172,11 @@ fn refuse(tiff: &Tiff) -> Result<()> {
 }
 
 /// Refuses stacks that their description admits to: ImageJ keeps further planes behind the first page without pages of
-/// their own, and an OME-TIFF may keep them in other files.
+/// their own.
 fn refuse_stack(file: &Container, description: &str) -> Result<()> {
-    let planes = if description.starts_with("ImageJ=") {
-        description.lines().find_map(|line| line.strip_prefix("images=")).is_some_and(|n| n.trim() != "1")
-    } else if description.contains("openmicroscopy.org/Schemas/") {
-        ["SizeZ", "SizeT"].iter().any(|name| {
-            description.split(&format!("{name}=\"")).skip(1).any(|rest| rest.split('"').next() != Some("1"))
-        })
-    } else {
-        false
-    };
+    let mut lines = description.lines();
+    let planes = lines.next().is_some_and(|line| line.starts_with("ImageJ="))
+        && lines.find_map(|line| line.strip_prefix("images=")).is_some_and(|n| n.trim() != "1");
     if planes {
         return Err(Error::unsupported(
             file.path(),
@@ -221,12 +198,6 @@ mod tests {
         let refused = |text: &str| refuse_stack(tiff.file(), text).is_err();
         assert!(refused("ImageJ=1.52s\nimages=3\nchannels=3"));
         assert!(!refused("ImageJ=1.52s\n"));
-        let ome = |z: u32| {
-            format!(
-                "<OME xmlns=\"http://www.openmicroscopy.org/Schemas/OME/2016-06\"><Pixels SizeT=\"1\" SizeZ=\"{z}\"/>"
-            )
-        };
-        assert!(refused(&ome(5)) && !refused(&ome(1)));
     }
 
     /// The smallest thing that parses: one directory of one entry.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::picture::Kind;
 use super::tiff::{self, Tiff};
-use super::{Colors, Limits, SlideReader, aperio, generic_tiff, icc, leica, ndpi, openslide, philips, picture};
+use super::{Colors, Limits, SlideReader, aperio, generic_tiff, icc, leica, ndpi, ome_tiff, openslide, philips, picture, qptiff};
 use crate::bytes::{ByteAccess, ByteSource};
 use crate::{Error, Result};
 
@@ -96,11 +96,14 @@ const TIFF_FORMATS: &[TiffFormat] = &[
     TiffFormat { detect: |tiff| Ok(ndpi::detect(tiff)), open: ndpi::open },
     TiffFormat { detect: leica::detect, open: leica::open },
     TiffFormat { detect: philips::detect, open: philips::open },
+    TiffFormat { detect: ome_tiff::detect, open: ome_tiff::open },
+    TiffFormat { detect: qptiff::detect, open: qptiff::open },
     TiffFormat { detect: |_| Ok(true), open: generic_tiff::open },
 ];
 
 /// What can be read, for messages.
-const READABLE: &str = "Aperio SVS, Hamamatsu NDPI, Leica SCN, Philips TIFF, tiled and plain TIFF, PNG, JPEG and WebP";
+const READABLE: &str =
+    "Aperio SVS, Hamamatsu NDPI, Leica SCN, Philips TIFF, OME-TIFF, PerkinElmer QPTIFF, tiled and plain TIFF, PNG, JPEG and WebP";
 
 /// Formats that are known by their name alone and cannot be read yet.
 const FOREIGN_EXTENSIONS: &[(&str, &str)] = &[
@@ -132,6 +135,8 @@ const FOREIGN_CONTENT: &[(usize, &[u8], &str)] = &[
     (0, b"PK\x03\x04", "a ZIP archive"),
     (0, b"\x1f\x8b", "a gzip archive"),
     (0, b"%PDF", "a PDF document"),
+    (0, b"<?xml", "an XML document (that of an OME-TIFF, perhaps: open one of the TIFF files beside it)"),
+    (0, b"<OME", "OME-XML (open one of the TIFF files beside it)"),
     (0, b"GIF8", "a GIF picture"),
     (0, b"BM", "a BMP picture"),
     (0, b"version https://git-lfs", "a Git LFS pointer, which stands for a file that was not fetched"),

@@ -6,6 +6,7 @@ mod colors;
 mod corpus;
 mod jpeg2000;
 mod ndpi;
+mod ome;
 mod openslide;
 mod pictures;
 mod reference;
