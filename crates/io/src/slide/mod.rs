@@ -8,6 +8,7 @@ mod aperio;
 mod cache;
 mod check;
 mod codec;
+mod dicom;
 mod generic_tiff;
 mod icc;
 mod jpeg_picture;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::picture::Kind;
 use super::tiff::{self, Tiff};
-use super::{Colors, Limits, SlideReader, aperio, generic_tiff, icc, leica, ndpi, ome_tiff, openslide, philips, picture, qptiff};
+use super::{Colors, Limits, SlideReader, aperio, dicom, generic_tiff, icc, leica, ndpi, ome_tiff, openslide, philips, picture, qptiff};
 use crate::bytes::{ByteAccess, ByteSource};
 use crate::{Error, Result};
 
@@ -102,15 +102,14 @@ const TIFF_FORMATS: &[TiffFormat] = &[
 ];
 
 /// What can be read, for messages.
-const READABLE: &str =
-    "Aperio SVS, Hamamatsu NDPI, Leica SCN, Philips TIFF, OME-TIFF, PerkinElmer QPTIFF, tiled and plain TIFF, PNG, JPEG and WebP";
+const READABLE: &str = "Aperio SVS, Hamamatsu NDPI, Leica SCN, Philips TIFF, OME-TIFF, PerkinElmer QPTIFF, DICOM, \
+                        tiled and plain TIFF, PNG, JPEG and WebP";
 
 /// Formats that are known by their name alone and cannot be read yet.
 const FOREIGN_EXTENSIONS: &[(&str, &str)] = &[
     ("afi", "Aperio fluorescence (AFI)"),
     ("bif", "Ventana BIF"),
     ("czi", "Zeiss CZI"),
-    ("dcm", "DICOM"),
     ("isyntax", "Philips iSyntax"),
     ("lif", "Leica LIF"),
     ("mrxs", "3DHISTECH MIRAX"),
@@ -125,7 +124,6 @@ const FOREIGN_EXTENSIONS: &[(&str, &str)] = &[
 
 /// Formats that are known by their first bytes (at an offset) and cannot be read, or not yet.
 const FOREIGN_CONTENT: &[(usize, &[u8], &str)] = &[
-    (128, b"DICM", "a DICOM file"),
     (0, b"ZISRAWFILE", "a Zeiss CZI file"),
     (0, b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 picture"),
     (0, b"\xff\x4f\xff\x51", "a JPEG 2000 stream"),
@@ -150,7 +148,7 @@ const FOREIGN_CONTENT: &[(usize, &[u8], &str)] = &[
 /// and cannot be read yet are refused by name, and so is a plain picture under the name of a slide.
 ///
 /// # Errors
-/// [`Error::Io`] for a file that does not exist or cannot be read, [`Error::Usage`] for a folder, [`Error::Format`] for
+/// [`Error::Io`] for a file that does not exist or cannot be read, [`Error::Usage`] for a folder that is no slide, [`Error::Format`] for
 /// an empty or damaged file, [`Error::Unsupported`] for a format, or a variety of one, that cannot be read,
 /// [`Error::Limits`] for a file that asks for more than [`OpenOptions::limits`] allows.
 pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
@@ -158,7 +156,7 @@ pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Box<dyn Sli
 }
 
 /// Opens a slide whose bytes come from elsewhere; [`ByteSource::path`] is what the slide is called.
-/// OpenSlide reads nothing but files, and so is not asked.
+/// Files beside it are not looked for, even where a slide is made of several. OpenSlide reads nothing but files, and so is not asked.
 ///
 /// # Errors
 /// As [`open`], and [`Error::Usage`] if OpenSlide must read it.
@@ -180,6 +178,9 @@ fn open_stored(path: &Path, options: &OpenOptions) -> Result<Box<dyn SlideReader
     let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if metadata.is_dir() {
         let store = ["zarr.json", ".zattrs", ".zgroup"].iter().any(|name| path.join(name).exists());
+        if !store && let Some(slide) = dicom::open_folder(path, options)? {
+            return Ok(slide);
+        }
         let what = if store { "is an OME-Zarr store, not a slide file" } else { "is a folder, not a slide file" };
         return Err(Error::usage(path, what));
     }
@@ -187,7 +188,10 @@ fn open_stored(path: &Path, options: &OpenOptions) -> Result<Box<dyn SlideReader
         // Opening a pipe would wait for a writer.
         return Err(Error::usage(path, "is neither a file nor a folder"));
     }
-    let native = || open_native(options.access.open(path)?, options);
+    let native = || {
+        let source = options.access.open(path)?;
+        if dicom::detect(&*source)? { dicom::open_series(source, options) } else { open_native(source, options) }
+    };
     match options.backend {
         Backend::Native => native(),
         Backend::OpenSlide => openslide::open(path, options),
@@ -202,6 +206,9 @@ fn open_native(source: Arc<dyn ByteSource>, options: &OpenOptions) -> Result<Box
     let path = source.path().to_owned();
     if source.is_empty() {
         return Err(Error::format(&path, "is empty"));
+    }
+    if dicom::detect(&*source)? {
+        return dicom::open_alone(source, options);
     }
     let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     if let Some((_, name)) = FOREIGN_EXTENSIONS.iter().find(|(known, _)| *known == extension) {

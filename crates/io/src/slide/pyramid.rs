@@ -240,12 +240,13 @@ impl SlideReader for Pyramid {
         self.cache.resize(usize::try_from(bytes).unwrap_or(usize::MAX));
     }
 
-    /// Of several files, the identity of the list of theirs.
+    /// Of several files, the identity of the list of theirs, whichever of them the slide was opened by.
     fn content_id(&self) -> Result<String> {
         if let [file] = &self.files[..] {
             return content_id(&**file);
         }
-        let ids = self.files.iter().map(|file| content_id(&**file)).collect::<Result<Vec<_>>>()?;
+        let mut ids = self.files.iter().map(|file| content_id(&**file)).collect::<Result<Vec<_>>>()?;
+        ids.sort_unstable();
         content_id(&Memory::new(&self.info.path, ids.join("\n").into_bytes()))
     }
 }

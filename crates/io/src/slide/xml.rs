@@ -228,11 +228,11 @@ mod tests {
     fn utf_16_says_so() {
         let wide = |read: fn(u16) -> [u8; 2], mark: [u8; 2]| {
             let bytes: Vec<u8> = "<a>µ</a>\0".encode_utf16().flat_map(read).collect();
-            text(&[&mark[..], &bytes].concat())
+            decode(&[&mark[..], &bytes].concat())
         };
         assert_eq!(wide(u16::to_le_bytes, [0xff, 0xfe]), "<a>µ</a>");
         assert_eq!(wide(u16::to_be_bytes, [0xfe, 0xff]), "<a>µ</a>");
-        assert_eq!(text("<a>µ</a>\0rest".as_bytes()), "<a>µ</a>");
+        assert_eq!(decode("<a>µ</a>\0rest".as_bytes()), "<a>µ</a>");
         assert_eq!(decode(b"\xff"), "\u{fffd}");
     }
 }

@@ -4,6 +4,7 @@ mod backends;
 mod check;
 mod colors;
 mod corpus;
+mod dicom;
 mod jpeg2000;
 mod ndpi;
 mod ome;

@@ -31,6 +31,8 @@ fn files_that_are_no_slides() {
         ("slide.mrxs", b"\xff\xd8\xff\xe0 and so on", "3DHISTECH MIRAX"),
         ("slide.ndpis", b"[NanoZoomer Digital Pathology Image Set]", "Hamamatsu NDPI set"),
         ("dicom", &dicom, "a DICOM file"),
+        ("slide.ndpi", b"II\x2a\0\x08\0\0\0", "Hamamatsu NDPI"),
+        ("dicom", &dicom, "DICOM: the file does not say of what kind it is"),
         ("page.svs", b"<!DOCTYPE html><html>", "a web page"),
         ("tiny.tif", b"II\x2a\0", "the file ends inside it"),
         ("unfinished.tif", b"II\x2a\0\0\0\0\0", "without a directory"),

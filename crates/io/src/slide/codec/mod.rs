@@ -5,6 +5,7 @@
 //! words; the caller knows file, level and tile and says them.
 
 pub(super) mod deflate;
+pub(super) mod dicom_rle;
 pub(super) mod jpeg;
 pub(super) mod jpeg2000;
 pub(super) mod lzw;
