@@ -259,8 +259,8 @@ impl Description {
         if !text.contains(ROOT) {
             return Ok(Self::default());
         }
-        let document = xml::tree(&text)
-            .map_err(|what| Error::format(file.path(), format!("the XML of page {number}: {what}")))?;
+        let document =
+            xml::tree(&text).map_err(|what| Error::format(file.path(), format!("the XML of page {number}: {what}")))?;
         let root = document.root_element();
         if root.tag_name().name() != ROOT {
             return Ok(Self::default());

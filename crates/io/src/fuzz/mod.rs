@@ -1,0 +1,102 @@
+//! What the fuzz targets run, so that the tests run the same on bytes of their own. Not part of the interface.
+
+mod described;
+mod descriptions;
+mod dicom;
+
+use std::sync::Arc;
+
+use crate::bytes::Memory;
+use crate::slide::{Limits, OpenOptions, open_bytes};
+use crate::{Level, Rect};
+
+pub use described::open_described;
+pub use descriptions::read_descriptions;
+pub use dicom::dicom;
+
+/// Opens arbitrary bytes as a slide and reads some of it. Must return, whatever the bytes are.
+pub fn open_and_read(bytes: &[u8]) {
+    let limits = Limits { directories: 64, directory_entries: 256, table_bytes: 1 << 20, decoded_bytes: 1 << 22 };
+    let options = OpenOptions::default().limits(limits).cache_bytes(1 << 16);
+    let Ok(slide) = open_bytes(Arc::new(Memory::new("fuzz", bytes.to_vec())), &options) else { return };
+    for level in 0..slide.info().levels.len() {
+        for (x, y) in [(0, 0), (-10, 40), (i64::MAX - 5, i64::MIN + 5)] {
+            // An error is as good as pixels.
+            let _ = slide.read_region(Level(level), Rect::new(x, y, 70, 50));
+        }
+    }
+    for associated in &slide.info().associated {
+        let _ = slide.read_associated(&associated.name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::open_and_read;
+
+    /// A TIFF with one page whose every entry is drawn by chance, most of them near to what makes sense.
+    fn page(big_endian: bool, entries: &[(u16, u16, u32, u32)], tail: &[u8]) -> Vec<u8> {
+        let short = |v: u16| if big_endian { v.to_be_bytes() } else { v.to_le_bytes() };
+        let long = |v: u32| if big_endian { v.to_be_bytes() } else { v.to_le_bytes() };
+        let mut bytes = if big_endian { b"MM\0\x2a".to_vec() } else { b"II\x2a\0".to_vec() };
+        bytes.extend(long(8));
+        bytes.extend(short(entries.len() as u16));
+        for &(tag, kind, count, value) in entries {
+            bytes.extend(short(tag));
+            bytes.extend(short(kind));
+            bytes.extend(long(count));
+            bytes.extend(long(value));
+        }
+        bytes.extend([0; 4]);
+        bytes.extend(tail);
+        bytes
+    }
+
+    fn entry() -> impl Strategy<Value = (u16, u16, u32, u32)> {
+        let tag = prop_oneof![
+            4 => prop::sample::select(vec![
+                254_u16, 256, 257, 258, 259, 262, 270, 273, 277, 278, 279, 284, 317, 322, 323, 324, 325, 330, 338, 339, 347,
+            ]),
+            1 => any::<u16>(),
+        ];
+        let kind = prop_oneof![8 => prop::sample::select(vec![1_u16, 2, 3, 4, 5]), 1 => any::<u16>()];
+        let count = prop_oneof![8 => 0..5_u32, 1 => any::<u32>()];
+        let value = prop_oneof![8 => 0..300_u32, 1 => any::<u32>()];
+        (tag, kind, count, value)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+
+        #[test]
+        fn pages_of_chance(
+            big_endian: bool,
+            extra in prop::collection::vec(entry(), 0..8),
+            width in 1..200_u32,
+            height in 1..200_u32,
+            compression in prop::sample::select(vec![1_u32, 5, 7, 8, 32773]),
+            tail in prop::collection::vec(any::<u8>(), 0..400),
+        ) {
+            // What a page needs comes last: of a tag that appears twice, the first one counts.
+            let mut entries = extra;
+            entries.extend([
+                (256, 4, 1, width), (257, 4, 1, height), (258, 4, 1, 8), (259, 4, 1, compression), (262, 4, 1, 1),
+                (273, 4, 1, 250), (278, 4, 1, height), (279, 4, 1, 100),
+            ]);
+            open_and_read(&page(big_endian, &entries, &tail));
+        }
+
+        #[test]
+        fn bytes_of_chance(
+            head in prop::sample::select(vec![
+                &b"II\x2a\0\x08\0\0\0"[..], b"MM\0\x2a\0\0\0\x08", b"II\x2b\0\x08\0\0\0\x10\0\0\0\0\0\0\0",
+                b"\xff\xd8\xff\xdb", b"\x89PNG\r\n\x1a\n", b"RIFF\x20\0\0\0WEBP", b"",
+            ]),
+            tail in prop::collection::vec(any::<u8>(), 0..300),
+        ) {
+            open_and_read(&[head, &tail].concat());
+        }
+    }
+}
