@@ -87,8 +87,10 @@ def read(path, sizes, prefix):
     with tifffile.TiffFile(path) as tif:
         first = tif.pages[0]
         lossy = None
-        if name(first.compression) == "JPEG":
-            lossy = "subsampled" if subsampled(first) else "full"
+        if name(first.compression) == "JPEG" and name(first.photometric) == "YCBCR":
+            lossy = "subsampled" if subsampled(first) else "chroma"
+        elif name(first.compression) == "JPEG":
+            lossy = "full"
         elif name(first.compression) in ("WEBP", "JPEG2000", "APERIO_JP2000_RGB", "APERIO_JP2000_YCBC"):
             lossy = "full"
         levels = []

@@ -30,6 +30,22 @@ pub fn open_and_read(bytes: &[u8]) {
     }
 }
 
+/// Decodes arbitrary bytes as a JPEG 2000 stream, of the size and depth that it claims. Must return, whatever the bytes are.
+pub fn decode_jpeg2000(bytes: &[u8]) {
+    use crate::slide::jpeg2000::{Color, Expected, decode, read_header};
+    let Ok(header) = read_header(bytes) else { return };
+    let (width, height) = (u64::from(header.width), u64::from(header.height));
+    if width * height > 1 << 18 {
+        return;
+    }
+    let sample = if header.bits > 8 { crate::SampleType::U16 } else { crate::SampleType::U8 };
+    let components = usize::from(header.components);
+    for color in [Color::AsStored, Color::YCbCr] {
+        // An error is as good as samples.
+        let _ = decode(bytes, Expected { width, height, components, sample }, color);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -67,6 +83,36 @@ mod tests {
         (tag, kind, count, value)
     }
 
+    /// Small streams of all kinds of colours; none where the data is absent.
+    fn streams() -> Vec<Vec<u8>> {
+        let Some(folder) = microtome_testkit::data("codec/wsi-rs/jp2k") else { return Vec::new() };
+        ["rgb_mct", "rgb_nomct", "ycbcr_444", "ycbcr_422", "ycbcr_420"]
+            .map(|name| std::fs::read(folder.join(name).with_extension("j2k")).unwrap())
+            .to_vec()
+    }
+
+    #[test]
+    fn jpeg_2000_streams_with_bytes_of_chance() {
+        let streams = streams();
+        if streams.is_empty() {
+            return;
+        }
+        let changes = prop::collection::vec((0..400_usize, any::<u8>()), 1..6);
+        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(3000));
+        runner
+            .run(&(prop::sample::select(streams), changes), |(mut stream, changes)| {
+                for (at, byte) in changes {
+                    let at = at % stream.len();
+                    stream[at] = byte;
+                }
+                let start = std::time::Instant::now();
+                super::decode_jpeg2000(&stream);
+                prop_assert!(start.elapsed() < std::time::Duration::from_secs(2));
+                Ok(())
+            })
+            .unwrap();
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4000))]
 
@@ -76,7 +122,7 @@ mod tests {
             extra in prop::collection::vec(entry(), 0..8),
             width in 1..200_u32,
             height in 1..200_u32,
-            compression in prop::sample::select(vec![1_u32, 5, 7, 8, 32773]),
+            compression in prop::sample::select(vec![1_u32, 5, 7, 8, 32773, 33003, 34712, 50000, 50001]),
             tail in prop::collection::vec(any::<u8>(), 0..400),
         ) {
             // What a page needs comes last: of a tag that appears twice, the first one counts.

@@ -28,19 +28,36 @@ pub(super) fn fill<F>(to: &mut Pixels, at: Rect, bounds: Size, cell: Size, fetch
 where
     F: Fn(TileCoord) -> Result<Option<Arc<Pixels>>> + Sync,
 {
+    lay(to, at, bounds, cell, None, fetch)
+}
+
+/// As [`fill`], but cells for which `fetch` returns `None` get the colour `background`: so `to` need not have it before,
+/// which saves writing every pixel of a rectangle twice.
+pub(super) fn cover<F>(to: &mut Pixels, at: Rect, bounds: Size, cell: Size, background: &[u16], fetch: F) -> Result<()>
+where
+    F: Fn(TileCoord) -> Result<Option<Arc<Pixels>>> + Sync,
+{
+    lay(to, at, bounds, cell, Some(background), fetch)
+}
+
+fn lay<F>(to: &mut Pixels, at: Rect, bounds: Size, cell: Size, background: Option<&[u16]>, fetch: F) -> Result<()>
+where
+    F: Fn(TileCoord) -> Result<Option<Arc<Pixels>>> + Sync,
+{
     let Some(area) = at.intersect(bounds.rect()) else { return Ok(()) };
     let channels = to.channels();
     match to.samples_mut() {
         Samples::U8(samples) => {
             let pieces = cut(samples, at, area, cell, channels);
-            paste(pieces, cell, channels, &fetch, |pixels| match pixels.samples() {
+            let background: Option<Vec<u8>> = background.map(|colour| colour.iter().map(|&v| v as u8).collect());
+            paste(pieces, cell, channels, background.as_deref(), &fetch, |pixels| match pixels.samples() {
                 Samples::U8(samples) => samples,
                 Samples::U16(_) => unreachable!("all cells of a level have one sample type"),
             })
         }
         Samples::U16(samples) => {
             let pieces = cut(samples, at, area, cell, channels);
-            paste(pieces, cell, channels, &fetch, |pixels| match pixels.samples() {
+            paste(pieces, cell, channels, background, &fetch, |pixels| match pixels.samples() {
                 Samples::U16(samples) => samples,
                 Samples::U8(_) => unreachable!("all cells of a level have one sample type"),
             })
@@ -88,15 +105,22 @@ fn cut<'a, T>(samples: &'a mut [T], at: Rect, area: Rect, cell: Size, channels: 
     pieces
 }
 
-fn paste<T: Copy + Send>(
+fn paste<T: Copy + Send + Sync>(
     mut pieces: Vec<Piece<'_, T>>,
     cell: Size,
     channels: usize,
+    background: Option<&[T]>,
     fetch: &(impl Fn(TileCoord) -> Result<Option<Arc<Pixels>>> + Sync),
     samples: impl Fn(&Pixels) -> &[T] + Sync,
 ) -> Result<()> {
     let fill_piece = |piece: &mut Piece<'_, T>| -> Result<()> {
-        let Some(pixels) = fetch(piece.tile)? else { return Ok(()) };
+        let Some(pixels) = fetch(piece.tile)? else {
+            let pixels = piece.rows.iter_mut().flat_map(|row| row.chunks_exact_mut(channels));
+            if let Some(background) = background {
+                pixels.for_each(|pixel| pixel.copy_from_slice(background));
+            }
+            return Ok(());
+        };
         let stride = pixels.size().width as usize * channels;
         let offset = (piece.x - piece.tile.column * cell.width) as usize * channels;
         let first = (piece.y - piece.tile.row * cell.height) as usize;
@@ -141,6 +165,18 @@ mod tests {
                 assert_eq!(pixels.as_u8().unwrap(), expected, "{at}");
             }
         }
+    }
+
+    #[test]
+    fn cells_that_are_left_out_are_covered() {
+        let (level, cell) = (Size::new(9, 7), Size::new(4, 3));
+        let at = Rect::new(1, 1, 7, 5);
+        let mut pixels = Pixels::zeroed(at.size(), SampleType::U8, 1);
+        let fetch = |tile: TileCoord| Ok((tile.column != 1).then(|| Arc::new(cell_pixels(tile, cell))));
+        cover(&mut pixels, at, level, cell, &[200], fetch).unwrap();
+        let expected: Vec<u8> =
+            (1..6).flat_map(|y| (1..8).map(move |x| if x >= 4 { 200 } else { 10 * y + x })).collect();
+        assert_eq!(pixels.as_u8().unwrap(), expected);
     }
 
     #[test]

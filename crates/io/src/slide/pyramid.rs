@@ -172,15 +172,28 @@ impl SlideReader for Pyramid {
         self.info.level(level)?;
         let layer = &self.layers[level.0];
         check_limit(&self.info.path, layer.shape(), rect.size(), self.decoded_bytes)?;
-        let mut pixels = Pixels::filled(rect.size(), self.info.sample, &self.info.background);
+        // Most rectangles lie within the first part, which then writes every pixel: the background need not lie below it.
+        let covered =
+            layer.parts.first().is_some_and(|part| part.visible(layer.size).rect().contains(part.place(rect)));
+        let mut pixels = if covered {
+            Pixels::zeroed(rect.size(), self.info.sample, self.info.channels)
+        } else {
+            Pixels::filled(rect.size(), self.info.sample, &self.info.background)
+        };
         for (number, part) in layer.parts.iter().enumerate() {
             let at = part.place(rect);
-            mosaic::fill(&mut pixels, at, part.visible(layer.size), part.raster.shape().cell, |tile| {
+            let (size, cell) = (part.visible(layer.size), part.raster.shape().cell);
+            let fetch = |tile| {
                 self.cache.get((level, number, tile), || {
                     let decoded = part.raster.decode(tile).map_err(|error| at_tile(error, level, tile))?;
                     Ok(decoded.map(Arc::new))
                 })
-            })?;
+            };
+            if covered && number == 0 {
+                mosaic::cover(&mut pixels, at, size, cell, &self.info.background, fetch)?;
+            } else {
+                mosaic::fill(&mut pixels, at, size, cell, fetch)?;
+            }
         }
         Ok(pixels)
     }

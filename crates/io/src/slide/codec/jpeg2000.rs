@@ -60,7 +60,6 @@ pub(crate) struct Expected {
 }
 
 /// Reads what a stream, bare or in a JP2 file, says of its picture.
-#[cfg_attr(not(test), allow(dead_code, reason = "for containers that do not say it themselves"))]
 pub(crate) fn read_header(data: &[u8]) -> Result<Header, String> {
     Ok(Stream::parse(codestream(data)?)?.header)
 }

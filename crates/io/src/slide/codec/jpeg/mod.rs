@@ -58,6 +58,13 @@ pub(crate) struct Header {
     pub(crate) components: u8,
 }
 
+impl Header {
+    /// Samples of the picture.
+    fn samples(self) -> usize {
+        usize::from(self.width) * usize::from(self.height) * usize::from(self.components)
+    }
+}
+
 const SOI: u8 = 0xd8;
 const EOI: u8 = 0xd9;
 const SOS: u8 = 0xda;
@@ -236,5 +243,92 @@ impl<'a> Iterator for Segments<'a> {
             self.done = true;
         }
         segment
+    }
+}
+
+#[cfg(all(test, not(feature = "turbojpeg")))]
+mod speed {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::slide::raster::Raster;
+    use crate::slide::tiff::{Page, Tiff};
+    use crate::slide::{Limits, OpenOptions, open};
+    use crate::{Level, Rect, TileCoord};
+
+    /// What the calling thread spent on a processor: other load on the machine does not count.
+    fn spent() -> Duration {
+        let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+        Duration::from_nanos(text.split(' ').next().and_then(|field| field.parse().ok()).unwrap_or_default())
+    }
+
+    fn best(mut run: impl FnMut()) -> f64 {
+        let once = |run: &mut dyn FnMut()| {
+            let before = spent();
+            run();
+            (spent() - before).as_secs_f64()
+        };
+        (0..15).map(|_| once(&mut run)).fold(f64::INFINITY, f64::min)
+    }
+
+    /// How much of the bare decoder's rate is left when tiles are read from the file, and when regions are.
+    ///
+    /// `cargo nextest run -p microtome-io --run-ignored all -E 'test(share_of_the_decoder)' --no-capture`
+    #[test]
+    #[ignore = "a measurement"]
+    fn share_of_the_decoder() {
+        let Some(path) = microtome_testkit::data("slides/svs/CMU-1-Small-Region.svs") else { return };
+        let source = OpenOptions::default().access.open(&path).unwrap();
+        let tiff = Tiff::parse(source, &Limits::default()).unwrap();
+        let (file, ifd) = (tiff.file(), &tiff.directories()[0]);
+        let page = Page::read(file, ifd).unwrap();
+        let tables = ifd.bytes(file, crate::slide::tiff::Tag::JPEG_TABLES).unwrap();
+        let size = page.layout.cell;
+        let cells = page.layout.size.cells(size);
+        let tiles: Vec<_> =
+            (0..cells.height).flat_map(|row| (0..cells.width).map(move |column| TileCoord { row, column })).collect();
+        let expected = Header { width: 240, height: 240, components: 3 };
+        let streams: Vec<_> = tiles
+            .iter()
+            .map(|&tile| {
+                let data = page.layout.bytes(file, tile, 0).unwrap().unwrap();
+                assemble(tables.as_deref(), &data, expected, Color::Rgb).unwrap()
+            })
+            .collect();
+        let mut samples = vec![0; size.area() as usize * 3];
+        let bare = best(|| {
+            for stream in &streams {
+                decoder::decode_into(stream, expected, &mut samples).unwrap();
+            }
+        });
+        let fresh = best(|| {
+            for stream in &streams {
+                std::hint::black_box(decoder::decode(stream, expected).unwrap());
+            }
+        });
+        let paged = best(|| {
+            for &tile in &tiles {
+                std::hint::black_box(page.decode(tile).unwrap());
+            }
+        });
+        let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let regions = |cache: usize| {
+            one.install(|| {
+                best(|| {
+                    let slide = open(&path, &OpenOptions::default().cache_bytes(cache)).unwrap();
+                    for y in (0..2967).step_by(512) {
+                        for x in (0..2220).step_by(512) {
+                            let rect = Rect::new(x, y, (2220 - x as u64).min(512), (2967 - y as u64).min(512));
+                            std::hint::black_box(slide.read_region(Level(0), rect).unwrap());
+                        }
+                    }
+                })
+            })
+        };
+        let read = regions(64 << 20);
+        let rate = |seconds: f64| tiles.len() as f64 * size.area() as f64 / seconds / 1e6;
+        for (what, seconds) in [("bare", bare), ("fresh", fresh), ("page", paged), ("regions", read)] {
+            println!("{what:8} {:6.1} Mpx/s of tiles, {:.3} of the bare decoder", rate(seconds), bare / seconds);
+        }
     }
 }

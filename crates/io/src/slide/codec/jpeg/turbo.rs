@@ -13,7 +13,7 @@ pub(super) fn decode(stream: &[u8], header: Header) -> Result<Vec<u8>, String> {
     };
     let (width, height) = (usize::from(header.width), usize::from(header.height));
     let pitch = width * usize::from(header.components);
-    let mut samples = vec![0; pitch * height];
+    let mut samples = vec![0; header.samples()];
     let image = Image { pixels: &mut samples[..], width, pitch, height, format };
     Decompressor::new()
         .and_then(|mut decompressor| {
