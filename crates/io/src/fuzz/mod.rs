@@ -3,6 +3,7 @@
 mod described;
 mod descriptions;
 mod dicom;
+mod ndpi;
 
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use crate::{Level, Rect};
 pub use described::open_described;
 pub use descriptions::read_descriptions;
 pub use dicom::dicom;
+pub use ndpi::open_ndpi;
 
 /// Opens arbitrary bytes as a slide and reads some of it. Must return, whatever the bytes are.
 pub fn open_and_read(bytes: &[u8]) {

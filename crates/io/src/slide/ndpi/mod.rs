@@ -11,7 +11,7 @@
 //! Between stored levels, which often lie a factor of 4 apart, OpenSlide shows levels of its own making: each JPEG at 1/2,
 //! 1/4 and 1/8, where that many pixels divide its pieces and no stored level has that width. The same levels are shown
 //! here, made by averages of squares of pixels; the property `microtome.levels-not-stored` says which they are. OpenSlide has the JPEG decoder
-//! leave out fine frequencies instead, so that samples differ: by 4 levels at most and 0.4 in the mean on a real slide
+//! leave out fine frequencies instead, so that samples differ: by 12 levels at most and 0.5 in the mean on a real slide
 //! (`tests/slide/ndpi.rs`).
 //!
 //! The colours are those that the TIFF states (YCbCr in all files known).
