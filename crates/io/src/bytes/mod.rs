@@ -8,6 +8,7 @@
 mod map;
 mod memory;
 mod positional;
+mod window;
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -20,6 +21,7 @@ use sha2::{Digest, Sha256};
 pub use map::Map;
 pub use memory::Memory;
 pub use positional::Positional;
+pub(crate) use window::Window;
 
 use crate::{Error, Result};
 
@@ -162,6 +164,8 @@ mod tests {
             contract(&Map::open(&path).unwrap(), &content);
             contract(&Positional::open(&path).unwrap(), &content);
             contract(&Memory::new(&path, content.clone()), &content);
+            let longer = Arc::new(Memory::new(&path, [&[1, 2, 3], &content[..], &[4]].concat()));
+            contract(&Window::new(path, longer, 3..3 + content.len() as u64).unwrap(), &content);
         }
     }
 

@@ -4,6 +4,7 @@ mod described;
 mod descriptions;
 mod dicom;
 mod ndpi;
+mod store;
 
 use std::sync::Arc;
 
@@ -15,11 +16,14 @@ pub use described::open_described;
 pub use descriptions::read_descriptions;
 pub use dicom::dicom;
 pub use ndpi::open_ndpi;
+pub use store::open_store;
+
+/// What a file may ask for here: enough for all branches, and little enough for many runs.
+const LIMITS: Limits = Limits { directories: 64, directory_entries: 256, table_bytes: 1 << 20, decoded_bytes: 1 << 22 };
 
 /// Opens arbitrary bytes as a slide and reads some of it. Must return, whatever the bytes are.
 pub fn open_and_read(bytes: &[u8]) {
-    let limits = Limits { directories: 64, directory_entries: 256, table_bytes: 1 << 20, decoded_bytes: 1 << 22 };
-    let options = OpenOptions::default().limits(limits).cache_bytes(1 << 16);
+    let options = OpenOptions::default().limits(LIMITS).cache_bytes(1 << 16);
     let Ok(slide) = open_bytes(Arc::new(Memory::new("fuzz", bytes.to_vec())), &options) else { return };
     for level in 0..slide.info().levels.len() {
         for (x, y) in [(0, 0), (-10, 40), (i64::MAX - 5, i64::MIN + 5)] {
@@ -140,7 +144,7 @@ mod tests {
         fn bytes_of_chance(
             head in prop::sample::select(vec![
                 &b"II\x2a\0\x08\0\0\0"[..], b"MM\0\x2a\0\0\0\x08", b"II\x2b\0\x08\0\0\0\x10\0\0\0\0\0\0\0",
-                b"\xff\xd8\xff\xdb", b"\x89PNG\r\n\x1a\n", b"RIFF\x20\0\0\0WEBP", b"",
+                b"PK\x03\x04", b"PK\x05\x06", b"\xff\xd8\xff\xdb", b"\x89PNG\r\n\x1a\n", b"RIFF\x20\0\0\0WEBP", b"",
             ]),
             tail in prop::collection::vec(any::<u8>(), 0..300),
         ) {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::picture::Kind;
 use super::tiff::{self, Tiff};
 use super::{
-    Colors, Limits, SlideReader, aperio, dicom, generic_tiff, icc, leica, ndpi, ome_tiff, openslide, philips, picture,
-    qptiff,
+    Colors, Limits, SlideReader, aperio, dicom, generic_tiff, icc, leica, ndpi, ome_tiff, ome_zarr, openslide, philips,
+    picture, qptiff,
 };
 use crate::bytes::{ByteAccess, ByteSource};
 use crate::{Error, Result};
@@ -105,7 +105,7 @@ const TIFF_FORMATS: &[TiffFormat] = &[
 ];
 
 /// What can be read, for messages.
-const READABLE: &str = "Aperio SVS, Hamamatsu NDPI, Leica SCN, Philips TIFF, OME-TIFF, PerkinElmer QPTIFF, DICOM, \
+const READABLE: &str = "Aperio SVS, Hamamatsu NDPI, Leica SCN, Philips TIFF, OME-TIFF, PerkinElmer QPTIFF, DICOM, OME-Zarr, \
                         tiled and plain TIFF, PNG, JPEG and WebP";
 
 /// Formats that are known by their name alone and cannot be read yet.
@@ -133,7 +133,6 @@ const FOREIGN_CONTENT: &[(usize, &[u8], &str)] = &[
     (0, b"SQLite format 3\0", "an SQLite database (Sakura SVSLIDE, perhaps)"),
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a Microsoft compound file (Zeiss ZVI, perhaps)"),
-    (0, b"PK\x03\x04", "a ZIP archive"),
     (0, b"\x1f\x8b", "a gzip archive"),
     (0, b"%PDF", "a PDF document"),
     (0, b"<?xml", "an XML document (that of an OME-TIFF, perhaps: open one of the TIFF files beside it)"),
@@ -180,12 +179,13 @@ fn in_colors(slide: Box<dyn SlideReader>, options: &OpenOptions) -> Result<Box<d
 fn open_stored(path: &Path, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
     let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if metadata.is_dir() {
-        let store = ["zarr.json", ".zattrs", ".zgroup"].iter().any(|name| path.join(name).exists());
-        if !store && let Some(slide) = dicom::open_folder(path, options)? {
+        if ome_zarr::is_store(path) {
+            return ome_zarr::open_folder(path, options);
+        }
+        if let Some(slide) = dicom::open_folder(path, options)? {
             return Ok(slide);
         }
-        let what = if store { "is an OME-Zarr store, not a slide file" } else { "is a folder, not a slide file" };
-        return Err(Error::usage(path, what));
+        return Err(Error::usage(path, "is a folder, and neither an OME-Zarr store nor a DICOM series"));
     }
     if !metadata.is_file() {
         // Opening a pipe would wait for a writer.
@@ -228,6 +228,8 @@ fn open_native(source: Arc<dyn ByteSource>, options: &OpenOptions) -> Result<Box
                 return (format.open)(tiff, options);
             }
         }
+    } else if ome_zarr::is_zip(&head) {
+        return ome_zarr::open_zip(source, options);
     } else if let Some(kind) = Kind::of(&head) {
         if matches!(extension.as_str(), "svs" | "tif" | "tiff" | "btf" | "tf8" | "tf2") {
             return Err(Error::unsupported(

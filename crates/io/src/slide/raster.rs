@@ -6,22 +6,22 @@ use crate::{Pixels, Result, SampleType, Size, TileCoord};
 
 /// How a raster is cut into cells, and what its pixels are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Shape {
+pub(crate) struct Shape {
     /// The raster in pixels.
-    pub(super) size: Size,
+    pub(crate) size: Size,
     /// A cell in pixels. Cells lie side by side from the top left corner; those at the right and at the bottom may stick out.
-    pub(super) cell: Size,
+    pub(crate) cell: Size,
     /// Samples per pixel.
-    pub(super) channels: usize,
+    pub(crate) channels: usize,
     /// How a sample is stored.
-    pub(super) sample: SampleType,
+    pub(crate) sample: SampleType,
     /// The value of cells that the file leaves out, one value per channel.
-    pub(super) background: Vec<u16>,
+    pub(crate) background: Vec<u16>,
 }
 
 impl Shape {
     /// Bytes of a decoded cell.
-    pub(super) fn cell_bytes(&self) -> u64 {
+    pub(crate) fn cell_bytes(&self) -> u64 {
         self.cell.area().saturating_mul((self.channels * self.sample.bytes()) as u64)
     }
 }
@@ -30,7 +30,7 @@ impl Shape {
 /// TIFF, the frames of a DICOM series, a level of an OME-Zarr image.
 ///
 /// The implementation knows neither the level that it is nor a cache, and decodes from many threads at once.
-pub(super) trait Raster: Send + Sync + std::fmt::Debug {
+pub(crate) trait Raster: Send + Sync + std::fmt::Debug {
     /// Size, cells and samples.
     fn shape(&self) -> &Shape;
 

@@ -41,6 +41,17 @@ impl Content {
         }
     }
 
+    /// Names of the channels of a picture, if any has one, and not for colours.
+    pub(super) fn channel_names(&self) -> Vec<String> {
+        let Self::Image { channels } = self else { return Vec::new() };
+        let names = || channels.iter().map(|channel| channel.name.as_str());
+        let is = |words: [&str; 3]| names().map(str::to_lowercase).eq(words);
+        if names().all(str::is_empty) || is(["red", "green", "blue"]) || is(["r", "g", "b"]) {
+            return Vec::new();
+        }
+        names().map(Into::into).collect()
+    }
+
     /// Samples per pixel, as they are to be written.
     pub(super) fn samples_per_pixel(&self) -> usize {
         match self {

@@ -9,8 +9,10 @@
 
 mod array;
 mod codec;
+mod collection;
 mod content;
 mod description;
+pub(crate) mod entries;
 mod folder;
 mod found;
 mod ledger;
@@ -19,6 +21,9 @@ mod measurements;
 mod memory;
 mod multiscale;
 mod ngff;
+mod node;
+mod open_shards;
+mod raster;
 mod reader;
 mod region;
 mod shard;

@@ -1,16 +1,22 @@
-//! The metadata of OME-NGFF multiscale images as others write it, versions 0.4 and 0.5.
+//! The metadata of OME-NGFF multiscale images as others write it, versions 0.1 to 0.5, and what an array without any says of itself.
+//!
+//! The versions differ, as far as one picture is concerned, in this: 0.1 and 0.2 name no axes, which are always t, c, z, y and x; 0.3 lists
+//! their names; 0.4 adds their types and units, and scales; 0.5 puts all of it under the key `ome` of Zarr 3. (Dots or slashes in the keys
+//! of chunks, the difference of 0.2, are said by the array.)
+//! Specifications: <https://ngff.openmicroscopy.org/0.5/> and the older ones beside it.
 //!
 //! Own structs and not `ome_zarr_metadata` 0.3.1: its scales are `f32`, its 0.4 types refuse any field that they do not know, and its 0.5
 //! `image-label` refuses the `version` that the specification asks for. What is read here is what is used, and the rest may be anything.
 
 use std::collections::BTreeMap;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::found::{MARKER, METADATA, METADATA_LIMIT};
-use super::{Channel, Content, StoreLevel, Translation, folder, ngff};
+use super::entries::is_inside;
+use super::node::Node;
+use super::{Channel, Content, StoreLevel, Translation};
 use crate::{Class, Error, Microns, Result};
 
 /// More levels than a picture of 2^63 pixels has.
@@ -21,9 +27,7 @@ const MAX_AXES: usize = 5;
 /// What a group says about its image.
 #[derive(Debug)]
 pub(super) struct Multiscale {
-    /// The file that says so.
-    pub(super) file: PathBuf,
-    /// `0.4` or `0.5`.
+    /// `0.1` to `0.5`; empty for a bare array.
     pub(super) version: String,
     pub(super) name: Option<String>,
     pub(super) method: Option<String>,
@@ -33,6 +37,8 @@ pub(super) struct Multiscale {
     pub(super) datasets: Vec<(String, Place)>,
     pub(super) content: Content,
     pub(super) attributes: Map<String, Value>,
+    /// How many multiscale images the group has, of which this is the first.
+    pub(super) count: usize,
 }
 
 /// Which axis is which.
@@ -73,7 +79,7 @@ impl Place {
 #[serde(rename_all = "camelCase")]
 struct Entry {
     name: Option<Value>,
-    axes: Vec<Axis>,
+    axes: Option<Vec<Axis>>,
     datasets: Vec<Dataset>,
     #[serde(default)]
     coordinate_transformations: Vec<Value>,
@@ -82,10 +88,28 @@ struct Entry {
 }
 
 #[derive(Deserialize)]
+#[serde(from = "Spelling")]
 struct Axis {
     name: String,
-    r#type: Option<String>,
+    kind: Option<String>,
     unit: Option<String>,
+}
+
+/// An axis in version 0.3, or later.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Spelling {
+    Name(String),
+    Full { name: String, r#type: Option<String>, unit: Option<String> },
+}
+
+impl From<Spelling> for Axis {
+    fn from(spelling: Spelling) -> Self {
+        match spelling {
+            Spelling::Name(name) => Self { name, kind: None, unit: None },
+            Spelling::Full { name, r#type, unit } => Self { name, kind: r#type, unit },
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -112,53 +136,34 @@ struct Color {
 }
 
 impl Multiscale {
-    /// Reads the group in `folder`.
-    pub(super) fn open(folder: &Path) -> Result<Self> {
-        let (v3, v2) = (folder.join(METADATA), folder.join(".zattrs"));
-        let read = |file: &Path| -> Result<Value> {
-            let bytes = folder::read_small(file, METADATA_LIMIT)?;
-            serde_json::from_slice(&bytes).map_err(|e| Error::format(file, e.to_string()))
-        };
-        if v3.is_file() {
-            let mut document = read(&v3)?;
-            let attributes = &mut document["attributes"];
-            let ours = attributes[ngff::OURS].take();
-            let ome = attributes["ome"].take();
-            let version = ome["version"].as_str().unwrap_or("0.5").to_owned();
-            Self::parse(&v3, ome, ours, Some(version))
-        } else if v2.is_file() {
-            let mut attributes = read(&v2)?;
-            let ours = attributes[ngff::OURS].take();
-            Self::parse(&v2, attributes, ours, None)
-        } else if folder.join(MARKER).is_file() {
-            Err(Error::format(folder, "this store of microtome's is not finished"))
-        } else {
-            Err(Error::format(folder, "this is no OME-Zarr group: there is no zarr.json and no .zattrs"))
-        }
-    }
-
-    fn parse(file: &Path, mut ome: Value, ours: Value, version: Option<String>) -> Result<Self> {
+    /// What a group says of its first image.
+    pub(super) fn parse(node: &Node, mut ome: Value, ours: Value) -> Result<Self> {
+        let file = &node.path;
         if ome["multiscales"].get(0).is_none() {
-            let collection = ome.get("bioformats2raw.layout").is_some() || ome.get("plate").is_some();
-            return Err(if collection {
-                Error::unsupported(file, "this is a collection of images: open one of the folders in it")
-            } else {
-                Error::unsupported(file, "there is no multiscale image here")
-            });
+            return Err(no_image(file, &ome));
         }
         let format = |e: serde_json::Error| Error::format(file, format!("multiscales: {e}"));
-        let stated = version.or_else(|| ome["multiscales"][0]["version"].as_str().map(Into::into));
-        let version = match stated.as_deref() {
-            Some(v) if v.starts_with("0.5") => "0.5",
-            Some(v) if v.starts_with("0.4") => "0.4",
-            other => {
-                let other = other.unwrap_or("of no stated version");
-                return Err(Error::unsupported(file, format!("OME-Zarr {other} is not supported, only 0.4 and 0.5")));
-            }
+        let count = ome["multiscales"].as_array().map_or(1, Vec::len);
+        let first = &ome["multiscales"][0];
+        let stated = if node.format == 3 { ome["version"].as_str() } else { None };
+        let stated = stated.or_else(|| first["version"].as_str());
+        let version = match stated {
+            Some(stated) => *VERSIONS.iter().find(|&&known| is_version(stated, known)).ok_or_else(|| {
+                Error::unsupported(file, format!("OME-Zarr {stated} is not supported, only 0.1 to 0.5"))
+            })?,
+            // The specification asks for the version and does not demand it. Each has axes of its own kind.
+            None if node.format == 3 => "0.5",
+            None if first["axes"][0].is_object() => "0.4",
+            None if first["axes"][0].is_string() => "0.3",
+            None => "0.2",
         };
-        let entry: Entry = serde_json::from_value(ome["multiscales"][0].take()).map_err(format)?;
+        let mut entry: Entry = serde_json::from_value(ome["multiscales"][0].take()).map_err(format)?;
         let text = |value: Option<Value>| value.and_then(|v| v.as_str().map(Into::into));
-        let axes = Axes::new(file, &entry.axes)?;
+        if entry.axes.is_none() && matches!(version, "0.1" | "0.2") {
+            entry.axes = Some(["t", "c", "z", "y", "x"].map(|name| Spelling::Name(name.into()).into()).into());
+        }
+        let Some(listed) = &entry.axes else { return Err(Error::format(file, "multiscales: the axes are missing")) };
+        let axes = Axes::new(file, listed)?;
         let datasets = entry.places(file, &axes)?;
         let content = match ome.get_mut("image-label").map(Value::take) {
             None | Some(Value::Null) => Content::Image { channels: channels(&ome["omero"]["channels"]) },
@@ -166,7 +171,6 @@ impl Multiscale {
         };
         let object = |value| if let Value::Object(map) = value { map } else { Map::new() };
         Ok(Self {
-            file: file.into(),
             version: version.into(),
             name: text(entry.name),
             method: text(entry.r#type),
@@ -175,8 +179,73 @@ impl Multiscale {
             datasets,
             content,
             attributes: object(ours),
+            count,
         })
     }
+
+    /// An array that nobody calls an image: a picture of one level, if it has two axes or names for them.
+    pub(super) fn bare(node: &Node, dimensions: usize) -> Result<Self> {
+        // In version 2 by xarray's custom.
+        let names = if node.format == 3 { &node.dimension_names } else { &node.attributes["_ARRAY_DIMENSIONS"] };
+        let names: Vec<String> = serde_json::from_value(names.clone()).unwrap_or_default();
+        let names = match dimensions {
+            2 if names.is_empty() => vec!["y".into(), "x".into()],
+            n if names.is_empty() => {
+                return Err(Error::unsupported(
+                    &node.path,
+                    format!(
+                        "the array has {n} dimensions and no names for them: which of them are y and x is not said"
+                    ),
+                ));
+            }
+            _ => names,
+        };
+        let axes: Vec<Axis> = names.into_iter().map(|name| Spelling::Name(name).into()).collect();
+        let place =
+            Place { scale: Microns::square(1.0), translation: Translation { x: 0.0, y: 0.0 }, micrometres: None };
+        Ok(Self {
+            version: String::new(),
+            name: None,
+            method: None,
+            metadata: Map::new(),
+            axes: Axes::new(&node.path, &axes)?,
+            datasets: vec![(String::new(), place)],
+            content: Content::Image { channels: Vec::new() },
+            attributes: Map::new(),
+            count: 1,
+        })
+    }
+}
+
+/// The versions that are read.
+const VERSIONS: [&str; 5] = ["0.1", "0.2", "0.3", "0.4", "0.5"];
+
+/// True for the version itself and for what was written before it was one: `0.4-dev`, `0.5.2`.
+fn is_version(stated: &str, known: &str) -> bool {
+    stated.strip_prefix(known).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+/// What a group without an image is, if it says so.
+fn no_image(file: &Path, ome: &Value) -> Error {
+    Error::unsupported(
+        file,
+        if ome.get("plate").is_some() {
+            "this is a plate of a high-content screen (HCS), which is no slide: open one of the images in its wells"
+                .into()
+        } else if let Some(well) = ome.get("well") {
+            let images = well["images"].as_array().map_or(0, Vec::len);
+            format!("this is a well of a high-content screen (HCS), which is no slide: open one of its {images} images")
+        } else if let Some(labels) = ome["labels"].as_array() {
+            let names: Vec<&str> = labels.iter().filter_map(Value::as_str).take(16).collect();
+            format!("this is a list of label images: open one of [{}]", names.join(", "))
+        } else if let Some(layout) = ome.get("bioformats2raw.layout") {
+            format!("this is a collection of images in the layout {layout} of bioformats2raw, of which 3 is supported")
+        } else if ome["series"].is_array() {
+            "this lists the images of the folder around it: open that".into()
+        } else {
+            "there is no multiscale image here".into()
+        },
+    )
 }
 
 impl Axes {
@@ -196,7 +265,7 @@ impl Axes {
             let names: Vec<_> = axes.iter().map(|axis| axis.name.as_str()).collect();
             return Err(Error::unsupported(file, format!("of the axes {names:?} none is x, or none is y")));
         };
-        let channel = axes.iter().position(|axis| axis.r#type.as_deref() == Some("channel")).or_else(|| find("c"));
+        let channel = axes.iter().position(|axis| axis.kind.as_deref() == Some("channel")).or_else(|| find("c"));
         if channel.is_some_and(|c| c == x || c == y) {
             return Err(Error::format(file, "an axis is both a channel and x or y"));
         }
@@ -210,21 +279,28 @@ impl Entry {
             let n = self.datasets.len();
             return Err(Error::format(file, format!("an image has 1 to {MAX_LEVELS} levels, not {n}")));
         }
-        let micrometres = |axis: usize| self.axes[axis].unit.as_deref().and_then(micrometres);
+        let listed = self.axes.as_deref().unwrap_or_default();
+        let micrometres = |axis: usize| listed[axis].unit.as_deref().and_then(micrometres);
         let units = micrometres(axes.x).zip(micrometres(axes.y));
-        let (all_scale, all_shift) = transformation(file, &self.coordinate_transformations, self.axes.len())?;
+        let (all_scale, all_shift) = transformation(file, &self.coordinate_transformations, listed.len())?;
         let mut places = Vec::new();
         for dataset in &self.datasets {
             if !is_inside(&dataset.path) {
                 return Err(Error::format(file, format!("the level path {:?} leads out of the store", dataset.path)));
             }
-            let (scale, shift) = transformation(file, &dataset.coordinate_transformations, self.axes.len())?;
+            let (scale, shift) = transformation(file, &dataset.coordinate_transformations, listed.len())?;
             let (scale_of, shift_of) =
                 (|n: usize| scale[n] * all_scale[n], |n: usize| shift[n] * all_scale[n] + all_shift[n]);
             let place = Place {
                 scale: Microns { x: scale_of(axes.x), y: scale_of(axes.y) },
                 translation: Translation { x: shift_of(axes.x), y: shift_of(axes.y) },
                 micrometres: units,
+            };
+            // large_image writes 0 where it does not know.
+            let place = if (place.scale.x, place.scale.y) == (0.0, 0.0) {
+                Place { scale: Microns::square(1.0), micrometres: None, ..place }
+            } else {
+                place
             };
             let sound = |v: f64| v.is_finite() && v > 0.0;
             if !(sound(place.scale.x) && sound(place.scale.y)) {
@@ -239,13 +315,6 @@ impl Entry {
     }
 }
 
-/// True for a relative path of plain names, which stays in its folder.
-fn is_inside(path: &str) -> bool {
-    !path.is_empty()
-        && !path.contains(['\\', '\0', ':'])
-        && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
-}
-
 /// The scale and the translation of a list of transformations: at most one of each, in this order.
 fn transformation(file: &Path, list: &[Value], axes: usize) -> Result<(Vec<f64>, Vec<f64>)> {
     let (mut scale, mut shift) = (vec![1.0; axes], vec![0.0; axes]);
@@ -257,6 +326,10 @@ fn transformation(file: &Path, list: &[Value], axes: usize) -> Result<(Vec<f64>,
             "translation" => &mut shift,
             other => return Err(Error::unsupported(file, format!("the transformation {other:?} is not supported"))),
         };
+        if transformation.get("path").is_some() {
+            let message = format!("a {kind} whose numbers are in an array of their own is not supported");
+            return Err(Error::unsupported(file, message));
+        }
         match Vec::<f64>::deserialize(&transformation[kind]) {
             Ok(values) if values.len() == axes => *target = values,
             _ => return Err(Error::format(file, format!("a {kind} is not one number for each of {axes} axes"))),
@@ -288,7 +361,11 @@ fn micrometres(unit: &str) -> Option<f64> {
 /// left out: the name is then empty, the colour white.
 fn channels(list: &Value) -> Vec<Channel> {
     let channel = |channel: &Value| Channel {
-        name: channel["label"].as_str().unwrap_or_default().into(),
+        name: match &channel["label"] {
+            Value::String(label) => label.clone(),
+            Value::Number(label) => label.to_string(),
+            _ => String::new(),
+        },
         color: channel["color"].as_str().and_then(color).unwrap_or([255; 3]),
     };
     list.as_array().map(|list| list.iter().map(channel).collect()).unwrap_or_default()
@@ -331,19 +408,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_stay_inside() {
-        for path in ["0", "s0/a", "labels/mask/0"] {
-            assert!(is_inside(path), "{path}");
-        }
-        for path in ["", "/etc", "../x", "a/../../x", "a/..", ".", "C:\\x", "..\\x", "\\\\host\\x"] {
-            assert!(!is_inside(path), "{path}");
-        }
-    }
-
-    #[test]
     fn units_of_length_become_micrometres() {
         assert_eq!(micrometres("millimeter"), Some(1000.0));
         assert_eq!(micrometres("nanometer"), Some(0.001));
         assert_eq!(micrometres("second"), None);
+    }
+
+    #[test]
+    fn versions_are_told_apart() {
+        for (stated, known) in [("0.4", "0.4"), ("0.4-dev-spatialdata", "0.4"), ("0.5.2", "0.5")] {
+            assert!(is_version(stated, known), "{stated}");
+        }
+        assert!(!is_version("0.40", "0.4") && !is_version("0.6", "0.5") && !is_version("1.0.5", "0.5"));
     }
 }

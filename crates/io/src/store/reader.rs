@@ -3,24 +3,29 @@
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::array::Array;
+use super::array::{Array, identity};
+use super::entries::{Entries, FolderEntries, ZipEntries, is_zip, join};
+use super::found::MARKER;
 use super::multiscale::{Axes, Multiscale};
+use super::node::Node;
+use super::raster::LevelRaster;
 use super::region::Region;
-use super::{Content, StoreLevel};
-use crate::bytes::{Memory, Positional, content_id};
-use crate::slide::{LevelInfo, Limits, Resolution, ResolutionSource, SlideInfo, SlideReader};
+use super::{Content, StoreLevel, collection, ngff};
+use crate::bytes::{ByteSource, Memory, Positional, content_id};
+use crate::slide::{AssociatedImage, LevelInfo, Limits, Resolution, ResolutionSource, SlideInfo, SlideReader};
 use crate::{Error, Level, Pixels, Rect, Result, SampleType, Size};
 
 /// What a store says about itself.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StoreInfo {
-    /// The folder, as it was given.
+    /// The folder or the archive, as it was given.
     pub path: PathBuf,
-    /// The version of OME-NGFF: `0.4` or `0.5`.
+    /// The version of OME-NGFF: `0.1` to `0.5`; empty for an array without such metadata.
     pub version: String,
     /// The name of the multiscale image.
     pub name: Option<String>,
@@ -42,9 +47,11 @@ pub struct StoreInfo {
     pub attributes: Map<String, Value>,
 }
 
-/// An OME-Zarr multiscale image or label image in a folder: version 0.5 (Zarr 3, with or without shards) or 0.4 (Zarr 2); 8- or 16-bit
-/// unsigned samples; axes y and x, with or without channels, every other axis of length 1; chunks
-/// plain or compressed with zstd, gzip or zlib. Anything else is refused with the reason.
+/// An OME-Zarr multiscale image or label image, in a folder or a ZIP archive: version 0.5 (Zarr 3, with or without shards), 0.4 and older
+/// (Zarr 2); booleans and 8- or 16-bit unsigned samples; axes y and x in any order, with or without channels, every other axis of
+/// length 1; chunks plain or compressed with Blosc, zstd, gzip, zlib or LZ4. Of a collection in the layout of bioformats2raw it is the first
+/// image, of several multiscale images in a group the first; an array without any is a picture of one level. Anything else is refused with
+/// the reason.
 ///
 /// Nothing in the store is believed: paths that lead out of the folder, chunks larger than the [`Limits`] and streams
 /// that decode to more than their chunk are errors.
@@ -52,15 +59,18 @@ pub struct StoreInfo {
 pub struct OmeZarr {
     info: StoreInfo,
     slide: SlideInfo,
-    /// The file that describes the image.
-    metadata: PathBuf,
+    entries: Arc<dyn Entries>,
+    /// The document that describes the image.
+    metadata: String,
     limits: Limits,
-    axes: Axes,
-    arrays: Vec<Array>,
+    axes: Arc<Axes>,
+    arrays: Vec<Arc<Array>>,
+    /// Other images of a collection, by what they show.
+    associated: Vec<(String, OmeZarr)>,
 }
 
 impl OmeZarr {
-    /// Opens the store in the folder `path` with the default [`Limits`].
+    /// Opens the store at `path` with the default [`Limits`].
     ///
     /// # Errors
     /// [`Error::Format`], [`Error::Unsupported`] or [`Error::Limits`] for a store that cannot be read, and
@@ -69,37 +79,126 @@ impl OmeZarr {
         Self::open_with(path, Limits::default())
     }
 
-    /// Opens the store in the folder `path`.
+    /// Opens the store at `path`.
     ///
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_with(path: impl AsRef<Path>, limits: Limits) -> Result<Self> {
         let path = path.as_ref();
-        let root = fs::canonicalize(path).map_err(|e| Error::io(path, e))?;
-        if !root.is_dir() {
-            return Err(Error::format(path, "an OME-Zarr store is a folder, and this is a file"));
+        let metadata = fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        if metadata.is_dir() {
+            return Self::open_entries(Arc::new(FolderEntries::open(path)?), limits);
         }
-        let multiscale = Multiscale::open(&root)?;
+        let is_zip = |source: &Positional| -> Result<bool> { Ok(is_zip(&source.read_at(0..source.len().min(4))?)) };
+        // Opening a pipe would wait for a writer.
+        match metadata.is_file().then(|| Positional::open(path)).transpose()? {
+            Some(source) if is_zip(&source)? => {
+                Self::open_entries(Arc::new(ZipEntries::open(Arc::new(source), &limits)?), limits)
+            }
+            _ => Err(Error::format(
+                path,
+                "an OME-Zarr store is a folder or a ZIP archive, and this is another kind of file",
+            )),
+        }
+    }
+
+    /// Opens the store that is made of these values.
+    pub(crate) fn open_entries(entries: Arc<dyn Entries>, limits: Limits) -> Result<Self> {
+        let Some(mut node) = Node::read(&*entries, "")? else {
+            return Err(if entries.contains(MARKER)? {
+                Error::format(entries.path(), "this store of microtome's is not finished")
+            } else {
+                Error::format(
+                    entries.path(),
+                    "this is no OME-Zarr group: there is no zarr.json, .zattrs, .zgroup or .zarray",
+                )
+            });
+        };
+        let ours = node.attributes[ngff::OURS].take();
+        let ome = if node.is_array { Value::Null } else { node.ome() };
+        let is_image = node.is_array || ome["multiscales"].get(0).is_some();
+        if is_image || ome.get("plate").is_some() || ome["bioformats2raw.layout"] != 3 {
+            return Self::open_image(&entries, "", node, ome, ours, limits);
+        }
+        Self::open_collection(&entries, limits)
+    }
+
+    /// Opens the images of a collection in the layout of bioformats2raw: the first is the slide, of the others those that are
+    /// called label or macro image travel along.
+    fn open_collection(entries: &Arc<dyn Entries>, limits: Limits) -> Result<Self> {
+        let series = collection::series(&**entries)?;
+        let names = collection::names(&**entries, series.len())?;
+        let open = |group: &str| -> Result<Self> {
+            let Some(mut node) = Node::read(&**entries, group)? else {
+                return Err(Error::format(entries.name(group), "the collection lists this image, and it is not there"));
+            };
+            let ome = if node.is_array { Value::Null } else { node.ome() };
+            Self::open_image(entries, group, node, ome, Value::Null, limits)
+        };
+        let mut image = open(&series[0])?;
+        let mut others = Vec::new();
+        for (group, name) in series.iter().zip(&names).skip(1) {
+            let title = name.as_deref().unwrap_or("no name");
+            let Some(role) = name.as_deref().and_then(collection::role) else {
+                others.push(format!("{group} ({title})"));
+                continue;
+            };
+            // A picture that travels along and cannot be read is no reason to refuse the slide.
+            match open(group) {
+                Ok(picture) if image.associated.iter().all(|(known, _)| known != role) => {
+                    let size = picture.slide.size();
+                    image.slide.associated.push(AssociatedImage { name: role.into(), size });
+                    image.associated.push((role.into(), picture));
+                }
+                Ok(_) | Err(Error::Unsupported { .. } | Error::Limits { .. }) => {
+                    others.push(format!("{group} ({title})"));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let mut note = |name: &str, text: String| image.slide.properties.insert(name.into(), text);
+        note("ome-zarr.series", series.len().to_string());
+        if !others.is_empty() {
+            note("ome-zarr.series-not-read", others.join(", "));
+        }
+        if let Some(name) = &names[0] {
+            note("ome-zarr.series-name", name.clone());
+        }
+        Ok(image)
+    }
+
+    /// Opens the image that is described at `group`.
+    fn open_image(
+        entries: &Arc<dyn Entries>,
+        group: &str,
+        node: Node,
+        ome: Value,
+        ours: Value,
+        limits: Limits,
+    ) -> Result<Self> {
+        let multiscale = if node.is_array {
+            Multiscale::bare(&node, Array::open(entries, group, &limits)?.shape.len())?
+        } else {
+            Multiscale::parse(&node, ome, ours)?
+        };
         let axes = multiscale.axes;
-        let mut arrays: Vec<Array> = Vec::new();
+        let mut arrays: Vec<Arc<Array>> = Vec::new();
         let mut levels: Vec<StoreLevel> = Vec::new();
         for (name, place) in &multiscale.datasets {
-            let folder = fs::canonicalize(root.join(name)).map_err(|e| Error::io(path.join(name), e))?;
-            if !folder.starts_with(&root) {
-                return Err(Error::format(path, format!("the level {name:?} leads out of the store")));
-            }
-            let array = Array::open(&root, &folder, &limits)?;
-            let size = axes.check(&folder, &array, arrays.first())?;
+            let folder = if name.is_empty() { group.into() } else { join(group, name) };
+            let array = Array::open(entries, &folder, &limits)?;
+            let path = entries.name(&folder);
+            let size = axes.check(&path, &array, arrays.first().map(|array| &**array))?;
             if levels.last().is_some_and(|l| size.width > l.size.width || size.height > l.size.height) {
                 return Err(Error::format(path, format!("level {name:?} is larger than the one before")));
             }
             levels.push(place.level(size, multiscale.datasets[0].1));
-            arrays.push(array);
+            arrays.push(Arc::new(array));
         }
         let finest = &arrays[0];
         let count = axes.channel.map_or(1, |c| finest.shape[c]);
         let info = StoreInfo {
-            path: path.into(),
+            path: entries.path().into(),
             version: multiscale.version,
             name: multiscale.name,
             levels,
@@ -117,8 +216,30 @@ impl OmeZarr {
             metadata: multiscale.metadata,
             attributes: multiscale.attributes,
         };
-        let slide = info.slide(&axes, &arrays);
-        Ok(Self { info, slide, metadata: multiscale.file, limits, axes, arrays })
+        let mut slide = info.slide(&axes, &arrays);
+        slide.properties.insert("zarr.format".into(), node.format.to_string());
+        if multiscale.count > 1 {
+            slide.properties.insert("ome-zarr.multiscales".into(), multiscale.count.to_string());
+        }
+        let (entries, axes) = (Arc::clone(entries), Arc::new(axes));
+        Ok(Self { info, slide, entries, metadata: node.key, limits, axes, arrays, associated: Vec::new() })
+    }
+
+    /// The rasters of the levels, from the finest to the coarsest.
+    pub(crate) fn rasters(&self) -> Result<Vec<LevelRaster>> {
+        let fill = self.arrays[0].fill;
+        let raster = |array| LevelRaster::new(&self.info.path, array, &self.axes, fill, &self.limits);
+        self.arrays.iter().map(raster).collect()
+    }
+
+    /// The other pictures of a collection.
+    pub(crate) fn pictures(&self) -> &[(String, Self)] {
+        &self.associated
+    }
+
+    /// Bytes that are held besides what is being read.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.entries.resident_bytes()
     }
 
     /// What the store says about itself.
@@ -168,11 +289,9 @@ impl OmeZarr {
         let whole = Pixels::filled(rect.size(), info.sample, &vec![0; channels.len()]);
         let Some(inside) = rect.intersect(info.levels[level.0].size.rect()) else { return Ok(whole) };
         let region = Region::new(array, &self.axes, rect, inside, whole).channels(channels);
-        region.read_in_parallel().map_err(|(tile, message)| Error::Tile {
-            path: info.path.clone(),
-            level,
-            tile,
-            message,
+        region.read_in_parallel().map_err(|(tile, error)| {
+            let message = error.to_string();
+            Error::Tile { path: info.path.clone(), level, tile, message }
         })
     }
 }
@@ -187,12 +306,26 @@ impl SlideReader for OmeZarr {
     }
 
     fn read_associated(&self, name: &str) -> Result<Pixels> {
-        Err(Error::usage(&self.info.path, format!("there is no picture {name:?}: an OME-Zarr store has none")))
+        match self.associated.iter().find(|(known, _)| known == name) {
+            Some((_, picture)) => picture.read_region(Level(0), picture.slide.size().rect()),
+            None if self.associated.is_empty() => {
+                Err(Error::usage(&self.info.path, format!("there is no picture {name:?}: this store has none")))
+            }
+            None => {
+                let names: Vec<&str> = self.associated.iter().map(|(name, _)| name.as_str()).collect();
+                let message = format!("there is no picture {name:?}; there are: [{}]", names.join(", "));
+                Err(Error::usage(&self.info.path, message))
+            }
+        }
+    }
+
+    fn resident_bytes(&self) -> u64 {
+        self.held_bytes()
     }
 
     /// The identity of the list of the identities of all metadata and of up to 16 files of chunks per level.
     fn content_id(&self) -> Result<String> {
-        let mut ids = vec![content_id(&Positional::open(&self.metadata)?)?];
+        let mut ids = vec![identity(&*self.entries, &self.metadata)?];
         for array in &self.arrays {
             array.identify(&mut ids)?;
         }
@@ -201,13 +334,17 @@ impl SlideReader for OmeZarr {
 }
 
 impl StoreInfo {
-    fn slide(&self, axes: &Axes, arrays: &[Array]) -> SlideInfo {
+    fn slide(&self, axes: &Axes, arrays: &[Arc<Array>]) -> SlideInfo {
         let finest = self.levels[0];
         let levels = self.levels.iter().zip(arrays);
-        let properties = [("ome-zarr.version", Some(&self.version)), ("ome-zarr.name", self.name.as_ref())];
+        let version = Some(&self.version).filter(|version| !version.is_empty());
+        let order = axes.names.join(", ");
+        let properties =
+            [("ome-zarr.version", version), ("ome-zarr.name", self.name.as_ref()), ("ome-zarr.axes", Some(&order))];
         SlideInfo {
             levels: levels.map(|(l, array)| LevelInfo::new(finest.size, l.size, axes.plane(&array.chunk))).collect(),
             resolution: finest.mpp.map(|mpp| Resolution { mpp, source: ResolutionSource::OmeZarr }),
+            channel_names: self.content.channel_names(),
             properties: properties.into_iter().filter_map(|(k, v)| Some((k.into(), v?.clone()))).collect(),
             ..SlideInfo::new(&self.path, "ome-zarr", finest.size, self.chunk, self.channels, self.sample)
         }
@@ -216,7 +353,7 @@ impl StoreInfo {
 
 impl Axes {
     /// Width and height of a shape.
-    fn plane(&self, shape: &[u64]) -> Size {
+    pub(super) fn plane(&self, shape: &[u64]) -> Size {
         Size::new(shape[self.x], shape[self.y])
     }
 

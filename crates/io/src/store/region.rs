@@ -1,13 +1,15 @@
 //! A rectangle of a level, chunk by chunk.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 
-use super::array::{Array, ChunkFile, Grid};
+use super::array::{Array, Grid, ShardFile};
 use super::multiscale::Axes;
-use crate::{Pixels, Rect, SampleType, Samples, TileCoord};
+use super::open_shards::OpenShards;
+use crate::{Error, Pixels, Rect, Result, SampleType, Samples, TileCoord};
 
 /// A rectangle of a level on its way into the result.
 pub(super) struct Region<'a> {
@@ -19,16 +21,29 @@ pub(super) struct Region<'a> {
     /// The channels that are read; the result has no others.
     channels: Range<usize>,
     result: Mutex<Pixels>,
+    /// Shards that are open already.
+    open: Option<&'a OpenShards>,
+    /// True once a chunk was found.
+    any: AtomicBool,
 }
 
 /// The chunk and what is wrong with it.
-pub(super) type Fault = (TileCoord, String);
+pub(super) type Fault = (TileCoord, Error);
 
 impl<'a> Region<'a> {
     /// All channels of `rect`, of which the level holds `inside`. They are put into `result`, which is as large as `rect` and holds what is outside.
     pub(super) fn new(array: &'a Array, axes: &'a Axes, rect: Rect, inside: Rect, result: Pixels) -> Self {
         let channels = 0..axes.channel.map_or(1, |c| array.shape[c] as usize);
-        Self { array, axes, rect, inside, channels, result: Mutex::new(result) }
+        Self {
+            array,
+            axes,
+            rect,
+            inside,
+            channels,
+            result: Mutex::new(result),
+            open: None,
+            any: AtomicBool::new(false),
+        }
     }
 
     /// Only these channels, at least one. The result has as many.
@@ -36,14 +51,39 @@ impl<'a> Region<'a> {
         Self { channels, ..self }
     }
 
+    /// Shards are looked for there before they are opened.
+    pub(super) fn open(self, open: &'a OpenShards) -> Self {
+        Self { open: Some(open), ..self }
+    }
+
+    /// Reads on this thread, and returns `None` if nothing of it is stored.
+    pub(super) fn read_if_stored(self) -> Result<Option<Pixels>, Fault> {
+        self.each_in_order()?;
+        Ok(self.any.load(Ordering::Relaxed).then(|| self.into_result()))
+    }
+
     /// Reads on this thread.
     pub(super) fn read_in_order(self) -> Result<Pixels, Fault> {
+        self.each_in_order()?;
+        Ok(self.into_result())
+    }
+
+    fn each_in_order(&self) -> Result<(), Fault> {
         let files = self.files();
         for file in (0..files.count()).map(|n| files.get(n)) {
             let (opened, chunks) = self.open_file(&file)?;
-            (0..chunks.count()).try_for_each(|n| self.read_chunk(opened.as_ref(), &chunks.get(n)))?;
+            (0..chunks.count()).try_for_each(|n| self.read_chunk(opened.as_deref(), &chunks.get(n)))?;
         }
-        Ok(self.result.into_inner().unwrap_or_else(PoisonError::into_inner))
+        Ok(())
+    }
+
+    /// Says that the region will be read soon.
+    pub(super) fn prefetch(&self) {
+        let files = self.files();
+        for file in (0..files.count()).map(|n| files.get(n)) {
+            let Ok((opened, chunks)) = self.open_file(&file) else { return };
+            (0..chunks.count()).for_each(|n| self.array.prefetch(opened.as_deref(), &chunks.get(n)));
+        }
     }
 
     /// Reads on rayon's pool.
@@ -51,9 +91,13 @@ impl<'a> Region<'a> {
         let files = self.files();
         (0..files.count()).into_par_iter().try_for_each(|n| {
             let (opened, chunks) = self.open_file(&files.get(n))?;
-            (0..chunks.count()).into_par_iter().try_for_each(|n| self.read_chunk(opened.as_ref(), &chunks.get(n)))
+            (0..chunks.count()).into_par_iter().try_for_each(|n| self.read_chunk(opened.as_deref(), &chunks.get(n)))
         })?;
-        Ok(self.result.into_inner().unwrap_or_else(PoisonError::into_inner))
+        Ok(self.into_result())
+    }
+
+    fn into_result(self) -> Pixels {
+        self.result.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The first and last index along an axis that the region needs.
@@ -82,26 +126,29 @@ impl<'a> Region<'a> {
         Grid::new(first.into_iter().zip(last).collect())
     }
 
-    /// Opens a file, and says which of its chunks the region needs.
-    fn open_file(&self, file: &[u64]) -> Result<(Option<ChunkFile>, Grid), Fault> {
+    /// Opens a file if it is a shard, and says which of its chunks the region needs.
+    fn open_file(&self, file: &[u64]) -> Result<(Option<Arc<ShardFile>>, Grid), Fault> {
         let (per_file, needed) = (self.array.chunks_per_file(), self.chunks());
         let here: Vec<(u64, u64)> = (file.iter().zip(&per_file).zip(&needed))
             .map(|((&file, &n), &(first, last))| (first.max(file * n), last.min(file * n + (n - 1))))
             .collect();
         let chunks = Grid::new(here);
-        let opened = self.array.open_file(file).map_err(|message| (self.tile(&chunks.get(0)), message))?;
-        Ok((opened, chunks))
+        if self.array.is_unsharded() {
+            return Ok((None, chunks));
+        }
+        let opened = match self.open {
+            Some(open) => open.get(self.array, file),
+            None => self.array.open_shard(file).map(|shard| shard.map(Arc::new)),
+        };
+        Ok((opened.map_err(|error| (self.tile(&chunks.get(0)), error))?, chunks))
     }
 
     fn tile(&self, chunk: &[u64]) -> TileCoord {
         TileCoord { row: chunk[self.axes.y], column: chunk[self.axes.x] }
     }
 
-    fn read_chunk(&self, file: Option<&ChunkFile>, chunk: &[u64]) -> Result<(), Fault> {
-        let decoded = match file {
-            Some(file) => self.array.read_chunk(file, chunk).map_err(|message| (self.tile(chunk), message))?,
-            None => None,
-        };
+    fn read_chunk(&self, shard: Option<&ShardFile>, chunk: &[u64]) -> Result<(), Fault> {
+        let decoded = self.array.read_chunk(shard, chunk).map_err(|error| (self.tile(chunk), error))?;
         let fill = self.array.fill;
         let Some(decoded) = decoded else {
             if fill != 0 {
@@ -113,6 +160,7 @@ impl<'a> Region<'a> {
             }
             return Ok(());
         };
+        self.any.store(true, Ordering::Relaxed);
         let strides = decoded.strides.clone();
         match self.array.sample {
             SampleType::U8 => {

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::array::Array;
+use super::entries::{Entries, FolderEntries};
 use super::found::{self, Found, MARKER, METADATA, METADATA_LIMIT, inspect};
 use super::ledger::Ledger;
 use super::multiscale::Axes;
@@ -155,10 +156,10 @@ impl ZarrImage {
             folder::put(&metadata, &ngff::to_bytes(&self.encoder.array_metadata(level.size)))?;
             folder::sync_file(&metadata)?;
             folder::sync_folder(&folder)?;
-            let inside = |path: &Path| fs::canonicalize(path).map_err(|e| Error::io(path, e));
+            let entries: Arc<dyn Entries> = Arc::new(FolderEntries::open(&self.path)?);
             // What we describe is within our own limits; a shard's size is checked before that.
             let limits = Limits { decoded_bytes: u64::MAX, ..Limits::default() };
-            self.arrays.push(Array::open(&inside(&self.path)?, &inside(&folder)?, &limits)?);
+            self.arrays.push(Array::open(&entries, &n.to_string(), &limits)?);
         }
         folder::sync_folder(&self.path)?;
         match self.path.parent() {
@@ -249,7 +250,11 @@ impl ImageSink for ZarrImage {
         };
         let axes = Axes::named(self.image.content.axes());
         // On this thread alone: the caller may hold what rayon must not be entered with.
-        Region::new(array, &axes, rect, rect, pixels).read_in_order().map_err(|(_, message)| {
+        Region::new(array, &axes, rect, rect, pixels).read_in_order().map_err(|(_, error)| {
+            let message = match error {
+                Error::Format { message, .. } => message,
+                other => other.to_string(),
+            };
             let file = self.shard_file(level, shard);
             Error::format(&file, format!("the shard cannot be read again: {message}"))
         })

@@ -1,7 +1,11 @@
 //! Decoding what a stranger compressed, in bounded memory.
 //!
 //! zarrs decodes into whatever size a stream claims, which is right for one's own data and wrong for a stranger's: twenty bytes of
-//! zstd can claim an exabyte. Here each stage has a cap, checked before zarrs is asked or while the stream is read.
+//! zstd can claim an exabyte. Here each stage has a cap, checked before zarrs is asked or while the stream is read. Blosc is
+//! [decoded here](blosc), and so are LZ4 and the checksums that numcodecs knows.
+
+mod blosc;
+mod lz;
 
 use std::borrow::Cow;
 use std::io::Read;
@@ -18,27 +22,72 @@ pub(super) enum ByteCodec {
     Zstd,
     Gzip,
     Zlib,
+    Blosc,
+    /// LZ4 as numcodecs writes it: four bytes of size, then one block.
+    Lz4,
     Crc32c,
+    /// A checksum of four bytes, before or after.
+    Adler32(Side),
+    Crc32(Side),
+    Fletcher32,
 }
 
-/// A codec as metadata names it: Zarr v3 `{name, configuration}`.
+/// Where a checksum stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Before,
+    After,
+}
+
+/// A codec as metadata names it: Zarr v3 `{name, configuration}`, or the name alone.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(from = "Spelling")]
 pub(super) struct Named {
     pub(super) name: String,
-    #[serde(default)]
     pub(super) configuration: Value,
 }
 
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Spelling {
+    Name(String),
+    Full {
+        name: String,
+        #[serde(default)]
+        configuration: Value,
+    },
+}
+
+impl From<Spelling> for Named {
+    fn from(spelling: Spelling) -> Self {
+        match spelling {
+            Spelling::Name(name) => Self { name, configuration: Value::Null },
+            Spelling::Full { name, configuration } => Self { name, configuration },
+        }
+    }
+}
+
 impl ByteCodec {
-    /// By its name in Zarr v3 (`name`) or v2 (`id`).
-    pub(super) fn named(name: &str) -> Result<Self, String> {
-        match name {
-            "zstd" | "numcodecs.zstd" => Ok(Self::Zstd),
-            "gzip" | "numcodecs.gzip" => Ok(Self::Gzip),
-            "zlib" | "numcodecs.zlib" => Ok(Self::Zlib),
-            "crc32c" => Ok(Self::Crc32c),
-            other => Err(format!(
-                "the chunks are compressed with {other:?}, of which zstd, gzip, zlib and none are supported"
+    /// By its name in Zarr v3 (`name`) or v2 (`id`), and what else is said of it.
+    pub(super) fn named(name: &str, configuration: &Value) -> Result<Self, String> {
+        let side = |default| match configuration["location"].as_str() {
+            None => Ok(default),
+            Some("start") => Ok(Side::Before),
+            Some("end") => Ok(Side::After),
+            Some(other) => Err(format!("the checksum lies at {other:?}, neither \"start\" nor \"end\"")),
+        };
+        match name.strip_prefix("numcodecs.").unwrap_or(name) {
+            "zstd" => Ok(Self::Zstd),
+            "gzip" => Ok(Self::Gzip),
+            "zlib" => Ok(Self::Zlib),
+            "blosc" => Ok(Self::Blosc),
+            "lz4" => Ok(Self::Lz4),
+            "crc32c" if name == "crc32c" => Ok(Self::Crc32c),
+            "adler32" => Ok(Self::Adler32(side(Side::Before)?)),
+            "crc32" => Ok(Self::Crc32(side(Side::Before)?)),
+            "fletcher32" => Ok(Self::Fletcher32),
+            _ => Err(format!(
+                "the chunks are compressed with {name:?}, of which Blosc, zstd, gzip, zlib, LZ4 and none are supported"
             )),
         }
     }
@@ -54,7 +103,26 @@ impl ByteCodec {
                 }
                 return undo(&ZstdCodec::new(0, false), encoded);
             }
+            Self::Blosc => return blosc::decode(encoded, cap),
+            Self::Lz4 => {
+                let (size, block) = encoded.split_first_chunk::<4>().ok_or("the LZ4 stream has no size")?;
+                let size = u32::from_le_bytes(*size);
+                if u64::from(size) > cap {
+                    return Err(format!("the LZ4 stream claims {size} bytes, of which {cap} are allowed"));
+                }
+                decoded.resize(size as usize, 0);
+                return lz::lz4(block, &mut decoded).map(|()| decoded);
+            }
             Self::Crc32c => return undo(&Crc32cCodec::new(), encoded),
+            Self::Adler32(side) => return checked(encoded, side, adler32),
+            Self::Crc32(side) => {
+                return checked(encoded, side, |bytes| {
+                    let mut crc = flate2::Crc::new();
+                    crc.update(bytes);
+                    crc.sum()
+                });
+            }
+            Self::Fletcher32 => return checked(encoded, Side::After, fletcher32),
             Self::Gzip => flate2::read::MultiGzDecoder::new(encoded).take(cap + 1).read_to_end(&mut decoded),
             Self::Zlib => flate2::read::ZlibDecoder::new(encoded).take(cap + 1).read_to_end(&mut decoded),
         }
@@ -64,6 +132,54 @@ impl ByteCodec {
         }
         Ok(decoded)
     }
+}
+
+/// What is beside a checksum of four bytes in little endian, if it is right.
+fn checked(encoded: &[u8], side: Side, sum: fn(&[u8]) -> u32) -> Result<Vec<u8>, String> {
+    let split = match side {
+        Side::Before => encoded.split_first_chunk::<4>(),
+        Side::After => encoded.split_last_chunk::<4>().map(|(bytes, stated)| (stated, bytes)),
+    };
+    match split {
+        Some((stated, bytes)) if u32::from_le_bytes(*stated) == sum(bytes) => Ok(bytes.to_vec()),
+        Some(_) => Err("the checksum is wrong".into()),
+        None => Err("there is no checksum".into()),
+    }
+}
+
+/// RFC 1950, section 8.2.
+fn adler32(bytes: &[u8]) -> u32 {
+    let (mut a, mut b) = (1u32, 0u32);
+    // After so many bytes neither sum has overflowed.
+    for piece in bytes.chunks(5552) {
+        for &byte in piece {
+            a += u32::from(byte);
+            b += a;
+        }
+        a %= 65521;
+        b %= 65521;
+    }
+    b << 16 | a
+}
+
+/// As HDF5 has it: pairs of bytes in big endian, sums modulo 65535 whose zero may be 65535.
+fn fletcher32(bytes: &[u8]) -> u32 {
+    let (pairs, odd) = bytes.as_chunks::<2>();
+    let (mut a, mut b) = (0u32, 0u32);
+    let fold = |sum: u32| (sum & 0xFFFF) + (sum >> 16);
+    for piece in pairs.chunks(360) {
+        for &pair in piece {
+            a += u32::from(u16::from_be_bytes(pair));
+            b += a;
+        }
+        (a, b) = (fold(a), fold(b));
+    }
+    if let [last] = odd {
+        a += u32::from(*last) << 8;
+        b += a;
+        (a, b) = (fold(a), fold(b));
+    }
+    fold(b) << 16 | fold(a)
 }
 
 fn undo(codec: &dyn BytesToBytesCodecTraits, encoded: &[u8]) -> Result<Vec<u8>, String> {
@@ -189,7 +305,12 @@ mod tests {
         for n in 1..whole.len() {
             assert!(decode(&[ByteCodec::Zstd], whole[..n].to_vec(), 20_000).is_err(), "cut at {n}");
         }
-        for codec in [ByteCodec::Gzip, ByteCodec::Zlib, ByteCodec::Crc32c, ByteCodec::Zstd] {
+        let sums =
+            [ByteCodec::Crc32c, ByteCodec::Adler32(Side::Before), ByteCodec::Crc32(Side::After), ByteCodec::Fletcher32];
+        for codec in [ByteCodec::Gzip, ByteCodec::Zlib, ByteCodec::Zstd, ByteCodec::Blosc, ByteCodec::Lz4]
+            .into_iter()
+            .chain(sums)
+        {
             assert!(decode(&[codec], vec![7; 3], 1).is_err());
             assert!(decode(&[codec], Vec::new(), 1).is_err());
         }
