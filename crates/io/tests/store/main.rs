@@ -7,6 +7,8 @@ mod hostile;
 mod lifecycle;
 mod python;
 mod written;
+mod zarr_python;
+mod zip;
 
 use microtome_io::store::{Channel, Content, ImageSink, StoreLevel, StoredImage};
 use microtome_io::{Class, Level, Microns, Pixels, Rect, SampleType, Samples, Size, TileCoord};
