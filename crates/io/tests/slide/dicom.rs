@@ -110,13 +110,14 @@ fn written_slides_hold_what_was_written() {
 
     let ybr = slide(path("ybr"));
     let pixels = ybr.read_region(Level(0), ybr.info().size().rect()).unwrap();
-    assert_eq!(worst(&samples(&pixels), &std::fs::read(path("ybr/expected")).unwrap()).0, 0);
+    let expected: Vec<u16> = std::fs::read(path("ybr/expected")).unwrap().into_iter().map(u16::from).collect();
+    assert_eq!(worst(&samples(&pixels), &expected).0, 0);
 }
 
-/// The largest and the mean difference of 8-bit samples.
-fn worst(ours: &[u16], theirs: &[u8]) -> (u16, f64) {
+/// The largest and the mean difference.
+fn worst(ours: &[u16], theirs: &[u16]) -> (u16, f64) {
     assert_eq!(ours.len(), theirs.len());
-    let differences = || ours.iter().zip(theirs).map(|(&ours, &theirs)| ours.abs_diff(theirs.into()));
+    let differences = || ours.iter().zip(theirs).map(|(&ours, &theirs)| ours.abs_diff(theirs));
     (differences().max().unwrap(), differences().map(f64::from).sum::<f64>() / ours.len() as f64)
 }
 
@@ -185,8 +186,6 @@ fn one_tile_in_every_codec() {
     for path in files {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         let refused = match () {
-            () if name.starts_with("JPEG-LS") => Some("JPEG-LS"),
-            () if name.starts_with("JPEG_2000") => Some("JPEG 2000"),
             () if name.starts_with("JPEG_Lossless") => Some("lossless JPEG"),
             () if name.starts_with("JPEG_Extended") => Some("12 bits"),
             () => None,
@@ -200,14 +199,19 @@ fn one_tile_in_every_codec() {
             (outcome, _) => panic!("{name}: {outcome:?}"),
         };
         let pixels = slide.read_region(Level(0), Size::new(240, 240).rect()).unwrap();
-        let ours: Vec<u16> = match pixels.samples() {
-            Samples::U8(samples) => samples.iter().map(|&v| v.into()).collect(),
-            Samples::U16(samples) => samples.iter().flat_map(|v| v.to_le_bytes()).map(u16::from).collect(),
+        let expected = std::fs::read(path.with_extension("expected")).unwrap();
+        let expected: Vec<u16> = match pixels.samples() {
+            Samples::U8(_) => expected.iter().map(|&v| v.into()).collect(),
+            Samples::U16(_) => expected.chunks_exact(2).map(|raw| u16::from_le_bytes([raw[0], raw[1]])).collect(),
         };
-        let (max, mean) = worst(&ours, &std::fs::read(path.with_extension("expected")).unwrap());
+        let (max, mean) = worst(&samples(&pixels), &expected);
         eprintln!("{name}: max {max}, mean {mean:.4}");
-        let exact = !name.starts_with("JPEG_Baseline") || cfg!(feature = "turbojpeg");
-        let allowed = if exact { (0, 0.0) } else { (4, 0.25) };
+        let allowed = match () {
+            () if name.starts_with("JPEG_Baseline") && !cfg!(feature = "turbojpeg") => (4, 0.25),
+            // Coding with loss ends in rounded fractions.
+            () if name.starts_with("JPEG_2000_Image_Compression-") => (1, 0.05),
+            () => (0, 0.0),
+        };
         assert!(max <= allowed.0 && mean <= allowed.1, "{name}: max {max}, mean {mean}");
     }
 }
@@ -215,7 +219,9 @@ fn one_tile_in_every_codec() {
 #[test]
 fn real_slides_are_openslides() {
     for (name, tolerance) in [
-        ("cmu-1-small-region/level-0-frames-0-30.dcm", (4, 0.25)),
+        // Its streams are luma and chroma at half the size, but the file says RGB, and so does OpenSlide: what the two
+        // decoders differ in when they enlarge chroma is not dimmed by a conversion.
+        ("cmu-1-small-region/level-0-frames-0-30.dcm", (8, 0.25)),
         ("openslide-boxes/boxes_0.dcm", (4, 0.25)),
         ("highdicom/sm_image.dcm", (0, 0.0)),
     ] {
@@ -249,6 +255,9 @@ fn real_slides_are_openslides() {
         let allowed = if cfg!(feature = "turbojpeg") { (0, 0.0) } else { tolerance };
         assert!(difference.max <= allowed.0 && difference.mean <= allowed.1, "{name}: {difference:?}");
     }
+    // The same pixels by JPEG-LS, which OpenSlide does not read.
+    let read = |name: &str| slide(real(name).unwrap()).read_region(Level(0), Rect::new(0, 0, 50, 50)).unwrap();
+    assert_eq!(read("highdicom/sm_image_jpegls.dcm"), read("highdicom/sm_image.dcm"));
     let folder = real("cmu-1-small-region").unwrap();
     assert_eq!(slide(&folder).info().levels.len(), 12);
     let error = refusal(folder.with_file_name("highdicom")).to_string();

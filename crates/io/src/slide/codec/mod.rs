@@ -8,6 +8,7 @@ pub(super) mod deflate;
 pub(super) mod dicom_rle;
 pub(super) mod jpeg;
 pub(crate) mod jpeg2000;
+pub(super) mod jpegls;
 pub(super) mod lzw;
 pub(super) mod none;
 pub(super) mod packbits;

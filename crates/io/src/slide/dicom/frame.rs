@@ -7,7 +7,8 @@
 
 use std::borrow::Cow;
 
-use crate::slide::codec::{self, dicom_rle, jpeg};
+use crate::pixels::Samples;
+use crate::slide::codec::{dicom_rle, jpeg, jpeg2000, jpegls};
 use crate::{Pixels, SampleType, Size};
 
 /// How frames are compressed.
@@ -16,6 +17,8 @@ pub(super) enum Coding {
     /// Not at all.
     Raw,
     Jpeg,
+    Jpeg2000,
+    JpegLs,
     Rle,
 }
 
@@ -66,12 +69,12 @@ impl Syntax {
             "1.2.840.10008.1.2.1.98" => return syntax(Coding::Raw),
             // Process 2 is baseline with more tables; 12 bits are found by their number.
             "1.2.840.10008.1.2.4.50" | "1.2.840.10008.1.2.4.51" => return syntax(Coding::Jpeg),
+            "1.2.840.10008.1.2.4.80" | "1.2.840.10008.1.2.4.81" => return syntax(Coding::JpegLs),
+            "1.2.840.10008.1.2.4.90" | "1.2.840.10008.1.2.4.91" => return syntax(Coding::Jpeg2000),
             "1.2.840.10008.1.2.5" => return syntax(Coding::Rle),
             "1.2.840.10008.1.2.1.99" => "deflated little endian",
             "1.2.840.10008.1.2.2" => "big endian",
             "1.2.840.10008.1.2.4.57" | "1.2.840.10008.1.2.4.70" => "lossless JPEG",
-            "1.2.840.10008.1.2.4.80" | "1.2.840.10008.1.2.4.81" => "JPEG-LS",
-            "1.2.840.10008.1.2.4.90" | "1.2.840.10008.1.2.4.91" => "JPEG 2000",
             "1.2.840.10008.1.2.4.92" | "1.2.840.10008.1.2.4.93" => "JPEG 2000 of several components",
             "1.2.840.10008.1.2.4.110" | "1.2.840.10008.1.2.4.111" | "1.2.840.10008.1.2.4.112" => "JPEG XL",
             "1.2.840.10008.1.2.4.201" | "1.2.840.10008.1.2.4.202" | "1.2.840.10008.1.2.4.203" => {
@@ -82,7 +85,7 @@ impl Syntax {
             _ => "unknown",
         };
         Err(format!(
-            "DICOM transfer syntax {uid} ({name}) cannot be read: uncompressed little endian, JPEG of 8 bits and RLE can"
+            "DICOM transfer syntax {uid} ({name}) cannot be read: uncompressed little endian, JPEG of 8 bits, JPEG 2000, JPEG-LS and RLE can"
         ))
     }
 }
@@ -99,6 +102,12 @@ impl Format {
         let pixels = self.size.area() as usize;
         let samples: Cow<'_, [u8]> = match self.coding {
             Coding::Jpeg => return self.jpeg(data),
+            Coding::Jpeg2000 => return self.jpeg2000(data),
+            Coding::JpegLs => {
+                let (width, height) = (self.size.width as usize, self.size.height as usize);
+                let expected = jpegls::Expected { width, height, components: self.channels, sample: self.sample };
+                Cow::Owned(jpegls::decode(data, expected)?)
+            }
             Coding::Raw => {
                 let want = self.raw_bytes();
                 let have = data.len();
@@ -148,6 +157,31 @@ impl Format {
         }
     }
 
+    fn jpeg2000(&self, data: &[u8]) -> Result<Pixels, String> {
+        let expected = jpeg2000::Expected {
+            width: self.size.width,
+            height: self.size.height,
+            components: self.channels,
+            sample: self.sample,
+        };
+        let color = match self.color {
+            Color::Grey | Color::InvertedGrey | Color::Rgb => jpeg2000::Color::AsStored,
+            Color::Ybr | Color::Ybr422 => jpeg2000::Color::YCbCr,
+        };
+        // A frame of an odd length has a zero behind its end.
+        let data = if data.ends_with(&[0xff, 0xd9, 0]) { &data[..data.len() - 1] } else { data };
+        Ok(match jpeg2000::decode(data, expected, color)? {
+            Samples::U8(mut samples) => {
+                self.clean(&mut samples, |value, mask| value & mask as u8, |value, mask| mask as u8 - value);
+                Pixels::from_u8(self.size, self.channels, samples)
+            }
+            Samples::U16(mut samples) => {
+                self.clean(&mut samples, |value, mask| value & mask, |value, mask| mask - value);
+                Pixels::from_u16(self.size, self.channels, samples)
+            }
+        })
+    }
+
     fn jpeg(&self, data: &[u8]) -> Result<Pixels, String> {
         // Both sides were 16-bit numbers in the file.
         let expected = jpeg::Header {
@@ -160,7 +194,7 @@ impl Format {
             Color::Rgb => jpeg::Color::Rgb,
             Color::Ybr | Color::Ybr422 => jpeg::Color::YCbCr,
         };
-        let mut samples = codec::jpeg::decode(None, data, expected, color)?;
+        let mut samples = jpeg::decode(None, data, expected, color)?;
         self.clean(&mut samples, |value, _| value, |value, mask| mask as u8 - value);
         Ok(Pixels::from_u8(self.size, self.channels, samples))
     }

@@ -262,6 +262,8 @@ fn format(values: &Values, data: &DataSet, syntax: Syntax, tile: Size, limits: &
         "MONOCHROME1" => Color::InvertedGrey,
         "MONOCHROME2" => Color::Grey,
         "RGB" => Color::Rgb,
+        // The decoder undoes the transforms of JPEG 2000: they are a part of the stream.
+        "YBR_ICT" | "YBR_RCT" if syntax.coding == Coding::Jpeg2000 => Color::Rgb,
         "YBR_FULL" => Color::Ybr,
         "YBR_FULL_422" => Color::Ybr422,
         "" => return Err(Error::format(path, "DICOM: there is no PhotometricInterpretation")),
@@ -294,7 +296,8 @@ fn format(values: &Values, data: &DataSet, syntax: Syntax, tile: Size, limits: &
         return unsupported(format!("{photometric} of {bits} bits in this transfer syntax cannot be read, 8 bits can"));
     }
     if color == Color::Ybr422
-        && (syntax.coding == Coding::Rle || syntax.coding == Coding::Raw && (planar || tile.width % 2 == 1))
+        && (matches!(syntax.coding, Coding::Rle | Coding::JpegLs)
+            || syntax.coding == Coding::Raw && (planar || tile.width % 2 == 1))
     {
         return unsupported("YBR_FULL_422 cannot be read in planes, run lengths or odd rows".into());
     }

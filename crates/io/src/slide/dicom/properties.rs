@@ -20,7 +20,8 @@ pub(super) fn of(values: &Values, sets: [&DataSet; 2]) -> Result<BTreeMap<String
 
 fn add(values: &Values, data: &DataSet, prefix: &str, found: &mut BTreeMap<String, String>) -> Result<()> {
     for element in &data.0 {
-        let Some((keyword, _)) = known(element.tag) else { continue };
+        // The length of a group says nothing of the slide; OpenSlide leaves it out, too.
+        let Some((keyword, _)) = known(element.tag).filter(|_| element.tag.element() != 0) else { continue };
         let name = format!("{prefix}.{keyword}");
         if let Value::Items(items) = &element.value {
             for (index, item) in items.iter().enumerate() {
