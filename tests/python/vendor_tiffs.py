@@ -42,10 +42,11 @@ class Writer:
     def __exit__(self, *_):
         self.file.close()
 
-    def page(self, width, height, tile=None, description=None, reduced=False, missing=(), **more):
+    def page(self, width, height, tile=None, description=None, reduced=False, missing=(), pixels=None, **more):
         """Writes a page; returns its number. `tile` is the side of a tile; `missing` lists tiles (column, row) without bytes."""
         seed = self.pages + 1
-        pixels = smooth(width, height, seed) if self.jpeg else noise(width, height, seed)
+        if pixels is None:
+            pixels = smooth(width, height, seed) if self.jpeg else noise(width, height, seed)
         options = {"photometric": "rgb", "compression": "adobe_deflate"}
         if self.jpeg:
             options = {"photometric": "ycbcr", "subsampling": (1, 1), "compression": "jpeg", "compressionargs": {"level": 90}}
@@ -240,7 +241,7 @@ def ventana(folder):
     def xmp(text):
         return [(700, 1, None, text.encode(), True)]
 
-    def slide(name, size, levels, encode=None, scan=None, label="Label_Image", jpeg=False, missing=()):
+    def slide(name, size, levels, encode=None, scan=None, label="Label_Image", jpeg=False, missing=(), pixels=lambda level, w, h: None):
         with Writer(folder / name, jpeg) as out:
             out.page(40, 90, description=label, extratags=xmp(scan or scan_xml()), software="ScanOutputManager 1.1.0.15854")
             out.page(30, 60, description="Thumbnail")
@@ -249,7 +250,7 @@ def ventana(folder):
                 more = {"extratags": xmp(encode)} if encode and level == 0 else {}
                 out.page(
                     w, h, tile, description=f"level={level} mag={40 / 2**level:g} quality=95", reduced=level > 0,
-                    missing=missing if level == 0 else (), **more
+                    missing=missing if level == 0 else (), pixels=pixels(level, w, h), **more
                 )
 
     # Two areas on a page of 9 x 4 tiles: 5 x 4 tiles from (0, 0), 3 x 3 tiles from (6, 1).
@@ -268,9 +269,24 @@ def ventana(folder):
     slide("axes.bif", page, 3, uneven, scan=scan_xml(metadata=True, Magnification=20))
     slide("side-by-side.bif", page, 4, encode_xml(areas(512, 64, 128), tile, lambda c, r, d: (0, 0)))
     slide("one-area.bif", (5 * tile, 4 * tile), 4, encode_xml([(0, 0, 5, 4, 0, 0)], tile, lambda c, r, d: (8, 8)))
-    # Overlaps of 7, 8 and 9 pixels: a mean that is no whole number.
-    mixed = encode_xml(areas(440, 100, 132), tile, lambda c, r, d: (7 + (c * 3 + r) % 3, 7 + (c + r * r) % 4))
-    slide("mean-jpeg.bif", page, 3, mixed, jpeg=True)
+    # Overlaps of 7 and 8 pixels in turns: a mean that is no whole number. Pixels are smooth, and where tiles overlap they agree.
+    mixed = encode_xml(areas(440, 100, 132), tile, lambda c, r, d: (7 + c % 2, 7 + r % 2))
+
+    def moved(level, w, h):
+        step = 2**level
+        x_overlaps = [7 + c % 2 for rows, columns in ((4, 5), (3, 3)) for _ in range(rows) for c in range(columns - 1)]
+        y_overlaps = [7 + r % 2 for rows, columns in ((4, 5), (3, 3)) for r in range(1, rows) for _ in range(columns)]
+        ax, ay = tile - numpy.mean(x_overlaps), tile - numpy.mean(y_overlaps)
+        x, y = (numpy.arange(w) + 0.5) * step, (numpy.arange(h) + 0.5) * step
+        second = numpy.floor(x / tile) >= 6
+        top = max(100 + 3 * ay + tile, 132 + 2 * ay + tile) - 132 - (2 * ay + tile)
+        u = x % tile + numpy.where(second, 440 + (x // tile - 6) * ax, x // tile * ax)
+        v = [y % tile + y // tile * ay, y % tile + (y // tile - 1) * ay + top]
+        v = numpy.where(second[None, :], v[1][:, None], v[0][:, None])
+        waves = [numpy.sin(u[None, :] / 40 + c) * numpy.cos(v / 50 + c) for c in range(3)]
+        return numpy.stack([(127 + 100 * wave).astype(numpy.uint8) for wave in waves], axis=-1)
+
+    slide("mean.bif", page, 3, mixed, pixels=moved)
     slide("plain.tif", (500, 300), 3)
     # What OpenSlide refuses: overlaps measured from the right and from above, as by DP 200, and tiles without bytes.
     left = encode_xml(areas(440, 100, 132), tile, lambda c, r, d: (8, 8), directions=("LEFT", "DOWN"))

@@ -7,6 +7,7 @@ pub fn read_descriptions(bytes: &[u8]) {
     // An error is as good as a description.
     let _ = crate::slide::leica::read_description(path, &text);
     let _ = crate::slide::philips::read_description(path, &text);
+    let _ = crate::slide::ventana::read_description(path, &text);
 }
 
 #[cfg(test)]
@@ -63,6 +64,12 @@ mod tests {
         <DataObject ObjectType="PixelDataRepresentation"><Attribute Name="DICOM_PIXEL_SPACING">"0.1" "0.1"</Attribute></DataObject>
         </Array></Attribute></DataObject><DataObject><Attribute Name="PIM_DP_IMAGE_TYPE">LABELIMAGE</Attribute>
         <Attribute Name="PIM_DP_IMAGE_DATA">/9j/</Attribute></DataObject></Array></Attribute></DataObject>"#,
+        r#"<Metadata><iScan Magnification="40" ScanRes="0.25" ScanWhitePoint="235" Z-layers="1"/></Metadata>"#,
+        r#"<EncodeInfo Ver="2"><SlideStitchInfo><ImageInfo AOIScanned="1" Width="64" Height="48" NumRows="2" NumCols="2"
+        Pos-X="0" Pos-Y="100.0"><TileJointInfo Confidence="90" Direction="RIGHT" Tile1="1" Tile2="2" OverlapX="8" OverlapY="0"/>
+        <TileJointInfo Confidence="90" Direction="UP" Tile1="1" Tile2="4" OverlapX="0" OverlapY="7"/></ImageInfo><ImageInfo
+        AOIScanned="1" Width="64" Height="48" NumRows="3" NumCols="3" Pos-X="300" Pos-Y="40"/></SlideStitchInfo><AoiOrigin>
+        <AOI0 OriginX="0" OriginY="0"/><AOI1 OriginX="384" OriginY="96"/></AoiOrigin></EncodeInfo>"#,
     ];
 
     proptest! {

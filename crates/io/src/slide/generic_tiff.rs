@@ -151,22 +151,19 @@ fn refuse(tiff: &Tiff) -> Result<()> {
     let (file, first) = (tiff.file(), &tiff.directories()[0]);
     let text = |tag: Tag| Ok::<_, Error>(first.text(file, tag)?.unwrap_or_default());
     let (description, software) = (text(Tag::IMAGE_DESCRIPTION)?, text(Tag::SOFTWARE)?);
-    let xmp = || text(Tag::XMP);
-    let name =
-        if software.starts_with("ScanOutputManager") || description.starts_with("Ventana") || xmp()?.contains("<iScan")
-        {
-            "Ventana BIF"
-        } else if software.starts_with("MedScan") {
-            "Trestle TIFF"
-        } else if first.has(Tag::ZEISS_LSM) {
-            "Zeiss LSM"
-        } else if first.has(Tag::METAMORPH_STACK) {
-            "MetaMorph stack"
-        } else if first.has(Tag::DNG_VERSION) {
-            "DNG (raw camera)"
-        } else {
-            return refuse_stack(file, &description);
-        };
+    let name = if software.starts_with("ScanOutputManager") || description.starts_with("Ventana") {
+        "Ventana slide without its iScan description"
+    } else if software.starts_with("MedScan") {
+        "Trestle TIFF without description or tiles"
+    } else if first.has(Tag::ZEISS_LSM) {
+        "Zeiss LSM"
+    } else if first.has(Tag::METAMORPH_STACK) {
+        "MetaMorph stack"
+    } else if first.has(Tag::DNG_VERSION) {
+        "DNG (raw camera)"
+    } else {
+        return refuse_stack(file, &description);
+    };
     Err(Error::unsupported(file.path(), format!("this is a {name} file, which microtome cannot read yet")))
 }
 

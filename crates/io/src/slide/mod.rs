@@ -26,7 +26,10 @@ mod pyramid;
 mod qptiff;
 pub(crate) mod raster;
 mod reduced;
+mod stitched;
 mod tiff;
+mod trestle;
+pub(crate) mod ventana;
 mod xml;
 
 use std::collections::BTreeMap;

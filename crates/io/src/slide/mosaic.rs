@@ -7,12 +7,100 @@ use rayon::prelude::*;
 use crate::pixels::{Pixels, Samples};
 use crate::{Rect, Result, Size, TileCoord};
 
+/// Where the columns or the rows of a grid begin.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Axis {
+    /// Every so many pixels.
+    Even(u64),
+    /// At `k × step - skip` times `advance`, rounded, but for the first one, which begins at 0. The last one has no end.
+    Spread {
+        advance: f64,
+        step: u64,
+        skip: u64,
+        /// How many there are, at least one.
+        count: u64,
+    },
+}
+
+impl Axis {
+    /// Where a column or row begins.
+    pub(super) fn start(self, index: u64) -> u64 {
+        match self {
+            Self::Even(length) => index * length,
+            Self::Spread { .. } if index == 0 => 0,
+            Self::Spread { advance, step, skip, .. } => spread(advance, index * step - skip),
+        }
+    }
+
+    /// Where it ends.
+    fn end(self, index: u64) -> u64 {
+        match self {
+            Self::Spread { count, .. } if index + 1 >= count => u64::MAX,
+            _ => self.start(index + 1),
+        }
+    }
+
+    /// The column or row that holds a pixel.
+    fn at(self, pixel: u64) -> u64 {
+        match self {
+            Self::Even(length) => pixel / length,
+            Self::Spread { advance, step, skip, count } => {
+                // Rounding moves an edge by a pixel at most, so that the estimate is off by one at most.
+                let mut index = ((pixel as f64 / advance + skip as f64) / step as f64) as u64;
+                index = index.min(count - 1);
+                while index > 0 && self.start(index) > pixel {
+                    index -= 1;
+                }
+                while index + 1 < count && self.start(index + 1) <= pixel {
+                    index += 1;
+                }
+                index
+            }
+        }
+    }
+
+    /// Those that hold the pixels `from..to`, of which there is one at least.
+    fn range(self, from: u64, to: u64) -> std::ops::Range<u64> {
+        self.at(from)..self.at(to - 1) + 1
+    }
+}
+
+/// Where the `index`th of pieces lies that follow each other every `advance` pixels.
+pub(super) fn spread(advance: f64, index: u64) -> u64 {
+    (index as f64 * advance).round() as u64
+}
+
+/// A grid of cells.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Grid {
+    /// The columns.
+    pub(super) x: Axis,
+    /// The rows.
+    pub(super) y: Axis,
+}
+
+impl Grid {
+    /// The part of a raster of the size `bounds` that is a cell's.
+    pub(super) fn rect(self, cell: TileCoord, bounds: Size) -> Rect {
+        let (x, y) = (self.x.start(cell.column), self.y.start(cell.row));
+        let (right, bottom) = (self.x.end(cell.column).min(bounds.width), self.y.end(cell.row).min(bounds.height));
+        Rect::new(x as i64, y as i64, right.saturating_sub(x), bottom.saturating_sub(y))
+    }
+}
+
+impl From<Size> for Grid {
+    fn from(cell: Size) -> Self {
+        Self { x: Axis::Even(cell.width), y: Axis::Even(cell.height) }
+    }
+}
+
 /// The cells of a grid over `bounds` that a rectangle touches, row by row.
-pub(super) fn cells(at: Rect, bounds: Size, cell: Size) -> impl Iterator<Item = TileCoord> {
-    let area = at.intersect(bounds.rect()).unwrap_or(Rect::new(0, 0, 0, 0));
+pub(super) fn cells(at: Rect, bounds: Size, grid: impl Into<Grid>) -> impl Iterator<Item = TileCoord> {
+    let grid = grid.into();
+    let area = at.intersect(bounds.rect());
     // The area lies inside the level: none of its coordinates is negative.
-    let rows = area.y as u64 / cell.height..(area.bottom() as u64).div_ceil(cell.height);
-    let columns = area.x as u64 / cell.width..(area.right() as u64).div_ceil(cell.width);
+    let rows = area.map_or(0..0, |area| grid.y.range(area.y as u64, area.bottom() as u64));
+    let columns = area.map_or(0..0, |area| grid.x.range(area.x as u64, area.right() as u64));
     rows.flat_map(move |row| columns.clone().map(move |column| TileCoord { row, column }))
 }
 
@@ -24,23 +112,23 @@ pub(super) fn cells(at: Rect, bounds: Size, cell: Size) -> impl Iterator<Item = 
 ///
 /// # Errors
 /// That of the first cell, row by row, that could not be fetched.
-pub(super) fn fill<F>(to: &mut Pixels, at: Rect, bounds: Size, cell: Size, fetch: F) -> Result<()>
+pub(super) fn fill<F>(to: &mut Pixels, at: Rect, bounds: Size, grid: impl Into<Grid>, fetch: F) -> Result<()>
 where
     F: Fn(TileCoord) -> Result<Option<Arc<Pixels>>> + Sync,
 {
-    lay(to, at, bounds, cell, None, fetch)
+    lay(to, at, bounds, grid.into(), None, fetch)
 }
 
 /// As [`fill`], but cells for which `fetch` returns `None` get the colour `background`: so `to` need not have it before,
 /// which saves writing every pixel of a rectangle twice.
-pub(super) fn cover<F>(to: &mut Pixels, at: Rect, bounds: Size, cell: Size, background: &[u16], fetch: F) -> Result<()>
+pub(super) fn cover<F>(to: &mut Pixels, at: Rect, bounds: Size, grid: impl Into<Grid>, background: &[u16], fetch: F) -> Result<()>
 where
     F: Fn(TileCoord) -> Result<Option<Arc<Pixels>>> + Sync,
 {
-    lay(to, at, bounds, cell, Some(background), fetch)
+    lay(to, at, bounds, grid.into(), Some(background), fetch)
 }
 
-fn lay<F>(to: &mut Pixels, at: Rect, bounds: Size, cell: Size, background: Option<&[u16]>, fetch: F) -> Result<()>
+fn lay<F>(to: &mut Pixels, at: Rect, bounds: Size, grid: Grid, background: Option<&[u16]>, fetch: F) -> Result<()>
 where
     F: Fn(TileCoord) -> Result<Option<Arc<Pixels>>> + Sync,
 {
@@ -48,16 +136,16 @@ where
     let channels = to.channels();
     match to.samples_mut() {
         Samples::U8(samples) => {
-            let pieces = cut(samples, at, area, cell, channels);
+            let pieces = cut(samples, at, area, grid, channels);
             let background: Option<Vec<u8>> = background.map(|colour| colour.iter().map(|&v| v as u8).collect());
-            paste(pieces, cell, channels, background.as_deref(), &fetch, |pixels| match pixels.samples() {
+            paste(pieces, grid, channels, background.as_deref(), &fetch, |pixels| match pixels.samples() {
                 Samples::U8(samples) => samples,
                 Samples::U16(_) => unreachable!("all cells of a level have one sample type"),
             })
         }
         Samples::U16(samples) => {
-            let pieces = cut(samples, at, area, cell, channels);
-            paste(pieces, cell, channels, background, &fetch, |pixels| match pixels.samples() {
+            let pieces = cut(samples, at, area, grid, channels);
+            paste(pieces, grid, channels, background, &fetch, |pixels| match pixels.samples() {
                 Samples::U16(samples) => samples,
                 Samples::U8(_) => unreachable!("all cells of a level have one sample type"),
             })
@@ -74,17 +162,18 @@ struct Piece<'a, T> {
 }
 
 /// Cuts the rows of `samples`, a picture that lies at `at`, along the grid; only what lies in `area` is handed out.
-fn cut<'a, T>(samples: &'a mut [T], at: Rect, area: Rect, cell: Size, channels: usize) -> Vec<Piece<'a, T>> {
+fn cut<'a, T>(samples: &'a mut [T], at: Rect, area: Rect, grid: Grid, channels: usize) -> Vec<Piece<'a, T>> {
     // The area lies inside the level: none of its coordinates is negative.
     let (left, top) = (area.x as u64, area.y as u64);
     let (right, bottom) = (area.right() as u64, area.bottom() as u64);
-    let columns = left / cell.width..right.div_ceil(cell.width);
-    let mut pieces: Vec<Piece<'a, T>> = (top / cell.height..bottom.div_ceil(cell.height))
+    let (columns, bands) = (grid.x.range(left, right), grid.y.range(top, bottom));
+    let mut pieces: Vec<Piece<'a, T>> = bands
+        .clone()
         .flat_map(|row| columns.clone().map(move |column| TileCoord { row, column }))
         .map(|tile| Piece {
             tile,
-            x: left.max(tile.column * cell.width),
-            y: top.max(tile.row * cell.height),
+            x: left.max(grid.x.start(tile.column)),
+            y: top.max(grid.y.start(tile.row)),
             rows: Vec::new(),
         })
         .collect();
@@ -93,10 +182,10 @@ fn cut<'a, T>(samples: &'a mut [T], at: Rect, area: Rect, cell: Size, channels: 
     let first = (area.y - at.y) as usize;
     let rows = samples.chunks_exact_mut(at.width as usize * channels).skip(first);
     for (y, row) in (top..bottom).zip(rows) {
-        let band = (y / cell.height - top / cell.height) as usize * per_band;
+        let band = (grid.y.at(y) - bands.start) as usize * per_band;
         let mut rest = &mut row[skip..];
         for piece in &mut pieces[band..band + per_band] {
-            let end = right.min((piece.tile.column + 1) * cell.width);
+            let end = right.min(grid.x.end(piece.tile.column));
             let (mine, others) = rest.split_at_mut((end - piece.x) as usize * channels);
             piece.rows.push(mine);
             rest = others;
@@ -107,7 +196,7 @@ fn cut<'a, T>(samples: &'a mut [T], at: Rect, area: Rect, cell: Size, channels: 
 
 fn paste<T: Copy + Send + Sync>(
     mut pieces: Vec<Piece<'_, T>>,
-    cell: Size,
+    grid: Grid,
     channels: usize,
     background: Option<&[T]>,
     fetch: &(impl Fn(TileCoord) -> Result<Option<Arc<Pixels>>> + Sync),
@@ -122,8 +211,8 @@ fn paste<T: Copy + Send + Sync>(
             return Ok(());
         };
         let stride = pixels.size().width as usize * channels;
-        let offset = (piece.x - piece.tile.column * cell.width) as usize * channels;
-        let first = (piece.y - piece.tile.row * cell.height) as usize;
+        let offset = (piece.x - grid.x.start(piece.tile.column)) as usize * channels;
+        let first = (piece.y - grid.y.start(piece.tile.row)) as usize;
         let source = samples(&pixels).chunks_exact(stride).skip(first);
         for (to, from) in piece.rows.iter_mut().zip(source) {
             let n = to.len();
@@ -177,6 +266,20 @@ mod tests {
         let expected: Vec<u8> =
             (1..6).flat_map(|y| (1..8).map(move |x| if x >= 4 { 200 } else { 10 * y + x })).collect();
         assert_eq!(pixels.as_u8().unwrap(), expected);
+    }
+
+    #[test]
+    fn a_spread_axis_is_a_partition() {
+        for (advance, step, skip, count) in
+            [(7.0, 1, 0, 5), (6.5, 1, 0, 9), (3.25, 4, 3, 6), (0.97, 16, 5, 4), (1.0, 1, 0, 1), (12.49, 2, 1, 3)]
+        {
+            let axis = Axis::Spread { advance, step, skip, count };
+            for index in 0..count {
+                let (start, end) = (axis.start(index), axis.end(index).min(axis.start(index) + 40));
+                assert!(start < end, "{axis:?}: {index}");
+                assert!((start..end).all(|pixel| axis.at(pixel) == index), "{axis:?}: {index}");
+            }
+        }
     }
 
     #[test]

@@ -5,10 +5,7 @@ use std::sync::Arc;
 
 use super::picture::Kind;
 use super::tiff::{self, Tiff};
-use super::{
-    Colors, Limits, SlideReader, aperio, dicom, generic_tiff, icc, leica, ndpi, ome_tiff, ome_zarr, openslide, philips,
-    picture, qptiff,
-};
+use super::{Colors, Limits, SlideReader, aperio, dicom, generic_tiff, icc, leica, ndpi, ome_tiff, ome_zarr, openslide, philips, picture, qptiff, trestle, ventana};
 use crate::bytes::{ByteAccess, ByteSource};
 use crate::{Error, Result};
 
@@ -101,17 +98,18 @@ const TIFF_FORMATS: &[TiffFormat] = &[
     TiffFormat { detect: philips::detect, open: philips::open },
     TiffFormat { detect: ome_tiff::detect, open: ome_tiff::open },
     TiffFormat { detect: qptiff::detect, open: qptiff::open },
+    TiffFormat { detect: ventana::detect, open: ventana::open },
+    TiffFormat { detect: trestle::detect, open: trestle::open },
     TiffFormat { detect: |_| Ok(true), open: generic_tiff::open },
 ];
 
 /// What can be read, for messages.
-const READABLE: &str = "Aperio SVS, Hamamatsu NDPI, Leica SCN, Philips TIFF, OME-TIFF, PerkinElmer QPTIFF, DICOM, OME-Zarr, \
-                        tiled and plain TIFF, PNG, JPEG and WebP";
+const READABLE: &str = "Aperio SVS, Hamamatsu NDPI, Leica SCN, Philips TIFF, Ventana BIF, Trestle TIFF, OME-TIFF, PerkinElmer QPTIFF, \
+                        DICOM, OME-Zarr, tiled and plain TIFF, PNG, JPEG and WebP";
 
 /// Formats that are known by their name alone and cannot be read yet.
 const FOREIGN_EXTENSIONS: &[(&str, &str)] = &[
     ("afi", "Aperio fluorescence (AFI)"),
-    ("bif", "Ventana BIF"),
     ("czi", "Zeiss CZI"),
     ("isyntax", "Philips iSyntax"),
     ("lif", "Leica LIF"),

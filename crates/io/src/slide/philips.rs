@@ -114,8 +114,7 @@ fn layers(path: &Path, pages: Vec<Page>, spacings: &[Microns]) -> Result<(Vec<La
     for (level, (page, spacing)) in pages.into_iter().zip(spacings).enumerate() {
         let ratio = f64::midpoint(spacing.x / finest.x, spacing.y / finest.y).round();
         let size = Size::new((full.width as f64 / ratio) as u64, (full.height as f64 / ratio) as u64);
-        // Not a number compares to nothing.
-        if !(ratio >= 1.0) || size.is_empty() || (level == 0 && size != full) {
+        if ratio < 1.0 || size.is_empty() || (level == 0 && size != full) {
             let why = format!("the pixel spacings of this Philips TIFF make level {level} {ratio} times coarser");
             return Err(Error::format(path, why));
         }

@@ -182,7 +182,7 @@ impl SlideReader for Pyramid {
         };
         for (number, part) in layer.parts.iter().enumerate() {
             let at = part.place(rect);
-            let (size, cell) = (part.visible(layer.size), part.raster.shape().cell);
+            let (size, grid) = (part.visible(layer.size), part.raster.grid());
             let fetch = |tile| {
                 self.cache.get((level, number, tile), || {
                     let decoded = part.raster.decode(tile).map_err(|error| at_tile(error, level, tile))?;
@@ -190,9 +190,9 @@ impl SlideReader for Pyramid {
                 })
             };
             if covered && number == 0 {
-                mosaic::cover(&mut pixels, at, size, cell, &self.info.background, fetch)?;
+                mosaic::cover(&mut pixels, at, size, grid, &self.info.background, fetch)?;
             } else {
-                mosaic::fill(&mut pixels, at, size, cell, fetch)?;
+                mosaic::fill(&mut pixels, at, size, grid, fetch)?;
             }
         }
         Ok(pixels)
@@ -209,7 +209,7 @@ impl SlideReader for Pyramid {
         let shape = raster.shape();
         check_limit(&self.info.path, shape, shape.size, self.decoded_bytes)?;
         let mut pixels = Pixels::filled(shape.size, shape.sample, &shape.background);
-        mosaic::fill(&mut pixels, shape.size.rect(), shape.size, shape.cell, |tile| {
+        mosaic::fill(&mut pixels, shape.size.rect(), shape.size, raster.grid(), |tile| {
             let decoded = raster.decode(tile).map_err(|error| match error {
                 Error::Format { path, message } => {
                     Error::Format { path, message: format!("associated image {name:?}, {tile}: {message}") }
@@ -223,10 +223,11 @@ impl SlideReader for Pyramid {
 
     fn tiles(&self, level: Level) -> Result<Box<dyn Iterator<Item = Rect> + '_>> {
         self.info.level(level)?;
-        Ok(Box::new(self.layers[level.0].parts.iter().flat_map(|part| {
-            let shape = part.raster.shape();
-            mosaic::cells(shape.size.rect(), shape.size, shape.cell).map(|at| {
-                let rect = at.rect(shape.cell);
+        let layer = &self.layers[level.0];
+        Ok(Box::new(layer.parts.iter().flat_map(|part| {
+            let (size, grid) = (part.visible(layer.size), part.raster.grid());
+            mosaic::cells(size.rect(), size, grid).map(move |at| {
+                let rect = grid.rect(at, size);
                 Rect { x: rect.x + part.x as i64, y: rect.y + part.y as i64, ..rect }
             })
         })))
@@ -239,7 +240,7 @@ impl SlideReader for Pyramid {
     fn prefetch(&self, level: Level, rect: Rect) {
         let Some(layer) = self.layers.get(level.0) else { return };
         for part in &layer.parts {
-            for tile in mosaic::cells(part.place(rect), part.visible(layer.size), part.raster.shape().cell) {
+            for tile in mosaic::cells(part.place(rect), part.visible(layer.size), part.raster.grid()) {
                 part.raster.prefetch(tile);
             }
         }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::mosaic::Grid;
 use crate::{Pixels, Result, SampleType, Size, TileCoord};
 
 /// How a raster is cut into cells, and what its pixels are.
@@ -9,7 +10,8 @@ use crate::{Pixels, Result, SampleType, Size, TileCoord};
 pub(crate) struct Shape {
     /// The raster in pixels.
     pub(crate) size: Size,
-    /// A cell in pixels. Cells lie side by side from the top left corner; those at the right and at the bottom may stick out.
+    /// A cell in pixels, or the largest one where they are not alike. Cells lie side by side from the top left corner; those at
+    /// the right and at the bottom may stick out.
     pub(crate) cell: Size,
     /// Samples per pixel.
     pub(crate) channels: usize,
@@ -33,6 +35,11 @@ impl Shape {
 pub(crate) trait Raster: Send + Sync + std::fmt::Debug {
     /// Size, cells and samples.
     fn shape(&self) -> &Shape;
+
+    /// Where the cells lie.
+    fn grid(&self) -> Grid {
+        self.shape().cell.into()
+    }
 
     /// Decodes a cell, or returns `None` if the file leaves it out.
     ///

@@ -1,4 +1,4 @@
-//! Leica SCN and Philips TIFF: small slides that OpenSlide 4 opens as theirs, written by `tests/python/vendor_tiffs.py`.
+//! Leica SCN, Philips TIFF, Ventana BIF, Trestle: small slides that OpenSlide 4 opens as theirs, written by `tests/python/vendor_tiffs.py`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use microtome_io::slide::{OpenOptions, SlideReader, open};
 use microtome_io::{Error, Level, Rect, Size};
 
-use crate::openslide::{Description, Region, compare, pictures, spread};
+use crate::openslide::{Description, Region, ask, compare, pictures, spread};
 
 /// The files of a vendor, in a folder that lives as long as the result; `None` after saying that the test is skipped.
 fn written(vendor: &str) -> Option<(tempfile::TempDir, Vec<PathBuf>)> {
@@ -145,6 +145,92 @@ fn philips_slides_are_openslides() {
         match &*name(&path) {
             "refused-levels.tiff" => assert!(refusal(&path).contains("3 pixel spacings"), "{}", refusal(&path)),
             _ => check(&path, all, &[]),
+        }
+    }
+}
+
+#[test]
+fn ventana_slides_are_openslides() {
+    let Some((_folder, files)) = written("ventana") else { return };
+    for path in files {
+        match &*name(&path) {
+            "refused-outside.bif" => assert!(refusal(&path).contains("9 x 4 tiles"), "{}", refusal(&path)),
+            // OpenSlide resamples what lies at fractions of a pixel; here it lies at the nearest whole ones.
+            "mean.bif" => {
+                let slide = crate::slide(&path);
+                assert_eq!(slide.info().properties["microtome.tile-advance"], MEAN_ADVANCE);
+                let regions = all(&*slide);
+                let Some((description, theirs)) = ask(&path, &regions) else { return };
+                check_description(&*slide, &description, &[]);
+                let (mut furthest, mut sum, mut count) = (0, 0, 0_u32);
+                for ((level, rect), theirs) in regions.iter().zip(&theirs) {
+                    let ours = slide.read_region(*level, *rect).unwrap();
+                    // An edge of an area that lies at a fraction of a pixel is neither background nor picture.
+                    let (width, height) = (rect.width as usize, rect.height as usize);
+                    let opaque = |x: usize, y: usize| theirs[(y * width + x) * 4 + 3] == 255;
+                    let inside = |at: usize| {
+                        let (x, y) = (at % width, at / width);
+                        (1..width - 1).contains(&x)
+                            && (1..height - 1).contains(&y)
+                            && (x - 1..=x + 1).all(|x| (y - 1..=y + 1).all(|y| opaque(x, y)))
+                    };
+                    let pixels = ours.as_u8().unwrap().chunks_exact(3).zip(theirs.chunks_exact(4)).enumerate();
+                    let pixels = pixels.filter(|(at, _)| inside(*at)).map(|(_, pixels)| pixels);
+                    for (ours, theirs) in pixels.flat_map(|(ours, theirs)| ours.iter().zip(theirs)) {
+                        furthest = furthest.max(ours.abs_diff(*theirs));
+                        sum += u64::from(ours.abs_diff(*theirs));
+                        count += 1;
+                    }
+                }
+                // Neighbours differ by 13 levels at most.
+                eprintln!("{}: {furthest} at most, {} in the mean", path.display(), sum as f64 / f64::from(count));
+                assert!(furthest <= 13 && sum < 2 * u64::from(count) && count > 100_000);
+            }
+            name if name.starts_with("only-ours") => {}
+            _ => check(&path, all, &[]),
+        }
+    }
+}
+
+/// 64 pixels less the mean of overlaps of 7 and 8 pixels: 11 of each along x; 8 and 13 along y (`vendor_tiffs.py`).
+const MEAN_ADVANCE: &str = "56.5 x 56.38095238095238";
+
+#[test]
+fn what_openslide_does_not_read_of_ventana() {
+    let Some((folder, _files)) = written("ventana") else { return };
+    let read = |name: &str| {
+        let slide = crate::slide(folder.path().join(name));
+        let pixels = slide.read_region(Level(0), slide.info().size().rect()).unwrap();
+        (slide.info().size(), pixels.as_u8().unwrap().to_vec())
+    };
+    let (size, expected) = read("areas.bif");
+    // Tiles (1, 1) of the first area, (1, 1) of the second one: 56 pixels are seen of each.
+    let missing = [Rect::new(56, 56, 56, 56), Rect::new(440 + 56, 24 + 56, 56, 56)];
+    let areas = [Rect::new(0, 0, 288, 232), Rect::new(440, 24, 176, 176)];
+    for (name, missing) in [("only-ours-left.bif", &[][..]), ("only-ours-missing.bif", &missing[..])] {
+        let (found, pixels) = read(name);
+        assert_eq!(found, size);
+        for (index, (ours, expected)) in pixels.chunks_exact(3).zip(expected.chunks_exact(3)).enumerate() {
+            let (x, y) = (index as i64 % size.width as i64, index as i64 / size.width as i64);
+            let here = Rect::new(x, y, 1, 1);
+            let white = !areas.iter().any(|area| area.contains(here)) || missing.iter().any(|tile| tile.contains(here));
+            let expected = if white { &[235; 3][..] } else { expected };
+            assert_eq!(ours, expected, "{name}: ({x}, {y})");
+        }
+    }
+}
+
+#[test]
+fn trestle_slides_are_openslides() {
+    let Some((_folder, files)) = written("trestle") else { return };
+    for path in files {
+        match &*name(&path) {
+            "refused-overlap.tif" => assert!(refusal(&path).contains("cannot overlap by 64"), "{}", refusal(&path)),
+            name if name.ends_with(".Full") => {}
+            _ => {
+                check(&path, all, &[]);
+                assert_eq!(crate::slide(&path).info().background, [0xf0; 3]);
+            }
         }
     }
 }
