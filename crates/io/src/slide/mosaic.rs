@@ -9,7 +9,7 @@ use crate::{Rect, Result, Size, TileCoord};
 
 /// Where the columns or the rows of a grid begin.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Axis {
+pub(crate) enum Axis {
     /// Every so many pixels.
     Even(u64),
     /// At `k × step - skip` times `advance`, rounded, but for the first one, which begins at 0. The last one has no end.
@@ -72,11 +72,11 @@ pub(super) fn spread(advance: f64, index: u64) -> u64 {
 
 /// A grid of cells.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Grid {
+pub(crate) struct Grid {
     /// The columns.
-    pub(super) x: Axis,
+    pub(crate) x: Axis,
     /// The rows.
-    pub(super) y: Axis,
+    pub(crate) y: Axis,
 }
 
 impl Grid {
@@ -121,7 +121,14 @@ where
 
 /// As [`fill`], but cells for which `fetch` returns `None` get the colour `background`: so `to` need not have it before,
 /// which saves writing every pixel of a rectangle twice.
-pub(super) fn cover<F>(to: &mut Pixels, at: Rect, bounds: Size, grid: impl Into<Grid>, background: &[u16], fetch: F) -> Result<()>
+pub(super) fn cover<F>(
+    to: &mut Pixels,
+    at: Rect,
+    bounds: Size,
+    grid: impl Into<Grid>,
+    background: &[u16],
+    fetch: F,
+) -> Result<()>
 where
     F: Fn(TileCoord) -> Result<Option<Arc<Pixels>>> + Sync,
 {

@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use super::picture::Kind;
 use super::tiff::{self, Tiff};
-use super::{Colors, Limits, SlideReader, aperio, dicom, generic_tiff, icc, leica, ndpi, ome_tiff, ome_zarr, openslide, philips, picture, qptiff, trestle, ventana};
+use super::{
+    Colors, Limits, SlideReader, aperio, dicom, generic_tiff, icc, leica, ndpi, ome_tiff, ome_zarr, openslide, philips,
+    picture, qptiff, trestle, ventana,
+};
 use crate::bytes::{ByteAccess, ByteSource};
 use crate::{Error, Result};
 

@@ -101,10 +101,10 @@ impl Intervals {
 
     /// Says that these intervals will be wanted soon, if a table says where they are.
     pub(super) fn prefetch(&self, file: &Container, first: u64, count: u64) {
-        if let (Ok(Some(start)), Ok(Some(end))) = (self.hint(file, first), self.hint(file, first + count)) {
-            if start < end {
-                file.source().prefetch(start..end);
-            }
+        if let (Ok(Some(start)), Ok(Some(end))) = (self.hint(file, first), self.hint(file, first + count))
+            && start < end
+        {
+            file.source().prefetch(start..end);
         }
     }
 
