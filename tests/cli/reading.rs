@@ -27,7 +27,7 @@ fn a_rectangle_is_the_slides_pixels() {
 #[test]
 fn what_cannot_be_read_is_said() {
     let place = Place::new();
-    let slide = place.slide("slide.png");
+    place.slide("slide.png");
     let before = place.content();
     let refused = |arguments: &[&str], code: i32, words: &[&str]| {
         run(microtome().arg("read").args(arguments).current_dir(place.folder.path())).refused(code, words);
