@@ -55,16 +55,6 @@ impl Pixels {
         Self { size, channels: fill.len(), samples }
     }
 
-    /// A picture whose samples are all 0: what is to be written over costs least so.
-    pub(crate) fn zeroed(size: Size, sample: SampleType, channels: usize) -> Self {
-        let n = size.area() as usize * channels;
-        let samples = match sample {
-            SampleType::U8 => Samples::U8(vec![0; n]),
-            SampleType::U16 => Samples::U16(vec![0; n]),
-        };
-        Self { size, channels, samples }
-    }
-
     /// Wraps 8-bit samples.
     ///
     /// # Panics

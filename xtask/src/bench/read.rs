@@ -152,7 +152,7 @@ fn whole(bench: &Bench<'_>, report: &mut Report, subject: &Subject, rounds: usiz
             return Ok(());
         }
     };
-    let mut tifffile = match start(&mut bench.script("bench_tifffile.py")?.arg(&subject.path))? {
+    let mut tifffile = match start(bench.script("bench_tifffile.py")?.arg(&subject.path))? {
         Ok((dialogue, about)) => {
             report.say(&format!("tifffile {}", about["tifffile"].as_str().unwrap_or("?")));
             Some(dialogue)

@@ -24,7 +24,6 @@ use std::time::Instant;
 use microtome_io::slide::{Backend, OpenOptions, SlideReader, open};
 use microtome_io::{Level, Rect, Size};
 use rayon::ThreadPoolBuilder;
-use rayon::prelude::*;
 use serde_json::{Value, json};
 
 type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;

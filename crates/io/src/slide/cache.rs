@@ -73,6 +73,11 @@ impl TileCache {
         self.shards.iter().for_each(|shard| shard.lock().clear());
     }
 
+    /// Bytes of tiles that it may hold.
+    pub(super) fn capacity(&self) -> usize {
+        self.used.load(Ordering::Relaxed) * self.budget.load(Ordering::Relaxed)
+    }
+
     /// The tile, decoded by `decode` unless it is there already.
     ///
     /// # Errors

@@ -235,7 +235,7 @@ pub trait SlideReader: Send + Sync + std::fmt::Debug {
     /// Decodes the pixels of `rect` (in pixels of `level`, which may stick out of the slide).
     ///
     /// Pixels outside the slide, and tiles that the file leaves out, have the [`SlideInfo::background`] value.
-    /// Memory: the result, plus one decoded tile per working thread.
+    /// Memory: the result, plus one decoded tile per working thread, or up to 4 MiB of those that the cache may keep.
     ///
     /// # Errors
     /// [`Error::Usage`] for a level that does not exist, [`Error::Tile`] where a tile cannot be decoded,

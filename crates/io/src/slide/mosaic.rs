@@ -104,6 +104,94 @@ pub(super) fn cells(at: Rect, bounds: Size, grid: impl Into<Grid>) -> impl Itera
     rows.flat_map(move |row| columns.clone().map(move |column| TileCoord { row, column }))
 }
 
+/// Decoded cells of up to so many bytes are held at once by [`gather`].
+const GATHERED: u64 = 4 << 20;
+
+/// True if all cells that a rectangle touches are so few that [`gather`] may hold them at once.
+/// `kept` are the bytes that the cache may hold for the asking thread, which are the same cells.
+pub(super) fn few(at: Rect, bounds: Size, cell: Size, cell_bytes: u64, kept: u64) -> bool {
+    let most = GATHERED.min(kept) / cell_bytes.max(1);
+    // The sides first: a rectangle may touch more cells than anybody wants to count.
+    at.width / cell.width < most
+        && at.height / cell.height < most
+        && cells(at, bounds, cell).take(most as usize + 1).count() as u64 <= most
+}
+
+/// The pixels of `at`, out of the cells of a grid over `bounds`; elsewhere, and where `fetch` returns `None`, `background`.
+///
+/// As [`fill`], but all cells are fetched, from many threads at once, before the first pixel is written, so that each is written once and
+/// no memory is filled with what does not stay: a tenth of the time that JPEG tiles take.
+///
+/// # Errors
+/// That of the first cell, row by row, that could not be fetched.
+pub(super) fn gather<F>(at: Rect, bounds: Size, cell: Size, blank: &Pixels, fetch: F) -> Result<Pixels>
+where
+    F: Fn(TileCoord) -> Result<Option<Arc<Pixels>>> + Sync,
+{
+    let touched: Vec<TileCoord> = cells(at, bounds, cell).collect();
+    let fetched: Vec<Result<Option<Arc<Pixels>>>> = match touched[..] {
+        [one] => vec![fetch(one)],
+        _ => touched.par_iter().map(|&tile| fetch(tile)).collect(),
+    };
+    let fetched = fetched.into_iter().collect::<Result<Vec<_>>>()?;
+    let area = at.intersect(bounds.rect()).unwrap_or(Rect::new(at.x, at.y, 0, 0));
+    let channels = blank.channels();
+    Ok(match blank.samples() {
+        Samples::U8(blank) => {
+            let samples = lay(at, area, cell, blank, &fetched, |pixels| match pixels.samples() {
+                Samples::U8(samples) => samples,
+                Samples::U16(_) => unreachable!("all cells of a level have one sample type"),
+            });
+            Pixels::from_u8(at.size(), channels, samples)
+        }
+        Samples::U16(blank) => {
+            let samples = lay(at, area, cell, blank, &fetched, |pixels| match pixels.samples() {
+                Samples::U16(samples) => samples,
+                Samples::U8(_) => unreachable!("all cells of a level have one sample type"),
+            });
+            Pixels::from_u16(at.size(), channels, samples)
+        }
+    })
+}
+
+/// Row after row of `at`, of which `area` lies inside the level; `blank` is one pixel, `fetched` the cells that the area touches, row by row.
+fn lay<T: Copy>(
+    at: Rect,
+    area: Rect,
+    cell: Size,
+    blank: &[T],
+    fetched: &[Option<Arc<Pixels>>],
+    samples: impl Fn(&Pixels) -> &[T],
+) -> Vec<T> {
+    let channels = blank.len();
+    let mut out = Vec::with_capacity(at.size().area() as usize * channels);
+    let fill = |out: &mut Vec<T>, pixels: u64| (0..pixels).for_each(|_| out.extend_from_slice(blank));
+    // The area lies inside the level: none of its coordinates is negative.
+    let (left, right) = (area.x as u64, area.right() as u64);
+    let columns = left / cell.width..right.div_ceil(cell.width);
+    let per_band = (columns.end - columns.start) as usize;
+    for y in at.y..at.bottom() {
+        if area.size().is_empty() || !(area.y..area.bottom()).contains(&y) {
+            fill(&mut out, at.width);
+            continue;
+        }
+        fill(&mut out, (area.x - at.x) as u64);
+        let band = (y as u64 / cell.height - area.y as u64 / cell.height) as usize * per_band;
+        for (column, pixels) in columns.clone().zip(&fetched[band..band + per_band]) {
+            let (start, end) = (left.max(column * cell.width), right.min((column + 1) * cell.width));
+            let Some(pixels) = pixels else {
+                fill(&mut out, end - start);
+                continue;
+            };
+            let row = (y as u64 % cell.height) * pixels.size().width;
+            let first = (row + start - column * cell.width) as usize * channels;
+            out.extend_from_slice(&samples(pixels)[first..first + (end - start) as usize * channels]);
+        }
+        fill(&mut out, (at.right() - area.right()) as u64);
+    }
+    out
+}
+
 /// Copies into `to`, which lies at `at`, what the cells of a grid over `bounds` hold of it.
 ///
 /// `fetch` is called once for each cell that is touched, from many threads at once if there are several; cells for
@@ -116,43 +204,20 @@ pub(super) fn fill<F>(to: &mut Pixels, at: Rect, bounds: Size, grid: impl Into<G
 where
     F: Fn(TileCoord) -> Result<Option<Arc<Pixels>>> + Sync,
 {
-    lay(to, at, bounds, grid.into(), None, fetch)
-}
-
-/// As [`fill`], but cells for which `fetch` returns `None` get the colour `background`: so `to` need not have it before,
-/// which saves writing every pixel of a rectangle twice.
-pub(super) fn cover<F>(
-    to: &mut Pixels,
-    at: Rect,
-    bounds: Size,
-    grid: impl Into<Grid>,
-    background: &[u16],
-    fetch: F,
-) -> Result<()>
-where
-    F: Fn(TileCoord) -> Result<Option<Arc<Pixels>>> + Sync,
-{
-    lay(to, at, bounds, grid.into(), Some(background), fetch)
-}
-
-fn lay<F>(to: &mut Pixels, at: Rect, bounds: Size, grid: Grid, background: Option<&[u16]>, fetch: F) -> Result<()>
-where
-    F: Fn(TileCoord) -> Result<Option<Arc<Pixels>>> + Sync,
-{
+    let grid = grid.into();
     let Some(area) = at.intersect(bounds.rect()) else { return Ok(()) };
     let channels = to.channels();
     match to.samples_mut() {
         Samples::U8(samples) => {
             let pieces = cut(samples, at, area, grid, channels);
-            let background: Option<Vec<u8>> = background.map(|colour| colour.iter().map(|&v| v as u8).collect());
-            paste(pieces, grid, channels, background.as_deref(), &fetch, |pixels| match pixels.samples() {
+            paste(pieces, grid, channels, &fetch, |pixels| match pixels.samples() {
                 Samples::U8(samples) => samples,
                 Samples::U16(_) => unreachable!("all cells of a level have one sample type"),
             })
         }
         Samples::U16(samples) => {
             let pieces = cut(samples, at, area, grid, channels);
-            paste(pieces, grid, channels, background, &fetch, |pixels| match pixels.samples() {
+            paste(pieces, grid, channels, &fetch, |pixels| match pixels.samples() {
                 Samples::U16(samples) => samples,
                 Samples::U8(_) => unreachable!("all cells of a level have one sample type"),
             })
@@ -201,22 +266,15 @@ fn cut<'a, T>(samples: &'a mut [T], at: Rect, area: Rect, grid: Grid, channels: 
     pieces
 }
 
-fn paste<T: Copy + Send + Sync>(
+fn paste<T: Copy + Send>(
     mut pieces: Vec<Piece<'_, T>>,
     grid: Grid,
     channels: usize,
-    background: Option<&[T]>,
     fetch: &(impl Fn(TileCoord) -> Result<Option<Arc<Pixels>>> + Sync),
     samples: impl Fn(&Pixels) -> &[T] + Sync,
 ) -> Result<()> {
     let fill_piece = |piece: &mut Piece<'_, T>| -> Result<()> {
-        let Some(pixels) = fetch(piece.tile)? else {
-            let pixels = piece.rows.iter_mut().flat_map(|row| row.chunks_exact_mut(channels));
-            if let Some(background) = background {
-                pixels.for_each(|pixel| pixel.copy_from_slice(background));
-            }
-            return Ok(());
-        };
+        let Some(pixels) = fetch(piece.tile)? else { return Ok(()) };
         let stride = pixels.size().width as usize * channels;
         let offset = (piece.x - grid.x.start(piece.tile.column)) as usize * channels;
         let first = (piece.y - grid.y.start(piece.tile.row)) as usize;
@@ -254,6 +312,10 @@ mod tests {
                 let at = Rect::new(x, y, width, height);
                 let mut pixels = Pixels::filled(at.size(), SampleType::U8, &[255]);
                 fill(&mut pixels, at, level, cell, |tile| Ok(Some(Arc::new(cell_pixels(tile, cell))))).unwrap();
+                let blank = Pixels::filled(Size::new(1, 1), SampleType::U8, &[255]);
+                let gathered =
+                    gather(at, level, cell, &blank, |tile| Ok(Some(Arc::new(cell_pixels(tile, cell))))).unwrap();
+                assert!(pixels == gathered, "{at}");
                 let expected: Vec<u8> = (at.y..at.bottom())
                     .flat_map(|y| (at.x..at.right()).map(move |x| (x, y)))
                     .map(|(x, y)| if (0..9).contains(&x) && (0..7).contains(&y) { (10 * y + x) as u8 } else { 255 })
@@ -261,18 +323,6 @@ mod tests {
                 assert_eq!(pixels.as_u8().unwrap(), expected, "{at}");
             }
         }
-    }
-
-    #[test]
-    fn cells_that_are_left_out_are_covered() {
-        let (level, cell) = (Size::new(9, 7), Size::new(4, 3));
-        let at = Rect::new(1, 1, 7, 5);
-        let mut pixels = Pixels::zeroed(at.size(), SampleType::U8, 1);
-        let fetch = |tile: TileCoord| Ok((tile.column != 1).then(|| Arc::new(cell_pixels(tile, cell))));
-        cover(&mut pixels, at, level, cell, &[200], fetch).unwrap();
-        let expected: Vec<u8> =
-            (1..6).flat_map(|y| (1..8).map(move |x| if x >= 4 { 200 } else { 10 * y + x })).collect();
-        assert_eq!(pixels.as_u8().unwrap(), expected);
     }
 
     #[test]
@@ -290,11 +340,33 @@ mod tests {
     }
 
     #[test]
+    fn cells_that_are_left_out_stay_background_and_few_are_counted() {
+        let (level, cell) = (Size::new(9, 7), Size::new(4, 3));
+        let odd = |tile: TileCoord| (tile.column + tile.row) % 2 == 1;
+        let fetch = |tile: TileCoord| Ok(odd(tile).then(|| Arc::new(cell_pixels(tile, cell))));
+        let at = Rect::new(-2, -1, 13, 10);
+        let mut filled = Pixels::filled(at.size(), SampleType::U8, &[200]);
+        fill(&mut filled, at, level, cell, fetch).unwrap();
+        let blank = Pixels::filled(Size::new(1, 1), SampleType::U8, &[200]);
+        assert_eq!(gather(at, level, cell, &blank, fetch).unwrap(), filled);
+
+        assert!(few(at, level, cell, GATHERED / 9, u64::MAX) && !few(at, level, cell, GATHERED / 8, u64::MAX));
+        let far = Rect::new(0, 0, 1 << 40, 1 << 40);
+        assert!(!few(far, far.size(), cell, 1, u64::MAX), "and nobody counts for years");
+        assert!(!few(at, level, cell, 100, 0), "without a cache nothing is held");
+        assert!(!few(at, level, cell, GATHERED + 1, u64::MAX));
+    }
+
+    #[test]
     fn the_first_failure_is_reported_whatever_the_threads_do() {
         let at = Rect::new(0, 0, 100, 100);
         for _ in 0..20 {
             let mut pixels = Pixels::filled(at.size(), SampleType::U8, &[0]);
             let error = fill(&mut pixels, at, at.size(), Size::new(10, 10), |tile| {
+                if tile.column + tile.row >= 5 { Err(crate::Error::format("x", tile.to_string())) } else { Ok(None) }
+            });
+            assert_eq!(error.unwrap_err().to_string(), "x: column 5 row 0");
+            let error = gather(at, at.size(), Size::new(10, 10), &pixels, |tile| {
                 if tile.column + tile.row >= 5 { Err(crate::Error::format("x", tile.to_string())) } else { Ok(None) }
             });
             assert_eq!(error.unwrap_err().to_string(), "x: column 5 row 0");

@@ -172,28 +172,25 @@ impl SlideReader for Pyramid {
         self.info.level(level)?;
         let layer = &self.layers[level.0];
         check_limit(&self.info.path, layer.shape(), rect.size(), self.decoded_bytes)?;
-        // Most rectangles lie within the first part, which then writes every pixel: the background need not lie below it.
-        let covered =
-            layer.parts.first().is_some_and(|part| part.visible(layer.size).rect().contains(part.place(rect)));
-        let mut pixels = if covered {
-            Pixels::zeroed(rect.size(), self.info.sample, self.info.channels)
-        } else {
-            Pixels::filled(rect.size(), self.info.sample, &self.info.background)
+        let fetch = |number: usize, part: &Part, tile: TileCoord| {
+            self.cache.get((level, number, tile), || {
+                let decoded = part.raster.decode(tile).map_err(|error| at_tile(error, level, tile))?;
+                Ok(decoded.map(Arc::new))
+            })
         };
-        for (number, part) in layer.parts.iter().enumerate() {
-            let at = part.place(rect);
-            let (size, grid) = (part.visible(layer.size), part.raster.grid());
-            let fetch = |tile| {
-                self.cache.get((level, number, tile), || {
-                    let decoded = part.raster.decode(tile).map_err(|error| at_tile(error, level, tile))?;
-                    Ok(decoded.map(Arc::new))
-                })
-            };
-            if covered && number == 0 {
-                mosaic::cover(&mut pixels, at, size, grid, &self.info.background, fetch)?;
-            } else {
-                mosaic::fill(&mut pixels, at, size, grid, fetch)?;
+        if let [part] = &layer.parts[..] {
+            let (shape, at, size) = (part.raster.shape(), part.place(rect), part.visible(layer.size));
+            let kept = self.cache.capacity() as u64 / rayon::current_num_threads() as u64;
+            let even = part.raster.grid() == shape.cell.into();
+            if even && mosaic::few(at, size, shape.cell, shape.cell_bytes(), kept) {
+                let blank = Pixels::filled(Size::new(1, 1), self.info.sample, &self.info.background);
+                return mosaic::gather(at, size, shape.cell, &blank, |tile| fetch(0, part, tile));
             }
+        }
+        let mut pixels = Pixels::filled(rect.size(), self.info.sample, &self.info.background);
+        for (number, part) in layer.parts.iter().enumerate() {
+            let (size, grid) = (part.visible(layer.size), part.raster.grid());
+            mosaic::fill(&mut pixels, part.place(rect), size, grid, |tile| fetch(number, part, tile))?;
         }
         Ok(pixels)
     }

@@ -2,8 +2,9 @@
 //!
 //! OpenSlide has no cells that one could ask for: it draws any rectangle of a level, whose corner is a whole pixel of level 0. We ask
 //! for the cells of a grid, so that two regions that overlap agree in every pixel: of the size of the file's tiles where OpenSlide
-//! knows it (`openslide.level[i].tile-width`; of small tiles several), of 256 pixels elsewhere. The corner of a cell is rounded to level 0. Where the downsample of a level
-//! is no whole number, OpenSlide then draws the cell up to half a pixel of level 0 away from where it belongs, and interpolates.
+//! knows it (`openslide.level[i].tile-width`; of several small tiles where the downsample is no whole number), of 256 pixels
+//! elsewhere. The corner of a cell is rounded to level 0. Where the downsample of a level is no whole number, OpenSlide then draws
+//! the cell up to half a pixel of level 0 away from where it belongs, and interpolates.
 //!
 //! Pixels come as 32-bit words of alpha, red, green and blue, multiplied by alpha; they are laid over `openslide.background-color`, over
 //! white where there is none. What OpenSlide leaves out is transparent, and so has the background.
@@ -30,7 +31,7 @@ use crate::{Error, Microns, Pixels, Rect, Result, SampleType, Size, TileCoord};
 
 /// Sides of tiles of which cells are made; others (strips, whole levels) would be slow to ask for one by one, or all at once.
 const SIDES: std::ops::RangeInclusive<u64> = 16..=4096;
-/// The side of a cell elsewhere, and of several tiles that are smaller: fewer calls, and fewer corners to round.
+/// The side of a cell elsewhere, and of several smaller tiles where corners must be rounded: the fewer, the better.
 const SIDE: u64 = 256;
 
 /// The most bytes that OpenSlide's own cache takes: what it takes if it is not told.
@@ -97,7 +98,8 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Box<dyn SlideRe
         let side = |name: &str| {
             let stated = text(&format!("openslide.level[{level}].tile-{name}")).and_then(|text| text.parse().ok());
             let tile: u64 = stated.filter(|side| SIDES.contains(side))?;
-            Some(tile * (SIDE / tile).max(1))
+            // A bad tile spoils its cell, so a cell is a tile where that costs nothing else.
+            Some(if downsample.fract() == 0.0 { tile } else { tile * (SIDE / tile).max(1) })
         };
         let cell = match (side("width"), side("height")) {
             (Some(width), Some(height)) => Size::new(width, height),
