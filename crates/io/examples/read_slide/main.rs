@@ -70,14 +70,14 @@ fn main() -> Result<()> {
             ["all", reader, threads, rows] => all(path, size, reader, threads.parse()?, rows.parse()?)?,
             ["random", reader, count] => random(path, size, reader, count.parse()?)?,
             ["open", reader, count] => {
-                let time = |_| -> Result<f64> {
+                let time = || -> Result<f64> {
                     let started = Instant::now();
                     let slide = Reader::open(path, reader)?;
                     let milliseconds = started.elapsed().as_secs_f64() * 1e3;
                     drop(slide);
                     Ok(milliseconds)
                 };
-                json!({ "milliseconds": (0..count.parse()?).map(|_: usize| time(())).collect::<Result<Vec<f64>>>()? })
+                json!({ "milliseconds": (0..count.parse()?).map(|_: usize| time()).collect::<Result<Vec<f64>>>()? })
             }
             _ => return Err(format!("not a question: {line}").into()),
         };
@@ -144,7 +144,7 @@ fn random(path: &Path, size: Size, reader: &str, count: usize) -> Result<Value> 
 enum Reader {
     Ours(Box<dyn SlideReader>),
     #[cfg(feature = "openslide")]
-    OpenSlide(openslide_rs::OpenSlide),
+    OpenSlide(Box<openslide_rs::OpenSlide>),
 }
 
 impl Reader {
@@ -152,7 +152,7 @@ impl Reader {
         match name {
             "ours" => Ok(Self::Ours(ours(path)?)),
             #[cfg(feature = "openslide")]
-            "openslide" => Ok(Self::OpenSlide(openslide_rs::OpenSlide::new_with_cache(path, CACHE)?)),
+            "openslide" => Ok(Self::OpenSlide(Box::new(openslide_rs::OpenSlide::new_with_cache(path, CACHE)?))),
             other => Err(format!("no reader is called {other}, or it is not part of this build").into()),
         }
     }
