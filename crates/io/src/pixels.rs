@@ -108,6 +108,11 @@ impl Pixels {
         &self.samples
     }
 
+    /// The samples themselves, without their size.
+    pub(crate) fn into_samples(self) -> Samples {
+        self.samples
+    }
+
     /// The samples, to write to.
     pub fn samples_mut(&mut self) -> &mut Samples {
         &mut self.samples

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::spare;
 use crate::{Level, Pixels, Result, TileCoord};
 
 /// A level, one of its rasters by number, and a cell of it.
@@ -152,6 +153,9 @@ impl State {
             let Some((_, oldest)) = self.by_age.pop_first() else { break };
             if let Some(Entry::Ready { pixels, .. }) = self.tiles.remove(&oldest) {
                 self.bytes -= cost(pixels.as_ref());
+                if let Some(pixels) = pixels.and_then(Arc::into_inner) {
+                    spare::give(pixels);
+                }
             }
         }
         self.bytes += bytes;

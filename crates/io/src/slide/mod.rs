@@ -26,6 +26,7 @@ mod pyramid;
 mod qptiff;
 pub(crate) mod raster;
 mod reduced;
+mod spare;
 mod stitched;
 mod tiff;
 mod trestle;
