@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use crate::shell;
 use crate::workspace::Workspace;
 
-/// The interface of OpenSlide 4: https://openslide.org/api/openslide_8h.html.
+/// The interface of OpenSlide 4: <https://openslide.org/api/openslide_8h.html>.
 const HEADER: &str = "\
 typedef __INT32_TYPE__ int32_t;
 typedef __INT64_TYPE__ int64_t;
