@@ -5,17 +5,19 @@ use std::io::Write as _;
 
 use anyhow::Result;
 use microtome::Error;
-use microtome::io::slide::{Colors, SlideInfo, SlideReader};
+use microtome::io::slide::{Colors, SlideInfo};
 use microtome::io::store::OmeZarr;
 
 use crate::args;
 
+/// The format of a slide that is a store, which has more to say as JSON.
+pub(crate) const STORE: &str = "ome-zarr";
+
 pub(crate) fn run(args: &args::Info) -> Result<()> {
-    let text = if args.source.is_dir() {
-        let store = OmeZarr::open(&args.source).map_err(Error::Read)?;
-        if args.json { serde_json::to_string_pretty(store.info())? } else { describe(SlideReader::info(&store))? }
+    let slide = args.opening.open(&args.source)?;
+    let text = if slide.info().format == STORE && args.json {
+        serde_json::to_string_pretty(OmeZarr::open(&args.source).map_err(Error::Read)?.info())?
     } else {
-        let slide = args.opening.open(&args.source)?;
         let id = slide.content_id().map_err(Error::Read)?;
         if args.json {
             serde_json::to_string_pretty(&Described { info: slide.info(), content_id: &id })?

@@ -8,22 +8,20 @@ use microtome::preview::{self, PreviewOptions};
 use microtome::{Error, RegionOrigin, RoiSource};
 
 use crate::args;
+use crate::info::STORE;
 
 pub(crate) fn run(args: &args::Preview) -> Result<()> {
     let mut options = PreviewOptions::default();
     options.size = args.size;
     options.quality = args.quality;
-    let picture = if args.source.is_dir() {
-        let store = OmeZarr::open(&args.source).map_err(Error::Read)?;
+    let slide = args.opening.open(&args.source)?;
+    let store = (slide.info().format == STORE).then(|| OmeZarr::open(&args.source).map_err(Error::Read)).transpose()?;
+    let picture = if let Some(mask) = store.filter(|store| matches!(store.info().content, Content::Labels { .. })) {
         if args.overlay.is_some() || args.roi.is_some() {
-            return Err(Error::Usage("--overlay and --roi draw on a slide, not on a store".into()).into());
+            return Err(Error::Usage("--overlay and --roi draw on a slide, not on a mask".into()).into());
         }
-        match store.info().content {
-            Content::Labels { .. } => preview::mask_overview(&store, options)?,
-            Content::Image { .. } => preview::overview(&store, options)?,
-        }
+        preview::mask_overview(&mask, options)?
     } else {
-        let slide = args.opening.open(&args.source)?;
         let mut picture = preview::overview(slide.as_ref(), options)?;
         if let Some(mask) = &args.overlay {
             picture = preview::outline(&picture, slide.as_ref(), &OmeZarr::open(mask).map_err(Error::Read)?)?;

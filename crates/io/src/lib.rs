@@ -1,8 +1,13 @@
 //! Bytes in, bytes out: whole-slide images and OME-Zarr stores.
 //!
-//! This crate opens slides (TIFF family, plain pictures) from memory-mapped or positionally read bytes, decodes
-//! rectangles of them, and reads and writes OME-Zarr multiscale images and label images.
+//! This crate opens slides from memory-mapped or positionally read bytes, decodes rectangles of them, and reads and writes
+//! OME-Zarr multiscale images and label images.
 //! It is the only crate of the workspace that reads or writes slides and stores, and that names `zarrs` or `memmap2`.
+//!
+//! Slides are Aperio SVS, Hamamatsu NDPI, Leica SCN, Philips TIFF, Ventana BIF, Trestle TIFF, OME-TIFF, PerkinElmer and Akoya
+//! QPTIFF, tiled pyramids and plain TIFF without a vendor, DICOM whole slides (a folder, or any file of a series), OME-Zarr stores
+//! (a folder or a ZIP archive), and plain pictures: PNG, JPEG and WebP. With the feature `openslide`, OpenSlide 4 reads what of its
+//! formats is left: MIRAX, Hamamatsu VMS and VMU, Sakura, Zeiss CZI.
 //!
 //! ```
 //! use microtome_io::slide::{OpenOptions, open};
@@ -25,8 +30,10 @@
 //! # }
 //! ```
 //!
-//! It never resamples, never knows a network, never guesses a missing resolution, and never returns black or partial
-//! pixels in place of a tile that cannot be decoded: such a read is an [`Error`] that names level, column and row.
+//! It never resamples for a target grid, never knows a network, never guesses a missing resolution, and never returns black or
+//! partial pixels in place of a tile that cannot be decoded: such a read is an [`Error`] that names level, column and row.
+//! Levels of an NDPI that its file does not hold are averaged from finer ones, as OpenSlide has them too, and say so:
+//! [`LevelInfo::stored`](slide::LevelInfo::stored) is false.
 #![warn(missing_docs)]
 
 pub mod bytes;

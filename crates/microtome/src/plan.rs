@@ -328,11 +328,12 @@ impl Planner<'_> {
     /// Bytes of the stored tiles that lie under a row of network tiles across a strip, and under the next row: between the two uses
     /// of a stored tile the reader asks for no more than these.
     fn decoded_row(&self, strip_width: u64) -> u64 {
-        if self.slide.resident_bytes() > 0 {
-            return 0;
-        }
         let (target, info) = (&self.geometry.target, self.slide.info());
         let level = &info.levels[target.level.0];
+        if level.tile == level.size && self.slide.resident_bytes() > 0 {
+            // A picture that is decoded as a whole, and kept so.
+            return 0;
+        }
         let tile = self.geometry.tiles.tile();
         // So many target pixels lie over at most so many stored tiles; resampling reaches one pixel further to each side.
         let cells = |pixels: u64, step: f64, stored: u64, all: u64| {

@@ -1,4 +1,4 @@
-//! Arbitrary bytes opened as a slide: the TIFF container, its codecs, and plain pictures.
+//! Arbitrary text as the descriptions of Leica, Philips and Ventana.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| microtome_io::fuzz::read_descriptions(bytes));

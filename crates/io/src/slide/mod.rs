@@ -1,7 +1,15 @@
 //! Slides: what a whole-slide image is to the rest of the workspace.
 //!
-//! [`open`] finds out what a file is by its content and returns a [`SlideReader`]. The formats, each a file of its own,
-//! are listed in one place, in the file `open.rs` beside this one.
+//! [`open`] finds out what a file or a folder is by its content and returns a [`SlideReader`]. The formats, each a file of its own
+//! (or a folder, where it is large), are listed in one place, in the file `open.rs` beside this one.
+//!
+//! A format's file says which rasters make up each level, which pictures travel along, and what the metadata mean. A raster
+//! (`raster.rs`) is a picture that is stored in cells, each of which is decoded by itself, by the codecs in `codec`. From there on all
+//! formats are read by the same code: `pyramid.rs` decodes the cells that a rectangle touches, `cache.rs` keeps some of them, and
+//! `mosaic.rs` puts them together. Plain pictures, which are decoded as a whole, are the one exception (`picture.rs`).
+//!
+//! All levels that a file holds are levels here. Of an NDPI there are also those that OpenSlide makes up between them; their
+//! [`LevelInfo::stored`] is false. Nothing else is resampled, but for the levels that OpenSlide draws ([`Backend`]).
 
 mod alpha;
 mod aperio;
@@ -31,7 +39,7 @@ mod stitched;
 mod tiff;
 mod trestle;
 pub(crate) mod ventana;
-mod xml;
+pub(crate) mod xml;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -44,7 +52,7 @@ pub use open::{Backend, OpenOptions, open, open_bytes};
 
 use crate::{Downsample, Error, Level, Microns, Pixels, Rect, Result, SampleType, Size};
 
-/// One stored resolution of a slide.
+/// One resolution of a slide.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LevelInfo {
     /// Pixels.
@@ -269,7 +277,8 @@ pub trait SlideReader: Send + Sync + std::fmt::Debug {
         let _ = (level, rect);
     }
 
-    /// Bytes that the reader holds for as long as it lives, besides its cache of decoded tiles: a picture that is decoded as a whole.
+    /// Bytes that the reader holds for as long as it lives, besides its cache of decoded tiles: a picture that is decoded as a whole, the
+    /// directory of an archive, OpenSlide's own cache.
     fn resident_bytes(&self) -> u64 {
         0
     }

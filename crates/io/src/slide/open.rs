@@ -179,6 +179,9 @@ fn in_colors(slide: Box<dyn SlideReader>, options: &OpenOptions) -> Result<Box<d
 
 fn open_stored(path: &Path, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
     let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    if metadata.is_dir() && options.backend == Backend::OpenSlide {
+        return Err(Error::usage(path, "OpenSlide is given a file, not a folder: for DICOM, any file of the series"));
+    }
     if metadata.is_dir() {
         if ome_zarr::is_store(path) {
             return ome_zarr::open_folder(path, options);

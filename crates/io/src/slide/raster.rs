@@ -65,6 +65,10 @@ impl<T: Raster> Raster for Arc<T> {
         (**self).decode(cell)
     }
 
+    fn grid(&self) -> Grid {
+        (**self).grid()
+    }
+
     fn prefetch(&self, cell: TileCoord) {
         (**self).prefetch(cell);
     }

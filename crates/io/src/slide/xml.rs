@@ -26,7 +26,7 @@ const MOST_NAMESPACES: usize = 64;
 /// Parses a document, or says in a clause what is wrong with it.
 ///
 /// What the document says of its own encoding is not believed: it arrives as text.
-pub(super) fn tree(text: &str) -> Result<Document<'_>, String> {
+pub(crate) fn tree(text: &str) -> Result<Document<'_>, String> {
     let text = text.trim_start_matches(['\u{feff}', '\0']).trim();
     check(text.as_bytes())?;
     let options = ParsingOptions { allow_dtd: false, nodes_limit: MOST_NODES, ..ParsingOptions::default() };

@@ -9,12 +9,11 @@ use serde_json::Value;
 use super::entries::{Entries, is_inside};
 use super::found::METADATA_LIMIT;
 use super::node::Node;
+use crate::slide::xml;
 use crate::{Error, Result};
 
 /// More images than this no slide has.
 const MAX_SERIES: usize = 1024;
-/// Elements and texts of `METADATA.ome.xml`.
-const MAX_XML_NODES: u32 = 1 << 20;
 
 /// The keys of the images; at least one.
 pub(super) fn series(entries: &dyn Entries) -> Result<Vec<String>> {
@@ -56,8 +55,7 @@ pub(super) fn names(entries: &dyn Entries, count: usize) -> Result<Vec<Option<St
 
 /// The names of the images of an OME-XML document. They are for people; of a document that cannot be read there are none.
 pub(super) fn xml_names(xml: &str) -> Vec<Option<String>> {
-    let options = roxmltree::ParsingOptions { nodes_limit: MAX_XML_NODES, ..Default::default() };
-    let Ok(document) = roxmltree::Document::parse_with_options(xml, options) else { return Vec::new() };
+    let Ok(document) = xml::tree(xml) else { return Vec::new() };
     let images = document.root_element().children().filter(|node| node.tag_name().name() == "Image");
     images.map(|image| image.attribute("Name").map(Into::into)).take(MAX_SERIES).collect()
 }

@@ -32,8 +32,10 @@ use std::sync::Arc;
 use dicom_dictionary_std::tags;
 
 use self::element::Value;
+use self::frame::{Coding, Color};
 use self::grid::{Grid, Volume};
 use self::instance::{Found, Instance, Role, is_dicom};
+use super::codec::jpeg;
 use super::pyramid::{Layer, Parts, Pyramid};
 use super::raster::Raster;
 use super::{Limits, OpenOptions, Resolution, ResolutionSource, SlideReader};
@@ -215,7 +217,15 @@ fn assemble(instances: Vec<Instance>, options: &OpenOptions) -> Result<Box<dyn S
         _ => None,
     };
     let channel_names = channel_names(finest)?;
-    let properties = properties::of(values, [&first.meta, data])?;
+    let mut properties = properties::of(values, [&first.meta, data])?;
+    let picture = first.picture()?;
+    if picture.format.color == Color::Rgb && picture.format.coding == Coding::Jpeg {
+        // A frame that cannot be read is for whoever reads it to complain about.
+        let frame = picture.frames.read(0);
+        if frame.is_ok_and(|frame| jpeg::looks_like_ycbcr(&frame)) {
+            properties.insert("microtome.colors".into(), MISLABELLED.into());
+        }
+    }
     values.source.still_whole()?;
     files.extend(grids.iter().flat_map(Grid::instances).map(|instance| Arc::clone(&instance.values.source)));
     let mut others = files.split_off(1);
@@ -233,6 +243,10 @@ fn assemble(instances: Vec<Instance>, options: &OpenOptions) -> Result<Box<dyn S
     };
     Ok(Box::new(Pyramid::new(parts, options)?))
 }
+
+/// Said of a slide whose colours are probably wrong, in OpenSlide as here.
+const MISLABELLED: &str =
+    "taken for RGB, as the file says and as OpenSlide does, although its JPEG streams are made as those of YCbCr";
 
 /// The size of a pixel, where the file says it.
 fn resolution(first: &Instance) -> Result<Option<Resolution>> {

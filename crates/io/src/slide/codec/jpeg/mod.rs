@@ -89,6 +89,26 @@ pub(crate) fn read_header(data: &[u8]) -> Result<Header, String> {
     Err("JPEG: the stream ends before its first scan".into())
 }
 
+/// True for a stream that is made as those of luma and chroma are: a JFIF segment, or chroma of fewer pixels. Nothing follows
+/// from it where the container says otherwise, but the two contradict each other.
+pub(crate) fn looks_like_ycbcr(data: &[u8]) -> bool {
+    let Ok(segments) = Segments::new(data) else { return false };
+    for segment in segments.map_while(Result::ok) {
+        // After marker and length, JFIF's name; in a frame header the sampling factors of three channels, three bytes each.
+        let claims = match segment.marker {
+            APP0 => segment.bytes.get(4..9) == Some(b"JFIF\0"),
+            marker if is_frame(marker) => {
+                matches!(segment.bytes, [_, _, _, _, _, _, _, _, _, 3, _, luma, _, _, chroma, ..] if luma != chroma)
+            }
+            _ => false,
+        };
+        if claims {
+            return true;
+        }
+    }
+    false
+}
+
 /// Decodes a stream into 8-bit samples, three channels as red, green, blue.
 ///
 /// Size and number of channels must be those of `expected`; they are compared before anything is allocated.

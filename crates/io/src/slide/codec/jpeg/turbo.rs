@@ -3,6 +3,7 @@
 use turbojpeg::{Decompressor, Image, PixelFormat};
 
 use super::Header;
+use crate::slide::spare;
 
 /// Decodes a complete stream whose header is `header`.
 pub(super) fn decode(stream: &[u8], header: Header) -> Result<Vec<u8>, String> {
@@ -13,7 +14,8 @@ pub(super) fn decode(stream: &[u8], header: Header) -> Result<Vec<u8>, String> {
     };
     let (width, height) = (usize::from(header.width), usize::from(header.height));
     let pitch = width * usize::from(header.components);
-    let mut samples = vec![0; header.samples()];
+    // The library writes every sample or fails.
+    let mut samples = spare::take(header.samples());
     let image = Image { pixels: &mut samples[..], width, pitch, height, format };
     Decompressor::new()
         .and_then(|mut decompressor| {
