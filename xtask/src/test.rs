@@ -44,15 +44,17 @@ pub(crate) fn run(workspace: &Workspace, python: Python) -> Result<()> {
     skips.report(workspace, python)
 }
 
-/// The tests of slides once more, with OpenSlide as a second reader. Of `io` alone: other crates know nothing of it, and candle
-/// need not be built again.
+/// The tests of slides once more, with OpenSlide as a second reader, and with libjpeg-turbo, which gives OpenSlide's pixels bit for
+/// bit. Of `io` alone: other crates know nothing of it, and candle need not be built again.
 fn run_with_openslide(workspace: &Workspace, venv: &Venv, runner: &[&str], skips: &SkipLog) -> Result<()> {
     let openslide = match OpenSlide::prepare(workspace, || venv.python())? {
         Ok(openslide) => openslide,
-        Err(missing) => return skips.skip("tests of slides with the feature openslide", &missing),
+        Err(missing) => return skips.skip("tests of slides with the features openslide and turbojpeg", &missing),
     };
     let mut cargo = workspace.cargo();
-    cargo.args(runner).args(["--locked", "-p", "microtome-io", "--features", "openslide"]);
+    cargo.args(runner).args(["--locked", "-p", "microtome-io", "--features", "openslide,turbojpeg"]);
+    // libjpeg-turbo is built by the environment's cmake.
+    venv.in_path(&mut cargo)?;
     cargo.env("MICROTOME_PYTHON", venv.python().get_program());
     shell::run(skips.pass_to(openslide.pass_to(&mut cargo)))
 }

@@ -47,6 +47,15 @@ impl Venv {
         Command::new(self.folder.join(folder).join(name))
     }
 
+    /// Puts the environment's programs before all others that a command finds.
+    pub(crate) fn in_path(&self, command: &mut Command) -> Result<()> {
+        let programs = self.folder.join(if cfg!(windows) { "Scripts" } else { "bin" });
+        let others = std::env::var_os("PATH").unwrap_or_default();
+        let all = std::env::join_paths(std::iter::once(programs).chain(std::env::split_paths(&others)))?;
+        command.env("PATH", all);
+        Ok(())
+    }
+
     /// The interpreter with a script of `tests/python` to run.
     pub(crate) fn script(&self, workspace: &Workspace, name: &str) -> Command {
         let mut command = self.python();
