@@ -17,7 +17,8 @@ const TITLE: &str = "\
 Reading slides: ours beside OpenSlide, tifffile and the bare JPEG decoder, on the same tiles in one run.
 
 All of level 0 is read in regions of 512 x 512 pixels, row by row, each thread taking the next one; ours and OpenSlide (through
-openslide-rs, whose pixels are taken as they are) are opened for each run, outside of what is timed, with a cache of 64 MiB. `bare decoder` is zune-jpeg on the
+openslide-rs, whose pixels are taken as they are) are opened for each run, outside of what is timed, with a cache of 64 MiB, of which ours
+is told to use what a row of regions takes, as `segment` does. `bare decoder` is zune-jpeg on the
 same streams, put together beforehand, into one buffer: no regions, no memory of its own, one thread. tifffile decodes the tiles
 and drops them, with one thread and with as many as it likes. Contenders take turns, once in each round. Mpx/s are those of level 0 by the median time;
 `CPU s` is the processor time of the least run, in the program and in the kernel. `ours` is how many times as long it takes as ours with one thread, by the medians.

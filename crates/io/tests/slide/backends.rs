@@ -59,7 +59,7 @@ mod both {
     use std::process::Command;
 
     use jpeg_encoder::{ColorType, Encoder};
-    use microtome_io::slide::Limits;
+    use microtome_io::slide::{LevelInfo, Limits};
     use microtome_io::{Level, Pixels, Rect, Size, TileCoord};
     use microtome_testkit::assets;
     use microtome_testkit::tiff::{Compression, Cut, TiffSlide};
@@ -129,7 +129,9 @@ mod both {
         let names = |slide: &dyn SlideReader| {
             slide.info().associated.iter().map(|a| (a.name.clone(), a.size)).collect::<BTreeMap<_, _>>()
         };
-        assert_eq!(names(&*ours), names(&*theirs));
+        // Of an NDPI we also read the map of its focus.
+        let shared: BTreeMap<_, _> = names(&*ours).into_iter().filter(|(name, _)| name != "map").collect();
+        assert_eq!(shared, names(&*theirs));
 
         let mut random = Random(7);
         let (mut largest, mut worst, mut sum, mut samples) = (0, String::new(), 0_u64, 0_u64);
@@ -144,7 +146,9 @@ mod both {
                 samples += 1;
             }
         };
-        for (number, level) in a.levels.iter().enumerate() {
+        // What is made of a finer level is compared elsewhere; where a downsample is no whole number, OpenSlide's pixels lie between ours.
+        let whole = |level: &LevelInfo| level.downsample.x.fract() == 0.0 && level.downsample.y.fract() == 0.0;
+        for (number, level) in a.levels.iter().enumerate().filter(|(_, level)| level.stored && whole(level)) {
             for _ in 0..REGIONS {
                 let size = Size::new(1 + random.below(120), 1 + random.below(120));
                 let mut corner = |side: u64, length: u64| random.below(side + 2 * length) as i64 - length as i64;
@@ -153,7 +157,7 @@ mod both {
                 compare(&read(&*ours, level, rect), &read(&*theirs, level, rect), &|| format!("level {level}, {rect}"));
             }
         }
-        for name in names(&*ours).keys() {
+        for name in shared.keys() {
             let read = |slide: &dyn SlideReader| slide.read_associated(name).unwrap_or_else(|error| panic!("{error}"));
             compare(&read(&*ours), &read(&*theirs), &|| name.clone());
         }
@@ -170,7 +174,6 @@ mod both {
         }
     }
 
-    /// Slides that we cannot read yet are passed over.
     #[test]
     fn real_slides_of_the_data_folder_are_the_same_for_both() {
         let dicom = "slides/dicom/cmu-1-small-region";
@@ -183,10 +186,7 @@ mod both {
             } else {
                 path
             };
-            match by(&path, Backend::Native) {
-                Ok(_) => agree(&path, tolerance),
-                Err(error) => eprintln!("not compared: {error}"),
-            }
+            agree(&path, tolerance);
         }
     }
 

@@ -51,7 +51,14 @@ pub(super) fn instead(path: &Path, options: &OpenOptions, refusal: Error) -> Res
             format!("looks like a {name} file, which only OpenSlide can read, and OpenSlide does not take it for one"),
         )),
         (None | Some("generic-tiff"), _) => Err(refusal),
-        (Some(_), _) => reader::open(path, options),
+        (Some(_), _) => reader::open(path, options).map_err(|error| match (refusal, error) {
+            // Ours says what the file is; OpenSlide's word comes after it.
+            (
+                Error::Unsupported { path, message },
+                Error::Unsupported { message: theirs, .. } | Error::Format { message: theirs, .. },
+            ) => Error::unsupported(path, format!("{message}; {theirs}")),
+            (_, error) => error,
+        }),
     }
 }
 
