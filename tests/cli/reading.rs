@@ -71,7 +71,7 @@ fn every_bad_tile_is_named() {
     let lines: Vec<&str> = said.stdout.lines().collect();
     assert_eq!(lines.len(), 3, "{lines:?}");
     assert!(lines[..2].iter().all(|line| line.contains("bad.svs: level 0, column ")), "{lines:?}");
-    assert!(lines[2].contains("130 tiles decoded, 2 faults"), "{lines:?}");
+    assert!(lines[2].contains("130 tiles tried, 2 faults"), "{lines:?}");
     run(microtome().arg("validate").arg(place.path("missing.svs"))).refused(4, &["missing.svs"]);
     run(microtome().arg("validate").arg(&good).args(["--threads", "0"])).refused(2, &["0 threads"]);
 }

@@ -27,7 +27,7 @@ pub(crate) fn run(args: &args::Validate) -> Result<u8> {
         }
         let resolution = if slide.info().resolution.is_some() { "" } else { "; its resolution is not known" };
         let (tiles, faulty) = (found.tiles, found.faults.len());
-        writeln!(out, "{}: {tiles} tiles decoded, {faulty} faults{resolution}", args.source.display())?;
+        writeln!(out, "{}: {tiles} tiles tried, {faulty} faults{resolution}", args.source.display())?;
     }
     Ok(if found.faults.is_empty() { 0 } else { 3 })
 }
