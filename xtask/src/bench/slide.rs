@@ -49,6 +49,9 @@ impl Slide {
                 command.arg("--distinct");
             }
             shell::run(&mut command)?;
+            // Pages that are not on the disk yet would count as a reader's own.
+            let file = std::fs::File::open(&path).with_context(|| path.display().to_string())?;
+            file.sync_all().with_context(|| path.display().to_string())?;
         }
         Ok(Self { path, width, height, tiles })
     }

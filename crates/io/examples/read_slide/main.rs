@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! all READER THREADS ROWS     all of level 0, or so many rows of regions in its middle (0: all): {"seconds": ...}
+//! all-kept READER THREADS ROWS  the same, but our cache keeps whatever it has room for, not only what a row of regions needs
 //! random READER COUNT         one thread, regions anywhere on level 0: {"milliseconds": [of each]}
 //! open READER COUNT           {"milliseconds": [of each]}
 //! ```
@@ -68,7 +69,10 @@ fn main() -> Result<()> {
                 let (top, bottom) = band(size, rows.parse()?);
                 json!({ "seconds": streams.decode(top, bottom)? })
             }
-            ["all", reader, threads, rows] => all(path, size, reader, threads.parse()?, rows.parse()?)?,
+            ["all", reader, threads, rows] => all(path, size, reader, threads.parse()?, rows.parse()?, Kept::Row)?,
+            ["all-kept", reader, threads, rows] => {
+                all(path, size, reader, threads.parse()?, rows.parse()?, Kept::Whatever)?
+            }
             ["random", reader, count] => random(path, size, reader, count.parse()?)?,
             ["open", reader, count] => {
                 let time = || -> Result<f64> {
@@ -99,14 +103,25 @@ fn band(size: Size, rows: u64) -> (u64, u64) {
     (first * SIDE, ((first + rows) * SIDE).min(size.height))
 }
 
-fn all(path: &Path, size: Size, reader: &str, threads: usize, rows: u64) -> Result<Value> {
+/// What the cache is told to keep.
+#[derive(PartialEq)]
+enum Kept {
+    /// What a row of regions needs.
+    Row,
+    /// Whatever it has room for.
+    Whatever,
+}
+
+fn all(path: &Path, size: Size, reader: &str, threads: usize, rows: u64, kept: Kept) -> Result<Value> {
     let (top, bottom) = band(size, rows);
     let corners =
         (top..bottom).step_by(SIDE as usize).flat_map(|y| (0..size.width).step_by(SIDE as usize).map(move |x| (x, y)));
     let regions: Vec<Rect> =
         corners.map(|(x, y)| Rect::new(x as i64, y as i64, SIDE.min(size.width - x), SIDE.min(bottom - y))).collect();
     let reader = Reader::open(path, reader)?;
-    reader.keep_a_row();
+    if kept == Kept::Row {
+        reader.keep_a_row();
+    }
     let pool = ThreadPoolBuilder::new().num_threads(threads).build()?;
     let next = std::sync::atomic::AtomicUsize::new(0);
     let started = Instant::now();
