@@ -57,9 +57,16 @@ impl Card {
     /// Number of logit planes that the network gives per tile.
     #[must_use]
     pub fn heads(&self) -> usize {
-        match &self.output {
-            Output::Labels => self.classes.len(),
-            Output::Regions { class_order } => class_order.len(),
+        self.output.heads(self.classes.len())
+    }
+}
+
+impl Output {
+    /// Number of logit planes for so many classes.
+    pub(crate) fn heads(&self, classes: usize) -> usize {
+        match self {
+            Self::Labels => classes,
+            Self::Regions { class_order } => class_order.len(),
         }
     }
 }

@@ -31,6 +31,7 @@
 #![warn(missing_docs)]
 
 pub mod architecture;
+mod arguments;
 mod bounded;
 mod candle;
 mod card;
@@ -45,6 +46,8 @@ mod normalization;
 mod package;
 mod predictor;
 mod profile;
+mod recipe;
+mod state_dict;
 mod taps;
 mod torch;
 mod weights;

@@ -9,7 +9,7 @@ use crate::package::{self, PackageOptions, TestVector};
 use crate::weights::Fold;
 use crate::{
     Architecture, Card, ChannelStatistics, Error, Execution, MirrorAxes, Network, Normalization, Output, Predictor,
-    Result, ensemble, nnunet,
+    Result, ensemble, nnunet, recipe,
 };
 
 /// Which of a model's folds are loaded.
@@ -83,6 +83,9 @@ impl Model {
     pub fn open(path: impl AsRef<Path>, options: &ModelOptions) -> Result<Self> {
         let path = path.as_ref();
         let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        if let Some(recipe) = recipe::find(path) {
+            return recipe::load(&recipe, options);
+        }
         if !metadata.is_dir() {
             let message = "not a folder; a model is a microtome package or an unpacked nnU-Net v2 result folder";
             return Err(Error::unsupported(path, message));

@@ -7,6 +7,14 @@
 use microtome_io::Size;
 use serde::{Deserialize, Serialize};
 
+// Larger than any published configuration by far, small enough that no product of them overflows.
+const MAX_LAYERS: usize = 1 << 13;
+const MAX_CHANNELS: usize = 1 << 15;
+const MAX_KERNEL: usize = 31;
+const MAX_STRIDE: usize = 16;
+/// Weights of one fold, in values: 8 GiB as f32.
+const MAX_PARAMETERS: u64 = 1 << 31;
+
 /// A kernel's or a stride's extent along both axes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "[usize; 2]", into = "[usize; 2]")]
@@ -370,7 +378,7 @@ impl Network {
                     ),
                 },
                 Operation::Concatenate => {
-                    Shape { channels: first.channels + of(layer.sources[1]).channels, size: first.size }
+                    Shape { channels: first.channels.saturating_add(of(layer.sources[1]).channels), size: first.size }
                 }
                 Operation::AveragePool { kernel, stride } => {
                     Shape { size: pooled(first.size, *kernel, *stride, Padding::default()), ..first }
@@ -406,6 +414,37 @@ impl Network {
         self.layers.iter().zip(shapes).map(|(layer, shape)| of(layer, shape)).fold(0, u64::saturating_add)
     }
 
+    /// What is wrong with the network for a tile of this size, if its logits are to be `heads` planes as large as the tile.
+    ///
+    /// # Errors
+    /// A clause that names the first thing that is wrong.
+    pub fn check(&self, tile: Size, heads: usize) -> Result<(), String> {
+        if self.layers.len() > MAX_LAYERS {
+            return Err(format!("{} layers; up to {MAX_LAYERS} are supported", self.layers.len()));
+        }
+        self.layers.iter().try_for_each(|layer| check_operation(&layer.operation))?;
+        let shapes = self.shapes(tile);
+        for (layer, shape) in self.layers.iter().zip(&shapes) {
+            let of = |source: &Source| match source {
+                Source::Input => Shape { channels: self.channels, size: tile },
+                Source::Layer(i) => shapes[*i],
+            };
+            check_shapes(&layer.operation, &layer.sources.iter().map(of).collect::<Vec<_>>(), *shape)?;
+        }
+        let last = shapes.last().copied().unwrap_or(Shape { channels: self.channels, size: tile });
+        if last != (Shape { channels: heads, size: tile }) {
+            return Err(format!(
+                "{} planes of {} at its end for a tile of {tile}; there must be {heads} of {tile}",
+                last.channels, last.size
+            ));
+        }
+        let parameters = self.parameters();
+        if parameters > MAX_PARAMETERS {
+            return Err(format!("{parameters} parameters; up to {MAX_PARAMETERS} are supported"));
+        }
+        Ok(())
+    }
+
     /// For each layer, the index of the last layer that reads it; a layer that nothing reads keeps its own index.
     #[must_use]
     pub fn last_reads(&self) -> Vec<usize> {
@@ -419,6 +458,99 @@ impl Network {
         }
         last
     }
+}
+
+/// What is wrong with an operation in itself.
+fn check_operation(operation: &Operation) -> Result<(), String> {
+    let possible = |e: &Extent, most: usize| (1..=most).contains(&e.height) && (1..=most).contains(&e.width);
+    let strides = |stride: &Extent| {
+        let message = || format!("a stride of {stride}; 1 to {MAX_STRIDE} are supported");
+        if possible(stride, MAX_STRIDE) { Ok(()) } else { Err(message()) }
+    };
+    let kernels = |kernel: &Extent, odd: bool| {
+        let even = kernel.height.is_multiple_of(2) || kernel.width.is_multiple_of(2);
+        let kind = if odd { "odd kernels" } else { "kernels" };
+        let message = || format!("a {kernel} kernel; {kind} up to {MAX_KERNEL} are supported");
+        if possible(kernel, MAX_KERNEL) && !(odd && even) { Ok(()) } else { Err(message()) }
+    };
+    match operation {
+        Operation::Convolution { kernel, stride, .. } => {
+            kernels(kernel, true)?;
+            strides(stride)
+        }
+        Operation::Upsampling { stride, .. } => strides(stride),
+        Operation::InstanceNorm { epsilon, .. }
+        | Operation::BatchNorm { epsilon, .. }
+        | Operation::GroupNorm { epsilon, .. }
+            if !(epsilon.is_finite() && *epsilon > 0.0) =>
+        {
+            Err(format!("a normalisation epsilon of {epsilon}; it must be positive"))
+        }
+        Operation::GroupNorm { groups, channels, .. } if *groups == 0 || !channels.is_multiple_of(*groups) => {
+            Err(format!("{groups} groups of {channels} channels"))
+        }
+        Operation::Activation { function: Function::LeakyRelu { slope } } if !slope.is_finite() => {
+            Err(format!("an activation slope of {slope}"))
+        }
+        Operation::AveragePool { kernel, stride } => {
+            kernels(kernel, false)?;
+            strides(stride)
+        }
+        Operation::MaxPool { kernel, stride, padding } => {
+            kernels(kernel, false)?;
+            strides(stride)?;
+            if padding.height > kernel.height / 2 || padding.width > kernel.width / 2 {
+                return Err(format!("a padding of more than half a {kernel} kernel"));
+            }
+            Ok(())
+        }
+        Operation::Resize { factor: Factor { height, width }, .. } => {
+            let possible = |f: &f64| *f > 0.0 && *f <= MAX_STRIDE as f64;
+            if possible(height) && possible(width) {
+                return Ok(());
+            }
+            Err(format!("resizing by {height} x {width}; factors up to {MAX_STRIDE} are supported"))
+        }
+        Operation::InstanceNorm { .. }
+        | Operation::BatchNorm { .. }
+        | Operation::GroupNorm { .. }
+        | Operation::Activation { .. }
+        | Operation::Concatenate
+        | Operation::Add => Ok(()),
+    }
+}
+
+/// What is wrong with how an operation fits what it reads, given that and what it makes.
+fn check_shapes(operation: &Operation, sources: &[Shape], output: Shape) -> Result<(), String> {
+    let found = sources[0].channels;
+    let reads = |channels: usize| {
+        if found == channels { Ok(()) } else { Err(format!("a layer for {channels} channels that reads {found}")) }
+    };
+    match operation {
+        Operation::Convolution { input, .. } | Operation::Upsampling { input, .. } => reads(*input)?,
+        Operation::InstanceNorm { channels, .. }
+        | Operation::BatchNorm { channels, .. }
+        | Operation::GroupNorm { channels, .. } => reads(*channels)?,
+        Operation::Activation { function: Function::PRelu { values, .. } } if *values != 1 => reads(*values)?,
+        Operation::Concatenate | Operation::Add => {
+            let [a, b] = [sources[0], sources[1]];
+            if a.size != b.size || matches!(operation, Operation::Add) && a.channels != b.channels {
+                let shape = |s: Shape| format!("{} channels of {}", s.channels, s.size);
+                return Err(format!("layers that do not fit each other: {} and {}", shape(a), shape(b)));
+            }
+        }
+        Operation::Activation { .. }
+        | Operation::AveragePool { .. }
+        | Operation::MaxPool { .. }
+        | Operation::Resize { .. } => {}
+    }
+    if !(1..=MAX_CHANNELS).contains(&output.channels) {
+        return Err(format!("{} channels in a layer; 1 to {MAX_CHANNELS} are supported", output.channels));
+    }
+    if output.size.is_empty() {
+        return Err("a tile of which its strides leave nothing".into());
+    }
+    Ok(())
 }
 
 /// Positions of a kernel: `floor((n + 2 * p - k) / s) + 1`, none where it does not fit.
@@ -483,6 +615,42 @@ mod tests {
         let sizes = [(7, 2), (4, 3), (5, 10), (8, 5), (8, 5)].map(|(width, height)| Size::new(width, height));
         assert_eq!(shapes, sizes.map(|size| Shape { channels: 2, size }));
         assert_eq!((network.parameters(), network.multiplications(Size::new(8, 5))), (2, 0));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let tile = Size::new(6, 4);
+        assert_eq!(small().check(tile, 8), Ok(()));
+        assert_eq!(
+            small().check(tile, 2).unwrap_err(),
+            "8 planes of 6 x 4 at its end for a tile of 6 x 4; there must be 2 of 6 x 4"
+        );
+        assert_eq!(
+            small().check(Size::new(7, 4), 8).unwrap_err(),
+            "layers that do not fit each other: 4 channels of 8 x 4 and 4 channels of 7 x 4"
+        );
+        let with = |operation: Operation| {
+            let mut network = Network::new(3);
+            let sources = if operation == Operation::Add { vec![Source::Input; 2] } else { vec![Source::Input] };
+            network.push(operation, &sources);
+            network.check(tile, 3).unwrap_err()
+        };
+        let norm = |groups, channels, epsilon| Operation::GroupNorm { affine: None, groups, channels, epsilon };
+        assert_eq!(with(norm(2, 3, 1e-5)), "2 groups of 3 channels");
+        assert_eq!(with(norm(2, 4, 1e-5)), "a layer for 4 channels that reads 3");
+        assert_eq!(with(norm(1, 3, 0.0)), "a normalisation epsilon of 0; it must be positive");
+        let pool = |kernel, stride, padding| Operation::MaxPool {
+            kernel: Extent { height: kernel, width: 2 },
+            stride: Extent { height: 2, width: stride },
+            padding: Padding { height: padding, width: 0 },
+        };
+        assert_eq!(with(pool(32, 2, 0)), "a 32x2 kernel; kernels up to 31 are supported");
+        assert_eq!(with(pool(2, 0, 0)), "a stride of 2x0; 1 to 16 are supported");
+        assert_eq!(with(pool(2, 2, 2)), "a padding of more than half a 2x2 kernel");
+        assert_eq!(with(pool(7, 2, 0)), "a tile of which its strides leave nothing");
+        let factor = Factor { height: f64::NAN, width: 2.0 };
+        let resize = Operation::Resize { factor, interpolation: Interpolation::Nearest };
+        assert_eq!(with(resize), "resizing by NaN x 2; factors up to 16 are supported");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The families of networks that this crate knows: parameters in, [`Network`] out.
 //!
-//! A new architecture is one file here and one variant of [`Architecture`].
+//! A new architecture is one file here, which implements [`Family`], and one line in the list of [`Architecture`].
 
+mod layers;
 mod plain_conv_unet;
 mod residual_encoder_unet;
 mod unet;
@@ -14,55 +15,108 @@ pub(crate) use {plain_conv_unet::tests, residual_encoder_unet::tests as residual
 use microtome_io::Size;
 use serde::{Deserialize, Serialize};
 
-use crate::Network;
+use crate::arguments::Object;
+use crate::{Error, Network, Result};
 
-/// A network by the parameters of its family, as a package stores it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
-pub enum Architecture {
+/// What every family of networks can say of its parameters.
+pub(crate) trait Family: std::fmt::Display {
+    /// Number of input channels.
+    fn channels(&self) -> usize;
+
+    /// Number of logit planes.
+    fn heads(&self) -> usize;
+
+    /// What the width and the height of a tile must be multiples of, so that what skips carry fits what it is joined with.
+    fn multiple(&self) -> Size;
+
+    /// What is wrong with the parameters that [`network`](Self::network) would stumble over: lists whose lengths do not fit each other,
+    /// counts beyond all reason. What can be seen from the layers is not checked here.
+    fn check(&self) -> Result<(), String>;
+
+    /// The network, layer by layer, of parameters that [`check`](Self::check) has found right.
+    fn network(&self) -> Network;
+
+    /// True for a name in the framework's state dict that plays no part at inference, such as a second name of another weight, or a
+    /// head of deep supervision.
+    fn is_unused(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
+}
+
+/// A family whose parameters are the arguments of a constructor in the framework that it comes from.
+pub(crate) trait Constructor: Sized {
+    /// The framework, as recipes name it.
+    const FRAMEWORK: &'static str;
+    /// The class.
+    const NAME: &'static str;
+
+    /// The parameters that the constructor's arguments stand for. Arguments that are missing have the framework's defaults;
+    /// one that is unknown, or has a value that cannot be honoured, is refused by name.
+    fn construct(arguments: &Object<'_>) -> Result<Self>;
+}
+
+/// Those that can be constructed: framework, class, and how.
+const CONSTRUCTORS: &[(&str, &str, fn(&Object<'_>) -> Result<Architecture>)] = &[];
+
+/// The network that a framework's class makes of these arguments.
+///
+/// # Errors
+/// If there is no such class, or an argument is wrong or cannot be honoured.
+pub(crate) fn construct(framework: &str, class: &str, arguments: &Object<'_>) -> Result<Architecture> {
+    let found = CONSTRUCTORS.iter().find(|(f, c, _)| *f == framework && *c == class);
+    let Some((.., construct)) = found else {
+        let known: Vec<String> = CONSTRUCTORS.iter().map(|(f, c, _)| format!("{c} ({f})")).collect();
+        let message = format!("the network {class} of {framework} is not supported; there are {}", known.join(", "));
+        return Err(Error::unsupported(arguments.path, message));
+    };
+    construct(arguments)
+}
+
+/// The enumeration of all families.
+macro_rules! families {
+    ($($(#[$doc:meta])* $family:ident,)*) => {
+        /// A network by the parameters of its family, as a package stores it.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "kind", rename_all = "kebab-case")]
+        pub enum Architecture {
+            $($(#[$doc])* $family($family),)*
+        }
+
+        impl Architecture {
+            fn family(&self) -> &dyn Family {
+                match self {
+                    $(Self::$family(parameters) => parameters,)*
+                }
+            }
+        }
+
+        $(impl From<$family> for Architecture {
+            fn from(parameters: $family) -> Self {
+                Self::$family(parameters)
+            }
+        })*
+    };
+}
+
+families! {
     /// nnU-Net's `PlainConvUNet` in two dimensions.
-    PlainConvUnet(PlainConvUnet),
+    PlainConvUnet,
     /// nnU-Net's `ResidualEncoderUNet` in two dimensions.
-    ResidualEncoderUnet(ResidualEncoderUnet),
+    ResidualEncoderUnet,
 }
 
 impl Architecture {
     /// Number of input channels.
     #[must_use]
     pub fn channels(&self) -> usize {
-        match self {
-            Self::PlainConvUnet(parameters) => parameters.channels,
-            Self::ResidualEncoderUnet(parameters) => parameters.channels,
-        }
+        self.family().channels()
     }
 
     /// Number of logit planes.
     #[must_use]
     pub fn heads(&self) -> usize {
-        match self {
-            Self::PlainConvUnet(parameters) => parameters.heads,
-            Self::ResidualEncoderUnet(parameters) => parameters.heads,
-        }
-    }
-
-    /// The same for other numbers of channels and logit planes.
-    #[must_use]
-    pub(crate) fn with_counts(mut self, channels: usize, heads: usize) -> Self {
-        match &mut self {
-            Self::PlainConvUnet(parameters) => (parameters.channels, parameters.heads) = (channels, heads),
-            Self::ResidualEncoderUnet(parameters) => (parameters.channels, parameters.heads) = (channels, heads),
-        }
-        self
-    }
-
-    /// The same with another normalisation.
-    #[must_use]
-    pub(crate) fn with_norm(mut self, norm: Norm) -> Self {
-        match &mut self {
-            Self::PlainConvUnet(parameters) => parameters.norm = norm,
-            Self::ResidualEncoderUnet(parameters) => parameters.norm = norm,
-        }
-        self
+        self.family().heads()
     }
 
     /// What is wrong with the parameters, for a tile of this size.
@@ -70,29 +124,32 @@ impl Architecture {
     /// # Errors
     /// A clause that names the parameter. After `Ok`, [`network`](Self::network) makes sense and its arithmetic cannot overflow.
     pub fn check(&self, tile: Size) -> Result<(), String> {
-        match self {
-            Self::PlainConvUnet(parameters) => parameters.check(tile),
-            Self::ResidualEncoderUnet(parameters) => parameters.check(tile),
+        let family = self.family();
+        family.check()?;
+        layers::check_counts(family.channels(), family.heads(), tile)?;
+        let multiple = family.multiple();
+        if !tile.width.is_multiple_of(multiple.width) || !tile.height.is_multiple_of(multiple.height) {
+            return Err(format!("a tile of {tile}; with these strides it must be a multiple of {multiple}"));
         }
+        family.network().check(tile, family.heads())
+    }
+
+    /// True for a name in a state dict that plays no part at inference.
+    pub(crate) fn is_unused(&self, name: &str) -> bool {
+        self.family().is_unused(name)
     }
 
     /// The network, layer by layer.
     #[must_use]
     pub fn network(&self) -> Network {
-        match self {
-            Self::PlainConvUnet(parameters) => parameters.network(),
-            Self::ResidualEncoderUnet(parameters) => parameters.network(),
-        }
+        self.family().network()
     }
 }
 
 /// One line for people.
 impl std::fmt::Display for Architecture {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::PlainConvUnet(parameters) => parameters.fmt(f),
-            Self::ResidualEncoderUnet(parameters) => parameters.fmt(f),
-        }
+        self.family().fmt(f)
     }
 }
 
@@ -114,8 +171,28 @@ pub enum Norm {
         /// With factor and summand per channel.
         affine: bool,
     },
+    /// Statistics of groups of channels of the tile itself.
+    Group {
+        /// Groups, all of as many channels.
+        groups: usize,
+        /// Added to the variance.
+        epsilon: f64,
+        /// With factor and summand per channel.
+        affine: bool,
+    },
     /// No normalisation.
     None,
+}
+
+impl std::fmt::Display for Norm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Instance { .. } => "instance norm",
+            Self::Batch { .. } => "batch norm",
+            Self::Group { .. } => "group norm",
+            Self::None => "no normalisation",
+        })
+    }
 }
 
 /// The nonlinearity after a normalisation.
@@ -127,6 +204,19 @@ pub enum Activation {
         /// Factor for negative values.
         slope: f64,
     },
+    /// The same with slopes from training.
+    PRelu {
+        /// A slope for each channel in place of one for all.
+        per_channel: bool,
+    },
+    /// `x / (1 + exp(-x))`, also called swish.
+    Silu,
+    /// `x * tanh(ln(1 + exp(x)))`.
+    Mish,
+    /// `x / 2 * (1 + erf(x / sqrt(2)))`.
+    Gelu,
+    /// The approximation of the same by a hyperbolic tangent.
+    GeluTanh,
     /// No nonlinearity.
     None,
 }

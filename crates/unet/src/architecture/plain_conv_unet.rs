@@ -6,8 +6,8 @@
 use microtome_io::Size;
 use serde::{Deserialize, Serialize};
 
-use super::unet::{Common, check_network};
-use super::{Activation, Norm};
+use super::unet::Common;
+use super::{Activation, Family, Norm};
 use crate::network::{Extent, Network, Source};
 
 /// Parameters of the network. Lists run from the finest stage to the coarsest, but for `decoder_convolutions`.
@@ -39,7 +39,6 @@ pub struct PlainConvUnet {
 impl PlainConvUnet {
     fn common(&self) -> Common<'_> {
         Common {
-            channels: self.channels,
             heads: self.heads,
             features: &self.features,
             kernels: &self.kernels,
@@ -50,15 +49,26 @@ impl PlainConvUnet {
             activation: self.activation,
         }
     }
+}
 
-    /// See [`Architecture::check`](super::Architecture::check).
-    pub(super) fn check(&self, tile: Size) -> Result<(), String> {
-        self.common().check(("convolutions", &self.convolutions), tile)?;
-        check_network(&self.network())
+impl Family for PlainConvUnet {
+    fn channels(&self) -> usize {
+        self.channels
     }
 
-    /// See [`Architecture::network`](super::Architecture::network).
-    pub(super) fn network(&self) -> Network {
+    fn heads(&self) -> usize {
+        self.heads
+    }
+
+    fn multiple(&self) -> Size {
+        self.common().multiple()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.common().check(("convolutions", &self.convolutions))
+    }
+
+    fn network(&self) -> Network {
         let common = self.common();
         let mut network = Network::new(self.channels);
         let mut skips = Vec::with_capacity(self.features.len());
@@ -76,6 +86,10 @@ impl PlainConvUnet {
         common.decode(&mut network, skips);
         network
     }
+
+    fn is_unused(&self, name: &str) -> bool {
+        Common::is_unused(name)
+    }
 }
 
 impl std::fmt::Display for PlainConvUnet {
@@ -87,6 +101,7 @@ impl std::fmt::Display for PlainConvUnet {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::Architecture;
 
     /// Three stages, one of them with a stride along y only.
     pub(crate) fn tiny() -> PlainConvUnet {
@@ -130,11 +145,11 @@ pub(crate) mod tests {
     #[test]
     fn impossible_parameters_are_refused_by_name() {
         let tile = Size::new(16, 16);
-        assert_eq!(tiny().check(tile), Ok(()));
+        assert_eq!(Architecture::PlainConvUnet(tiny()).check(tile), Ok(()));
         let message = |change: fn(&mut PlainConvUnet)| {
             let mut parameters = tiny();
             change(&mut parameters);
-            parameters.check(tile).unwrap_err()
+            Architecture::PlainConvUnet(parameters).check(tile).unwrap_err()
         };
         assert_eq!(message(|p| p.features.clear()), "0 stages; 1 to 16 are supported");
         assert_eq!(message(|p| p.strides.truncate(2)), "2 strides for 3 stages; there must be 3");
@@ -144,7 +159,7 @@ pub(crate) mod tests {
         assert_eq!(message(|p| p.strides[1].width = 0), "a stride of 2x0; 1 to 16 are supported");
         assert_eq!(message(|p| p.strides[0].width = 2), "a stride of 1x2 in the first stage; it must be 1x1");
         assert_eq!(
-            tiny().check(Size::new(17, 16)).unwrap_err(),
+            Architecture::PlainConvUnet(tiny()).check(Size::new(17, 16)).unwrap_err(),
             "a tile of 17 x 16; with these strides it must be a multiple of 2 x 4"
         );
         assert_eq!(

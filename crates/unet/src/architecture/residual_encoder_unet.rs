@@ -6,8 +6,9 @@
 use microtome_io::Size;
 use serde::{Deserialize, Serialize};
 
-use super::unet::{Common, MAX_CHANNELS, check_network};
-use super::{Activation, Norm};
+use super::layers::check_channels;
+use super::unet::Common;
+use super::{Activation, Family, Norm};
 use crate::network::{Extent, Network, Operation, Source};
 
 /// Parameters of the network. Lists run from the finest stage to the coarsest, but for `decoder_convolutions`.
@@ -41,7 +42,6 @@ pub struct ResidualEncoderUnet {
 impl ResidualEncoderUnet {
     fn common(&self) -> Common<'_> {
         Common {
-            channels: self.channels,
             heads: self.heads,
             features: &self.features,
             kernels: &self.kernels,
@@ -51,37 +51,6 @@ impl ResidualEncoderUnet {
             norm: self.norm,
             activation: self.activation,
         }
-    }
-
-    /// See [`Architecture::check`](super::Architecture::check).
-    pub(super) fn check(&self, tile: Size) -> Result<(), String> {
-        self.common().check(("blocks", &self.blocks), tile)?;
-        if !(1..=MAX_CHANNELS).contains(&self.stem) {
-            return Err(format!("{} channels in a layer; 1 to {MAX_CHANNELS} are supported", self.stem));
-        }
-        check_network(&self.network())
-    }
-
-    /// See [`Architecture::network`](super::Architecture::network).
-    pub(super) fn network(&self) -> Network {
-        let common = self.common();
-        let mut network = Network::new(self.channels);
-        let kernel = (self.kernels[0], Extent::ONE);
-        let stem = "encoder.stem.convs.0";
-        let mut at = common.block(&mut network, stem, (self.channels, self.stem), kernel, Source::Input);
-        let mut input = self.stem;
-        let mut skips = Vec::with_capacity(self.features.len());
-        for (s, &features) in self.features.iter().enumerate() {
-            for j in 0..self.blocks[s] {
-                let stride = if j == 0 { self.strides[s] } else { Extent::ONE };
-                let name = format!("encoder.stages.{s}.blocks.{j}");
-                at = self.residual(&mut network, &name, (input, features), (self.kernels[s], stride), at);
-                input = features;
-            }
-            skips.push(at);
-        }
-        common.decode(&mut network, skips);
-        network
     }
 
     /// `BasicBlockD`: two convolutions, added to a shortcut that pools where they stride and projects where they change the channels.
@@ -102,15 +71,58 @@ impl ResidualEncoderUnet {
         }
         if input != output {
             let name = format!("{name}.skip.{place}");
-            let one = (Extent::ONE, Extent::ONE, None);
+            let one = (Extent::ONE, Extent::ONE, false);
             shortcut = common.normalized(network, &name, (input, output), one, shortcut);
         }
         let first = common.block(network, &format!("{name}.conv1"), (input, output), (kernel, stride), at);
-        let bias = self.bias.then(|| format!("{name}.conv2.conv.bias"));
-        let second = (kernel, Extent::ONE, bias);
+        let second = (kernel, Extent::ONE, self.bias);
         let second = common.normalized(network, &format!("{name}.conv2"), (output, output), second, first);
         let sum = network.push(Operation::Add, &[second, shortcut]);
         common.activate(network, sum)
+    }
+}
+
+impl Family for ResidualEncoderUnet {
+    fn channels(&self) -> usize {
+        self.channels
+    }
+
+    fn heads(&self) -> usize {
+        self.heads
+    }
+
+    fn multiple(&self) -> Size {
+        self.common().multiple()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.common().check(("blocks", &self.blocks))?;
+        check_channels([&self.stem])
+    }
+
+    fn network(&self) -> Network {
+        let common = self.common();
+        let mut network = Network::new(self.channels);
+        let kernel = (self.kernels[0], Extent::ONE);
+        let stem = "encoder.stem.convs.0";
+        let mut at = common.block(&mut network, stem, (self.channels, self.stem), kernel, Source::Input);
+        let mut input = self.stem;
+        let mut skips = Vec::with_capacity(self.features.len());
+        for (s, &features) in self.features.iter().enumerate() {
+            for j in 0..self.blocks[s] {
+                let stride = if j == 0 { self.strides[s] } else { Extent::ONE };
+                let name = format!("encoder.stages.{s}.blocks.{j}");
+                at = self.residual(&mut network, &name, (input, features), (self.kernels[s], stride), at);
+                input = features;
+            }
+            skips.push(at);
+        }
+        common.decode(&mut network, skips);
+        network
+    }
+
+    fn is_unused(&self, name: &str) -> bool {
+        Common::is_unused(name)
     }
 }
 
@@ -123,6 +135,7 @@ impl std::fmt::Display for ResidualEncoderUnet {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::Architecture;
 
     /// Three stages: blocks with a stride and a projection, with a stride alone, with a projection alone, and with neither.
     pub(crate) fn tiny() -> ResidualEncoderUnet {
@@ -166,9 +179,9 @@ pub(crate) mod tests {
         let message = |change: fn(&mut ResidualEncoderUnet)| {
             let mut parameters = tiny();
             change(&mut parameters);
-            parameters.check(Size::new(16, 16)).unwrap_err()
+            Architecture::ResidualEncoderUnet(parameters).check(Size::new(16, 16)).unwrap_err()
         };
-        assert_eq!(tiny().check(Size::new(16, 16)), Ok(()));
+        assert_eq!(Architecture::ResidualEncoderUnet(tiny()).check(Size::new(16, 16)), Ok(()));
         assert_eq!(message(|p| p.blocks[1] = 0), "0 blocks in a stage; 1 to 64 are supported");
         assert_eq!(message(|p| p.blocks.truncate(1)), "1 blocks for 3 stages; there must be 3");
         assert_eq!(message(|p| p.stem = 1 << 20), "1048576 channels in a layer; 1 to 16384 are supported");

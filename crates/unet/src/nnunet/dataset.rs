@@ -5,7 +5,7 @@ use std::path::Path;
 use microtome_io::Class;
 use serde_json::{Map, Value};
 
-use super::json::{Object, as_count, read_object};
+use crate::arguments::{Object, as_count, read_object};
 use crate::{Output, Result};
 
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +21,11 @@ impl Dataset {
     pub(super) fn read(path: &Path) -> Result<Self> {
         let map = read_object(path)?;
         Self::parse(&Object::file(path, &map))
+    }
+
+    /// Number of logit planes of a network for it.
+    pub(super) fn heads(&self) -> usize {
+        self.output.heads(self.classes.len())
     }
 
     fn parse(file: &Object<'_>) -> Result<Self> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::checkpoint::Checkpoint;
 use super::dataset::Dataset;
-use super::plans::Plans;
+use super::plans::{Counts, Plans};
 use crate::architecture::Norm;
 use crate::model::{self, Folds, Model, ModelOptions};
 use crate::weights::Fold;
@@ -70,16 +70,14 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
     let trainer = checkpoint.trainer()?.to_owned();
     let mirror_axes = checkpoint.mirror_axes()?;
 
-    let configuration = plans.configuration(&configuration_name, dataset.channels.len())?;
-    let mut network = configuration.network;
     if trainer.contains("Primus") {
         let message = format!("the trainer {trainer} trains a transformer, which is not supported; UNets are");
         return Err(Error::unsupported(folder, message));
     }
-    if trainer == "nnUNetTrainerBN" {
-        network = network.with_norm(Norm::Batch { epsilon: 1e-5, affine: true });
-    }
-    let channels = dataset.channels.len();
+    let norm = (trainer == "nnUNetTrainerBN").then_some(Norm::Batch { epsilon: 1e-5, affine: true });
+    let counts = Counts { channels: dataset.channels.len(), heads: dataset.heads() };
+    let configuration = plans.configuration(&configuration_name, counts, norm)?;
+    let architecture = configuration.network;
 
     let name = plans.dataset_name()?.map_or_else(|| name_of(folder), ToOwned::to_owned);
     let provenance = format!(
@@ -107,17 +105,15 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
         intended_use: None,
         test_vector: None,
     };
-    let architecture = network.with_counts(channels, card.heads());
     model::check(&folder.join("plans.json"), &card, &architecture)?;
 
-    let layers = architecture.network();
     let mut folds = Vec::with_capacity(names.len());
     for name in names {
         let checkpoint = match first.take() {
             Some(checkpoint) => checkpoint,
             None => open(&name)?,
         };
-        folds.push(Fold { weights: checkpoint.weights(&layers)?, name });
+        folds.push(Fold { weights: checkpoint.weights(&architecture)?, name });
     }
     model::complete(&mut card, &architecture, &folds);
     Ok(Model::new(card, architecture, folds, None))
@@ -209,7 +205,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("plans.json");
         std::fs::write(&path, plans().to_string()).unwrap();
-        Plans::read(&path).unwrap().configuration("2d", 1).unwrap().network.with_counts(1, 2).network()
+        Plans::read(&path)
+            .unwrap()
+            .configuration("2d", Counts { channels: 1, heads: 2 }, None)
+            .unwrap()
+            .network
+            .network()
     }
 
     fn write_fold(folder: &Path, name: &str, weights: Vec<(String, Item)>, others: Vec<(&str, Item)>) {

@@ -7,7 +7,6 @@
 mod checkpoint;
 mod dataset;
 mod folder;
-mod json;
 mod plans;
 
 pub(crate) use folder::{is_trainer_folder, load, trainer_folders};

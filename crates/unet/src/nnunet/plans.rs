@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use microtome_io::Size;
 use serde_json::{Map, Value};
 
-use super::json::{Object, as_count, read_object};
 use crate::architecture::{Activation, Norm, PlainConvUnet, ResidualEncoderUnet};
+use crate::arguments::{Object, as_count, read_object};
 use crate::network::Extent;
 use crate::{Architecture, ChannelStatistics, Error, Normalization, Result};
 
@@ -23,8 +23,16 @@ pub(super) struct Configuration {
     pub(super) normalization: Vec<Normalization>,
     /// The training set's foreground, if the plans tell of all channels.
     pub(super) training: Option<Vec<ChannelStatistics>>,
-    /// Its `channels` and `heads` are the data set's, filled in by the caller; 0 here.
     pub(super) network: Architecture,
+}
+
+/// What the data set decides of a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Counts {
+    /// Input channels.
+    pub(super) channels: usize,
+    /// Logit planes.
+    pub(super) heads: usize,
 }
 
 impl Plans {
@@ -41,8 +49,9 @@ impl Plans {
         self.file().text("dataset_name")
     }
 
-    /// The configuration with this name, for images of `channels` channels.
-    pub(super) fn configuration(&self, name: &str, channels: usize) -> Result<Configuration> {
+    /// The configuration with this name, for the data set's channels and logit planes. A normalisation given replaces that of the plans.
+    pub(super) fn configuration(&self, name: &str, counts: Counts, norm: Option<Norm>) -> Result<Configuration> {
+        let Counts { channels, .. } = counts;
         self.check_globals()?;
         let map = self.resolve(name)?;
         let configuration = &Object { path: &self.path, place: format!("configurations.{name}"), map: &map };
@@ -50,8 +59,8 @@ impl Plans {
         check_preprocessing(configuration)?;
         let normalization = normalization(&self.file(), configuration, channels)?;
         let network = match configuration.get("architecture") {
-            Some(_) => new_form(configuration)?,
-            None => old_form(configuration)?,
+            Some(_) => new_form(configuration, counts, norm)?,
+            None => old_form(configuration, counts, norm)?,
         };
         let training = (0..channels).map(|channel| training(&self.file(), channel)).collect();
         Ok(Configuration { tile, normalization, training, network })
@@ -241,7 +250,7 @@ const KEYWORDS: [&str; 14] = [
 ];
 
 /// `architecture`, as nnU-Net 2.4 and later write it.
-fn new_form(configuration: &Object<'_>) -> Result<Architecture> {
+fn new_form(configuration: &Object<'_>, counts: Counts, replaced: Option<Norm>) -> Result<Architecture> {
     let architecture = configuration.child("architecture")?;
     let class = Class::read(&architecture, "network_class_name")?;
     let keywords = &architecture.child("arch_kwargs")?;
@@ -267,8 +276,8 @@ fn new_form(configuration: &Object<'_>) -> Result<Architecture> {
     // The architecture's own check is the one that names the limit; here a count only must not become a large list.
     let length = stages.min(64);
     let plain = PlainConvUnet {
-        channels: 0,
-        heads: 0,
+        channels: counts.channels,
+        heads: counts.heads,
         features: per_stage(keywords, "features_per_stage", length, as_count)?,
         kernels: per_stage(keywords, "kernel_sizes", length, as_extent)?,
         strides: per_stage(keywords, "strides", length, as_extent)?,
@@ -278,7 +287,7 @@ fn new_form(configuration: &Object<'_>) -> Result<Architecture> {
         },
         decoder_convolutions: per_stage(keywords, "n_conv_per_stage_decoder", length.saturating_sub(1), as_count)?,
         bias: keywords.flag("conv_bias")?.unwrap_or(false),
-        norm: norm(keywords)?,
+        norm: replaced.map_or_else(|| norm(keywords), Ok)?,
         activation: activation(keywords)?,
     };
     let stem = keywords.get("stem_channels").map(|_| keywords.count("stem_channels")).transpose()?;
@@ -286,22 +295,22 @@ fn new_form(configuration: &Object<'_>) -> Result<Architecture> {
 }
 
 /// The flat keys of nnU-Net 2.0 to 2.3, which knew no other blocks than the default ones.
-fn old_form(configuration: &Object<'_>) -> Result<Architecture> {
+fn old_form(configuration: &Object<'_>, counts: Counts, replaced: Option<Norm>) -> Result<Architecture> {
     let class = Class::read(configuration, "UNet_class_name")?;
     let stages = configuration.list("n_conv_per_stage_encoder")?.len();
     let (base, most) = (configuration.count("UNet_base_num_features")?, configuration.count("unet_max_num_features")?);
     let features = |s: usize| base.saturating_mul(1_usize.checked_shl(s as u32).unwrap_or(usize::MAX)).min(most);
     let length = stages.min(64);
     let plain = PlainConvUnet {
-        channels: 0,
-        heads: 0,
+        channels: counts.channels,
+        heads: counts.heads,
         features: (0..length).map(features).collect(),
         kernels: per_stage(configuration, "conv_kernel_sizes", length, as_extent)?,
         strides: per_stage(configuration, "pool_op_kernel_sizes", length, as_extent)?,
         convolutions: per_stage(configuration, "n_conv_per_stage_encoder", length, as_count)?,
         decoder_convolutions: per_stage(configuration, "n_conv_per_stage_decoder", length.saturating_sub(1), as_count)?,
         bias: true,
-        norm: Norm::Instance { epsilon: 1e-5, affine: true },
+        norm: replaced.unwrap_or(Norm::Instance { epsilon: 1e-5, affine: true }),
         activation: Activation::LeakyRelu { slope: 0.01 },
     };
     Ok(of_class(class, plain, None))
@@ -466,7 +475,7 @@ pub(crate) mod tests {
 
     fn parse(value: Value, name: &str) -> Result<Configuration> {
         let Value::Object(map) = value else { panic!("an object") };
-        Plans { path: "plans.json".into(), map }.configuration(name, 1)
+        Plans { path: "plans.json".into(), map }.configuration(name, Counts { channels: 1, heads: 2 }, None)
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::{Error, Result, bounded};
 const MAX_BYTES: u64 = 64 << 20;
 
 /// Reads a file that holds one JSON object.
-pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>> {
+pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>> {
     let text = bounded::read_text(path, MAX_BYTES)?;
     match serde_json::from_str(&without_constants(&text)) {
         Ok(Value::Object(object)) => Ok(object),
@@ -48,31 +48,31 @@ fn without_constants(text: &str) -> String {
 
 /// An object of the file with the words that name it in messages.
 #[derive(Debug, Clone)]
-pub(super) struct Object<'a> {
-    pub(super) path: &'a Path,
+pub(crate) struct Object<'a> {
+    pub(crate) path: &'a Path,
     /// Such as `configurations.2d`; empty for the whole file.
-    pub(super) place: String,
-    pub(super) map: &'a Map<String, Value>,
+    pub(crate) place: String,
+    pub(crate) map: &'a Map<String, Value>,
 }
 
 impl<'a> Object<'a> {
     /// The whole of a file.
-    pub(super) fn file(path: &'a Path, map: &'a Map<String, Value>) -> Self {
+    pub(crate) fn file(path: &'a Path, map: &'a Map<String, Value>) -> Self {
         Self { path, place: String::new(), map }
     }
 
     /// The object under a key of this one.
-    pub(super) fn child(&self, key: &str) -> Result<Self> {
+    pub(crate) fn child(&self, key: &str) -> Result<Self> {
         Ok(Self { path: self.path, place: format!("{}{key}", self.prefix()), map: self.object(key)? })
     }
 
     /// What is wrong with a key of this object.
-    pub(super) fn wrong(&self, key: &str, message: &str) -> Error {
+    pub(crate) fn wrong(&self, key: &str, message: &str) -> Error {
         Error::format(self.path, format!("{}{key} {message}", self.prefix()))
     }
 
     /// What a key of this object asks for that cannot be honoured.
-    pub(super) fn unsupported(&self, key: &str, message: &str) -> Error {
+    pub(crate) fn unsupported(&self, key: &str, message: &str) -> Error {
         Error::unsupported(self.path, format!("{}{key} {message}", self.prefix()))
     }
 
@@ -81,44 +81,44 @@ impl<'a> Object<'a> {
     }
 
     /// A value, or `None` if it is missing or null.
-    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
+    pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|v| !v.is_null())
     }
 
-    pub(super) fn need(&self, key: &str) -> Result<&'a Value> {
+    pub(crate) fn need(&self, key: &str) -> Result<&'a Value> {
         self.get(key).ok_or_else(|| self.wrong(key, "is missing"))
     }
 
-    pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>> {
+    pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>> {
         let text = |v: &'a Value| v.as_str().ok_or_else(|| self.wrong(key, "is no text"));
         self.get(key).map(text).transpose()
     }
 
-    pub(super) fn list(&self, key: &str) -> Result<&'a [Value]> {
+    pub(crate) fn list(&self, key: &str) -> Result<&'a [Value]> {
         self.need(key)?.as_array().map(Vec::as_slice).ok_or_else(|| self.wrong(key, "is no list"))
     }
 
-    pub(super) fn object(&self, key: &str) -> Result<&'a Map<String, Value>> {
+    pub(crate) fn object(&self, key: &str) -> Result<&'a Map<String, Value>> {
         self.need(key)?.as_object().ok_or_else(|| self.wrong(key, "is no object"))
     }
 
-    pub(super) fn count(&self, key: &str) -> Result<usize> {
+    pub(crate) fn count(&self, key: &str) -> Result<usize> {
         as_count(self.need(key)?).ok_or_else(|| self.wrong(key, "is no count"))
     }
 
-    pub(super) fn flag(&self, key: &str) -> Result<Option<bool>> {
+    pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>> {
         let flag = |v: &Value| v.as_bool().ok_or_else(|| self.wrong(key, "is neither true nor false"));
         self.get(key).map(flag).transpose()
     }
 
-    pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
+    pub(crate) fn number(&self, key: &str) -> Result<Option<f64>> {
         let number = |v: &Value| v.as_f64().ok_or_else(|| self.wrong(key, "is no number"));
         self.get(key).map(number).transpose()
     }
 }
 
 /// A non-negative integer, also when it is written as a float.
-pub(super) fn as_count(value: &Value) -> Option<usize> {
+pub(crate) fn as_count(value: &Value) -> Option<usize> {
     let exact = |f: f64| (f >= 0.0 && f.fract() == 0.0 && f < 1e15).then_some(f as usize);
     value.as_u64().and_then(|n| usize::try_from(n).ok()).or_else(|| value.as_f64().and_then(exact))
 }
