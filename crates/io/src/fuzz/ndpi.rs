@@ -8,7 +8,12 @@ use super::open_and_read;
 /// table of intervals. What remains are the coded units, so that chance does not have to find its way through the
 /// directory and the tables of a JPEG.
 pub fn open_ndpi(bytes: &[u8]) {
-    let Some((&[width, height, interval, factors, hints], rest)) = bytes.split_first_chunk() else { return };
+    if let Some((&head, rest)) = bytes.split_first_chunk() {
+        open_and_read(&ndpi(head, rest));
+    }
+}
+
+fn ndpi([width, height, interval, factors, hints]: [u8; 5], rest: &[u8]) -> Vec<u8> {
     let (hints, units) = rest.split_at(rest.len().min(usize::from(hints) * 4));
     let (width, height) = (u16::from(width) * 5 + 1, u16::from(height) * 3 + 1);
     let mut strip = b"\xff\xd8\xff\xdb\0\x43\0".to_vec();
@@ -16,7 +21,7 @@ pub fn open_ndpi(bytes: &[u8]) {
     // Codes for DC of up to 11 bits, and some for AC.
     strip.extend(*b"\xff\xc4\0\x1f\0\0\x01\x05\x01\x01\x01\x01\x01\x01\0\0\0\0\0\0\0");
     strip.extend(0..12);
-    strip.extend(*b"\xff\xc4\0\x17\x10\0\x03\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\x11\xf0");
+    strip.extend(*b"\xff\xc4\0\x17\x10\0\x03\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\x11\xf0");
     strip.extend(*b"\xff\xc0\0\x11\x08");
     strip.extend([height.to_be_bytes(), width.to_be_bytes()].concat());
     let luma = [0x11, 0x21, 0x22, 0x12, factors][usize::from(factors) % 5];
@@ -48,16 +53,42 @@ pub fn open_ndpi(bytes: &[u8]) {
     file.extend([0; 8]);
     file.extend(hints);
     file.extend(strip);
-    open_and_read(&file);
+    file
 }
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::open_and_read;
-    use super::open_ndpi;
+    use std::sync::Arc;
+
     use microtome_testkit::ndpi::NdpiSlide;
+
+    use super::super::{LIMITS, open_and_read};
+    use super::{ndpi, open_ndpi};
+    use crate::bytes::Memory;
+    use crate::slide::{OpenOptions, open_bytes};
+    use crate::{Level, Rect};
+
+    #[test]
+    fn right_bytes_are_a_slide() {
+        // 51 x 31 pixels in 4:4:4, all units of one DC difference of 0 and an end of block for each component, an interval per row.
+        let columns = 7;
+        // DC code 00 (no bits), AC code 00 (end of block): four zero bits a block, three blocks a unit, filled up with ones.
+        let bits = columns * 12;
+        let mut row = vec![0; bits / 8];
+        row.push(0xff >> (bits % 8));
+        let mut units = Vec::new();
+        for number in 0..4 {
+            units.extend(&row);
+            units.extend([0xff, if number < 3 { 0xd0 + number } else { 0xd9 }]);
+        }
+        let file = ndpi([10, 10, columns as u8, 0, 0], &units);
+        let options = OpenOptions::default().limits(LIMITS);
+        let slide = open_bytes(Arc::new(Memory::new("fuzz", file)), &options).unwrap();
+        assert_eq!(slide.info().format, "hamamatsu");
+        let pixels = slide.read_region(Level(0), Rect::new(0, 0, 51, 31)).unwrap();
+        assert!(pixels == crate::Pixels::filled(pixels.size(), crate::SampleType::U8, &[128; 3]));
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4000))]
