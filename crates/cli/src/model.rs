@@ -93,6 +93,15 @@ fn describe(out: &mut impl Write, card: &Card, model: &Model) -> Result<()> {
         .collect();
     writeln!(out, "mirroring    {}", if axes.is_empty() { "none".into() } else { axes.join(", ") })?;
     writeln!(out, "folds        {}; {} parameters each", card.folds.join(", "), card.parameters)?;
+    match card.postprocessing.as_deref() {
+        None => {}
+        Some([]) => writeln!(out, "post         its authors found nothing that improves the mask")?,
+        Some(steps) => {
+            for step in steps {
+                writeln!(out, "post         {step} (its authors' choice, not applied unless asked for)")?;
+            }
+        }
+    }
     for (name, text) in [
         ("licence", &card.licence),
         ("provenance", &card.provenance),

@@ -190,6 +190,7 @@ fn card(name: &str, tile: Size, classes: usize) -> Card {
         mpp: None,
         step: 0.5,
         window: Window::Gaussian,
+        postprocessing: None,
         folds: vec!["0".into()],
         parameters: 0,
         sha256: "0".repeat(64),

@@ -33,6 +33,9 @@ pub struct Card {
     pub step: f64,
     /// How overlapping tiles are weighted.
     pub window: Window,
+    /// What the model's authors found to improve their masks, in the order in which it is applied: `None` if they did not look, empty if
+    /// nothing did. It is never applied unasked, and no part of the model's identity.
+    pub postprocessing: Option<Vec<Postprocessing>>,
     /// Names of the folds, whose logits are averaged.
     pub folds: Vec<String>,
     /// Parameters of one fold that are used at inference.
@@ -114,6 +117,31 @@ impl MirrorAxes {
             passes.push(Self::BOTH);
         }
         passes
+    }
+}
+
+/// A change of the whole mask.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Postprocessing {
+    /// Of the pixels that have one of these values, whichever, all become 0 that are not in the largest of their connected components.
+    ///
+    /// Pixels that share a corner are connected; of several largest components all stay.
+    KeepLargest {
+        /// Values of the mask, ascending; 0, background, is not among them.
+        values: Vec<u16>,
+    },
+}
+
+/// One clause for people.
+impl std::fmt::Display for Postprocessing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::KeepLargest { values } => {
+                let names: Vec<String> = values.iter().map(ToString::to_string).collect();
+                write!(f, "keep only the largest component of {}", names.join(", "))
+            }
+        }
     }
 }
 

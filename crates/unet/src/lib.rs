@@ -53,7 +53,7 @@ mod torch;
 mod weights;
 
 pub use architecture::Architecture;
-pub use card::{Card, MirrorAxes, Output, Window};
+pub use card::{Card, MirrorAxes, Output, Postprocessing, Window};
 pub use error::{Error, Result};
 pub use model::{Agreement, Checkpoint, Folds, Model, ModelOptions};
 pub use network::Network;

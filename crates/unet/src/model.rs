@@ -8,8 +8,8 @@ use sha2::{Digest, Sha256};
 use crate::package::{self, PackageOptions, TestVector};
 use crate::weights::Fold;
 use crate::{
-    Architecture, Card, ChannelStatistics, Error, Execution, MirrorAxes, Network, Normalization, Output, Predictor,
-    Result, ensemble, nnunet, recipe,
+    Architecture, Card, ChannelStatistics, Error, Execution, MirrorAxes, Network, Normalization, Output,
+    Postprocessing, Predictor, Result, ensemble, nnunet, recipe,
 };
 
 /// Which of a model's folds are loaded.
@@ -212,6 +212,14 @@ pub(crate) fn check(path: &Path, card: &Card, architecture: &Architecture) -> Re
             }
         }
     }
+    for Postprocessing::KeepLargest { values } in card.postprocessing.iter().flatten() {
+        let known = |value: &u16| *value != 0 && card.classes.iter().any(|c| c.value == *value);
+        if values.is_empty() || !values.iter().all(known) || !values.is_sorted_by(|a, b| a < b) {
+            return wrong(format!(
+                "postprocessing keeps the largest component of {values:?}, which are no ascending classes"
+            ));
+        }
+    }
     if card.mpp.is_some_and(|mpp| !(mpp.is_finite() && mpp > 0.0)) {
         return wrong(format!("mpp is {}; it must be positive", card.mpp.unwrap_or_default()));
     }
@@ -320,6 +328,7 @@ pub(crate) mod tests {
             mpp: None,
             step: 0.5,
             window: Window::Gaussian,
+            postprocessing: None,
             folds: Vec::new(),
             parameters: 0,
             sha256: String::new(),

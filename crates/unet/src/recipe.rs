@@ -111,6 +111,7 @@ pub(crate) fn load(path: &Path, options: &ModelOptions) -> Result<Model> {
         mpp: recipe.mpp,
         step: recipe.step,
         window: recipe.window,
+        postprocessing: None,
         folds: Vec::new(),
         parameters: 0,
         sha256: String::new(),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::checkpoint::Checkpoint;
 use super::dataset::Dataset;
 use super::plans::{Counts, Plans};
+use super::postprocessing;
 use crate::architecture::Norm;
 use crate::model::{self, Folds, Model, ModelOptions};
 use crate::weights::Fold;
@@ -84,6 +85,7 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
         "Trained by nnU-Net v2: {name}, configuration {configuration_name}, trainer {trainer}, {}.",
         options.checkpoint.file_name()
     );
+    let postprocessing = postprocessing::read(folder, &names, &dataset.classes)?;
     let mut card = Card {
         name,
         architecture: String::new(),
@@ -97,6 +99,7 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
         mpp: None,
         step: 0.5,
         window: Window::Gaussian,
+        postprocessing,
         folds: names.clone(),
         parameters: 0,
         sha256: String::new(),
@@ -155,7 +158,7 @@ fn fold_names(folder: &Path) -> Result<Vec<String>> {
     Ok(found.into_iter().map(|(_, name)| name).collect())
 }
 
-fn folders(path: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn folders(path: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(path).map_err(|e| Error::io(path, e))?;
     let mut found = Vec::new();
     for entry in entries.take(SEARCH_LIMIT) {
@@ -167,7 +170,7 @@ fn folders(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn name_of(path: &Path) -> String {
+pub(super) fn name_of(path: &Path) -> String {
     path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
@@ -179,7 +182,7 @@ mod tests {
     use crate::model::Checkpoint as Which;
     use crate::nnunet::plans::tests::plans;
     use crate::torch::fixture::{Item, dict, save};
-    use crate::{Execution, MirrorAxes, Mirroring, Normalizer, PackageOptions, Tile};
+    use crate::{Execution, MirrorAxes, Mirroring, Normalizer, PackageOptions, Postprocessing, Tile};
 
     const AXES: &str = "inference_allowed_mirroring_axes";
 
@@ -254,10 +257,17 @@ mod tests {
         let (results, package) = (folder.path().join("results"), folder.path().join("package"));
         let path = results.join("Dataset001_Test/nnUNetTrainer__nnUNetPlans__2d");
         trainer(&path);
+        let found = json!({
+            "postprocessing_fns": ["remove_all_but_largest_component_from_segmentation"],
+            "postprocessing_kwargs": [{"labels_or_regions": [1]}]
+        });
+        std::fs::create_dir(path.join("crossval_results_folds_0_1")).unwrap();
+        std::fs::write(path.join("crossval_results_folds_0_1/postprocessing.json"), found.to_string()).unwrap();
         let open = |folds| Model::open(&results, &ModelOptions { folds, ..ModelOptions::default() }).unwrap();
         let both = open(Folds::Auto);
         assert_eq!(both.card().folds, ["fold_0", "fold_1"]);
         assert_eq!(both.card().mirror_axes, MirrorAxes::BOTH);
+        assert_eq!(both.card().postprocessing, Some(vec![Postprocessing::KeepLargest { values: vec![1] }]));
         let (zero, one, mean) =
             (logits(&open(Folds::List(vec![0]))), logits(&open(Folds::List(vec![1]))), logits(&both));
         assert_ne!(zero, one);
@@ -268,6 +278,7 @@ mod tests {
         let copy = Model::open(&package, &ModelOptions::default()).unwrap();
         assert_eq!(logits(&copy), mean);
         assert_eq!(copy.card().sha256, both.card().sha256);
+        assert_eq!(copy.card().postprocessing, both.card().postprocessing);
         let second =
             Model::open(&package, &ModelOptions { folds: Folds::List(vec![1]), ..ModelOptions::default() }).unwrap();
         assert_eq!(logits(&second), one);

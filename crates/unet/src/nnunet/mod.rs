@@ -8,5 +8,6 @@ mod checkpoint;
 mod dataset;
 mod folder;
 mod plans;
+mod postprocessing;
 
 pub(crate) use folder::{is_trainer_folder, load, trainer_folders};

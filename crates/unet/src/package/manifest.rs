@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{PackageOptions, TestVector};
 use crate::model::Model;
-use crate::{Architecture, Card, ChannelStatistics, Error, MirrorAxes, Normalization, Output, Result, Window};
+use crate::{
+    Architecture, Card, ChannelStatistics, Error, MirrorAxes, Normalization, Output, Postprocessing, Result, Window,
+};
 
 /// The version that this build writes, and the only one that it reads.
 const FORMAT_VERSION: u32 = 1;
@@ -39,6 +41,8 @@ pub(super) struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     training: Option<Vec<ChannelStatistics>>,
     classes: Vec<Class>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    postprocessing: Option<Vec<Postprocessing>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) test: Option<Test>,
 }
@@ -101,6 +105,7 @@ impl Manifest {
             normalization: card.normalization,
             training: card.training,
             classes: card.classes,
+            postprocessing: card.postprocessing,
             test: test.map(|t| Test { computed_by: t.computed_by.clone(), method: t.method.clone() }),
         }
     }
@@ -125,6 +130,7 @@ impl Manifest {
             mpp: manifest.mpp,
             step: manifest.step,
             window: manifest.window,
+            postprocessing: manifest.postprocessing,
             folds: manifest.folds,
             parameters: 0,
             sha256: String::new(),
