@@ -189,6 +189,11 @@ pub(crate) fn check(path: &Path, card: &Card, architecture: &Architecture) -> Re
         );
         return wrong(message);
     }
+    for (name, normalization) in card.channels.iter().zip(&card.normalization) {
+        if let Err(message) = normalization.check() {
+            return wrong(format!("the normalisation of {name} {message}"));
+        }
+    }
     if let Some(training) = &card.training
         && (training.len() != channels || !training.iter().all(ChannelStatistics::is_possible))
     {

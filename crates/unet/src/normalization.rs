@@ -1,4 +1,4 @@
-//! nnU-Net's intensity normalisation, all in f32.
+//! Intensity normalisation, all in f32: nnU-Net's schemes, and one linear form for what other frameworks do with fixed numbers.
 //!
 //! Formulas: nnU-Net 2.8.1, `nnunetv2/preprocessing/normalization/default_normalization_schemes.py`.
 //! Statistics over the image come from the caller, who has seen the whole slide; this crate only applies them.
@@ -9,7 +9,7 @@ use crate::{Error, Result};
 
 /// How the samples of one channel are normalised before the network sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "scheme", rename_all = "kebab-case")]
+#[serde(tag = "scheme", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Normalization {
     /// `(x - mean) / max(std, 1e-8)` with the mean and the population standard deviation of the whole image.
     ZScore,
@@ -28,6 +28,20 @@ pub enum Normalization {
     RescaleTo01,
     /// `x / 255`.
     RgbTo01,
+    /// `(clip(x, lower, upper) - shift) / divisor` with fixed numbers: what a range of intensities that is mapped to another comes to,
+    /// or mean and standard deviation of samples that were divided by 255 before.
+    Linear {
+        /// Subtracted from the sample.
+        shift: f64,
+        /// What the rest is divided by, above 0.
+        divisor: f64,
+        /// Smallest value let through; `None` lets all through.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lower: Option<f64>,
+        /// Largest value let through; `None` lets all through.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        upper: Option<f64>,
+    },
     /// `x` as it is.
     None,
 }
@@ -38,7 +52,38 @@ impl Normalization {
     pub const fn needs_statistics(self) -> bool {
         matches!(self, Self::ZScore | Self::RescaleTo01)
     }
+
+    /// `(x / scale - mean) / std`, as torchvision and segmentation-models-pytorch normalise: with `scale` 255, samples from 0 to 255.
+    #[must_use]
+    pub fn standardized(scale: f64, mean: f64, std: f64) -> Self {
+        Self::Linear { shift: scale * mean, divisor: scale * std, lower: None, upper: None }
+    }
+
+    /// What is wrong with the numbers of the scheme itself; a file may hold any.
+    ///
+    /// # Errors
+    /// A clause that names it.
+    pub fn check(self) -> Result<(), String> {
+        let (lower, upper, shift, divisor) = match self {
+            Self::Ct { lower, upper, mean, std } => (lower, upper, mean, std.max(SMALLEST)),
+            Self::Linear { shift, divisor, lower, upper } => {
+                (lower.unwrap_or(f64::NEG_INFINITY), upper.unwrap_or(f64::INFINITY), shift, divisor)
+            }
+            Self::ZScore | Self::RescaleTo01 | Self::RgbTo01 | Self::None => return Ok(()),
+        };
+        let single = |x: f64| (x as f32).is_finite();
+        if !single(shift) || !single(divisor) || divisor as f32 <= 0.0 {
+            return Err(format!("shifts by {shift} and divides by {divisor}; both must be finite, the latter above 0"));
+        }
+        if lower.is_nan() || upper.is_nan() || lower > upper {
+            return Err(format!("clips to {lower} and above and to {upper} and below"));
+        }
+        Ok(())
+    }
 }
+
+/// What nnU-Net divides by at least.
+const SMALLEST: f64 = 1e-8;
 
 /// True if any channel's scheme needs the statistics of the image.
 #[must_use]
@@ -109,26 +154,29 @@ impl Normalizer {
                         ))
                     })
                 };
-                let no_clip = (f64::NEG_INFINITY, f64::INFINITY);
-                let ((lower, upper), shift, divisor) = match *scheme {
-                    Normalization::ZScore => measured().map(|s| (no_clip, s.mean, s.std))?,
-                    Normalization::RescaleTo01 => measured().map(|s| (no_clip, s.min, s.max - s.min))?,
-                    Normalization::Ct { lower, upper, mean, std } => ((lower, upper), mean, std),
-                    Normalization::RgbTo01 => (no_clip, 0.0, 255.0),
-                    Normalization::None => (no_clip, 0.0, 1.0),
+                // All become the linear scheme.
+                let linear = |shift: f64, divisor: f64, lower: Option<f64>, upper: Option<f64>| {
+                    (Normalization::Linear { shift, divisor, lower, upper }.check())
+                        .map_err(|message| Error::usage(format!("channel {channel}: {scheme:?} {message}")))?;
+                    Ok(Affine {
+                        lower: lower.map_or(f32::NEG_INFINITY, |l| l as f32),
+                        upper: upper.map_or(f32::INFINITY, |u| u as f32),
+                        shift: shift as f32,
+                        divisor: divisor as f32,
+                    })
                 };
-                let ordered = lower <= upper;
-                if !shift.is_finite() || !divisor.is_finite() || !ordered {
-                    return Err(Error::usage(format!(
-                        "channel {channel}: {scheme:?} with numbers that are not finite"
-                    )));
+                match *scheme {
+                    Normalization::ZScore => measured().and_then(|s| linear(s.mean, s.std.max(SMALLEST), None, None)),
+                    Normalization::RescaleTo01 => {
+                        measured().and_then(|s| linear(s.min, (s.max - s.min).max(SMALLEST), None, None))
+                    }
+                    Normalization::Ct { lower, upper, mean, std } => {
+                        linear(mean, std.max(SMALLEST), Some(lower), Some(upper))
+                    }
+                    Normalization::RgbTo01 => linear(0.0, 255.0, None, None),
+                    Normalization::None => linear(0.0, 1.0, None, None),
+                    Normalization::Linear { shift, divisor, lower, upper } => linear(shift, divisor, lower, upper),
                 }
-                Ok(Affine {
-                    lower: lower as f32,
-                    upper: upper as f32,
-                    shift: shift as f32,
-                    divisor: divisor.max(1e-8) as f32,
-                })
             })
             .collect::<Result<_>>()?;
         Ok(Self { channels })
@@ -172,6 +220,36 @@ mod tests {
         assert_eq!(apply(ct, 0.0), -2.5, "clipped from below");
         assert_eq!(apply(ct, 60.0), 7.5, "clipped from above");
         assert_eq!(apply(ct, 24.0), 1.0);
+    }
+
+    #[test]
+    fn fixed_numbers_are_one_linear_form() {
+        let range = |lower, upper| Normalization::Linear { shift: 127.5, divisor: 127.5, lower, upper };
+        assert_eq!([0.0, 51.0, 255.0].map(|x| apply(range(None, None), x)), [-1.0, -0.6, 1.0]);
+        assert_eq!([0.0, 300.0].map(|x| apply(range(Some(51.0), Some(255.0)), x)), [-0.6, 1.0]);
+        let imagenet = Normalization::standardized(255.0, 0.485, 0.229);
+        for x in [0.0_f32, 17.0, 255.0] {
+            assert!((apply(imagenet, x) - (x / 255.0 - 0.485) / 0.229).abs() < 1e-6);
+        }
+        // Unlike nnU-Net's schemes: a divisor is what it is.
+        let small = Normalization::Linear { shift: 0.0, divisor: 1e-10, lower: None, upper: None };
+        assert_eq!(apply(small, 1.0), 1e10);
+        for (shift, divisor) in [(0.0, 0.0), (0.0, -1.0), (f64::NAN, 1.0), (0.0, f64::INFINITY), (0.0, 1e-60)] {
+            let scheme = Normalization::Linear { shift, divisor, lower: None, upper: None };
+            assert!(scheme.check().unwrap_err().contains("both must be finite, the latter above 0"));
+            assert!(Normalizer::new(&[scheme], &[]).is_err());
+        }
+        assert_eq!(range(Some(2.0), Some(1.0)).check().unwrap_err(), "clips to 2 and above and to 1 and below");
+    }
+
+    #[test]
+    fn a_scheme_is_written_and_read() {
+        let text = r#"{"scheme":"linear","shift":127.5,"divisor":127.5,"upper":255.0}"#;
+        let scheme: Normalization = serde_json::from_str(text).unwrap();
+        assert_eq!(scheme, Normalization::Linear { shift: 127.5, divisor: 127.5, lower: None, upper: Some(255.0) });
+        assert_eq!(serde_json::to_string(&scheme).unwrap(), text);
+        assert!(serde_json::from_str::<Normalization>(r#"{"scheme":"linear","shift":1,"divider":2}"#).is_err());
+        assert_eq!(serde_json::from_str::<Normalization>(r#"{"scheme":"z-score"}"#).unwrap(), Normalization::ZScore);
     }
 
     #[test]
