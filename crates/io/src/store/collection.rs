@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::entries::{Entries, is_inside};
 use super::found::METADATA_LIMIT;
-use super::node::Node;
+use super::node::{Node, take};
 use crate::slide::xml;
 use crate::{Error, Result};
 
@@ -18,7 +18,7 @@ const MAX_SERIES: usize = 1024;
 /// The keys of the images; at least one.
 pub(super) fn series(entries: &dyn Entries) -> Result<Vec<String>> {
     if let Some(mut node) = Node::read(entries, "OME")?
-        && let Value::Array(list) = node.ome()["series"].take()
+        && let Value::Array(list) = take(&mut node.ome(), "series")
     {
         let listed: Option<Vec<String>> = list.iter().map(|name| name.as_str().map(Into::into)).collect();
         return match listed {

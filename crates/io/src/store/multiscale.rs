@@ -157,7 +157,8 @@ impl Multiscale {
             None if first["axes"][0].is_string() => "0.3",
             None => "0.2",
         };
-        let mut entry: Entry = serde_json::from_value(ome["multiscales"][0].take()).map_err(format)?;
+        let entry = ome.get_mut("multiscales").and_then(|list| list.get_mut(0));
+        let mut entry: Entry = serde_json::from_value(entry.map(Value::take).unwrap_or_default()).map_err(format)?;
         let text = |value: Option<Value>| value.and_then(|v| v.as_str().map(Into::into));
         if entry.axes.is_none() && matches!(version, "0.1" | "0.2") {
             entry.axes = Some(["t", "c", "z", "y", "x"].map(|name| Spelling::Name(name.into()).into()).into());

@@ -38,8 +38,8 @@ impl Node {
                 key,
                 format: 3,
                 is_array: document["node_type"] == "array",
-                attributes: document["attributes"].take(),
-                dimension_names: document["dimension_names"].take(),
+                attributes: take(&mut document, "attributes"),
+                dimension_names: take(&mut document, "dimension_names"),
             }));
         }
         let (zattrs, zarray) = (join(group, ".zattrs"), join(group, ".zarray"));
@@ -61,6 +61,11 @@ impl Node {
 
     /// What OME-NGFF says of it: in version 3 under a key of its own.
     pub(super) fn ome(&mut self) -> Value {
-        if self.format == 3 { self.attributes["ome"].take() } else { self.attributes.take() }
+        if self.format == 3 { take(&mut self.attributes, "ome") } else { self.attributes.take() }
     }
+}
+
+/// Takes a key's value out of an object; null if there is none, or if this is no object.
+pub(super) fn take(document: &mut Value, key: &str) -> Value {
+    document.get_mut(key).map(Value::take).unwrap_or_default()
 }

@@ -12,7 +12,7 @@ use super::array::{Array, identity};
 use super::entries::{Entries, FolderEntries, ZipEntries, is_zip, join};
 use super::found::MARKER;
 use super::multiscale::{Axes, Multiscale};
-use super::node::Node;
+use super::node::{Node, take};
 use super::raster::LevelRaster;
 use super::region::Region;
 use super::{Content, StoreLevel, collection, ngff};
@@ -114,7 +114,7 @@ impl OmeZarr {
                 )
             });
         };
-        let ours = node.attributes[ngff::OURS].take();
+        let ours = take(&mut node.attributes, ngff::OURS);
         let ome = if node.is_array { Value::Null } else { node.ome() };
         let is_image = node.is_array || ome["multiscales"].get(0).is_some();
         if is_image || ome.get("plate").is_some() || ome["bioformats2raw.layout"] != 3 {

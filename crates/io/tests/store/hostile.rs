@@ -46,6 +46,30 @@ fn strange_names_of_channels_are_no_reason_to_refuse() {
     }
 }
 
+/// Found by the fuzz target `store`: a document that is a number ended the program.
+#[test]
+fn metadata_that_are_no_objects_are_refused() {
+    for name in ["zarr.json", ".zattrs", "OME/zarr.json", "OME/.zattrs"] {
+        for document in ["2", "[]", "[7]", "\"x\"", "true", "null"] {
+            let folder = tempfile::tempdir().unwrap();
+            if name.starts_with("OME") {
+                fs::create_dir(folder.path().join("OME")).unwrap();
+                let root = json!({ "bioformats2raw.layout": 3 });
+                fs::write(folder.path().join(".zattrs"), root.to_string()).unwrap();
+            }
+            for document in [document.to_owned(), format!(r#"{{"attributes": {document}, "multiscales": {document}}}"#)]
+            {
+                fs::write(folder.path().join(name), &document).unwrap();
+                let error = OmeZarr::open(folder.path()).unwrap_err();
+                assert!(
+                    matches!(error, Error::Format { .. } | Error::Unsupported { .. }),
+                    "{name} {document}: {error}"
+                );
+            }
+        }
+    }
+}
+
 fn edit(file: &Path, change: impl Fn(&mut Value)) {
     let mut document: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
     change(&mut document);
