@@ -9,6 +9,7 @@ logits.json in it holds the network's logits for the picture that picture() make
 """
 
 import json
+import math
 import pathlib
 import sys
 
@@ -76,6 +77,19 @@ def values(tensor):
     return [float(f"{v:.9g}") for v in tensor.flatten().tolist()]
 
 
+def weight(*shape):
+    """Values that tests compute likewise."""
+    return ((torch.arange(math.prod(shape)) * 37 % 19 - 9) / 8).reshape(shape)
+
+
+def transposed(x, kernel, stride, padding):
+    """From two to three channels; the output is the input times the stride."""
+    output_padding = [2 * p + s - k for k, s, p in zip(kernel, stride, padding)]
+    y = F.conv_transpose2d(x, weight(2, 3, *kernel), weight(3), stride, padding, output_padding)
+    assert y.shape[2:] == (x.shape[2] * stride[0], x.shape[3] * stride[1])
+    return y
+
+
 def operations():
     x = torch.randn(1, 2, 5, 7)
     resize = lambda factor, **mode: F.interpolate(x, scale_factor=factor, **mode)  # noqa: E731
@@ -96,6 +110,10 @@ def operations():
         "gelu": F.gelu(x),
         "gelu, tanh": F.gelu(x, approximate="tanh"),
         "prelu": F.prelu(x, torch.tensor([0.25, -0.75])),
+        "transposed": transposed(x, (3, 4), (2, 3), (1, 1)),
+        "transposed, five": transposed(x, (5, 2), (2, 2), (2, 0)),
+        "transposed, one": transposed(x, (3, 5), (1, 1), (1, 2)),
+        "transposed, gaps": transposed(x, (1, 3), (2, 4), (0, 0)),
     }
     return {"input": values(x), "outputs": {name: values(output) for name, output in outputs.items()}}
 

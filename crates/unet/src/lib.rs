@@ -50,6 +50,7 @@ mod recipe;
 mod state_dict;
 mod taps;
 mod torch;
+mod transposed;
 mod weights;
 
 pub use architecture::Architecture;

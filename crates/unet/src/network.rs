@@ -7,6 +7,8 @@
 use microtome_io::Size;
 use serde::{Deserialize, Serialize};
 
+use crate::transposed::Transposed;
+
 // Larger than any published configuration by far, small enough that no product of them overflows.
 const MAX_LAYERS: usize = 1 << 13;
 const MAX_CHANNELS: usize = 1 << 15;
@@ -90,9 +92,10 @@ pub enum Operation {
         /// Distance between the kernel's positions.
         stride: Extent,
     },
-    /// Transposed convolution whose kernel is its stride: every pixel becomes a block of pixels of its own.
+    /// Transposed convolution that makes its input `stride` times larger, no pixel more or less:
+    /// `ConvTranspose2d(kernel, stride, padding, output_padding=2 * padding + stride - kernel)`.
     Upsampling {
-        /// Name of the weight, input × output × stride height × stride width.
+        /// Name of the weight, input × output × kernel height × kernel width.
         weight: String,
         /// Name of the bias, if there is one.
         bias: Option<String>,
@@ -100,8 +103,13 @@ pub enum Operation {
         input: usize,
         /// Output channels.
         output: usize,
+        /// Extent of what one input pixel adds to the output.
+        kernel: Extent,
         /// How many times larger the output is along each axis.
         stride: Extent,
+        /// How far the first input pixel's part sticks out of the output: less than half of the kernel, and at least as far that
+        /// `2 * padding + stride` is not smaller than the kernel. 0 where the kernel is the stride: then nothing overlaps.
+        padding: Padding,
     },
     /// `(x - mean) / sqrt(variance + epsilon) * weight + bias` with mean and biased variance of each channel of the tile itself.
     InstanceNorm {
@@ -316,8 +324,8 @@ impl Network {
                         add(bias, &[*output]);
                     }
                 }
-                Operation::Upsampling { weight, bias, input, output, stride } => {
-                    add(weight, &[*input, *output, stride.height, stride.width]);
+                Operation::Upsampling { weight, bias, input, output, kernel, .. } => {
+                    add(weight, &[*input, *output, kernel.height, kernel.width]);
                     if let Some(bias) = bias {
                         add(bias, &[*output]);
                     }
@@ -408,7 +416,10 @@ impl Network {
         let shapes = self.shapes(tile);
         let of = |layer: &Layer, output: Shape| match &layer.operation {
             Operation::Convolution { input, kernel, .. } => output.elements() * (*input * kernel.area()) as u64,
-            Operation::Upsampling { input, .. } => output.elements() * *input as u64,
+            // As many as there are weights, for each input pixel.
+            Operation::Upsampling { input, kernel, stride, .. } => {
+                output.elements() / stride.area() as u64 * (*input * kernel.area()) as u64
+            }
             _ => 0,
         };
         self.layers.iter().zip(shapes).map(|(layer, shape)| of(layer, shape)).fold(0, u64::saturating_add)
@@ -478,7 +489,18 @@ fn check_operation(operation: &Operation) -> Result<(), String> {
             kernels(kernel, true)?;
             strides(stride)
         }
-        Operation::Upsampling { stride, .. } => strides(stride),
+        Operation::Upsampling { kernel, stride, padding, .. } => {
+            kernels(kernel, false)?;
+            strides(stride)?;
+            if (Transposed { kernel: *kernel, stride: *stride, padding: *padding }).is_possible() {
+                return Ok(());
+            }
+            let Padding { height, width } = padding;
+            Err(format!(
+                "a transposed convolution of {kernel} with stride {stride} and padding {height}x{width}; \
+                 supported are those whose output is the input times the stride and whose stride is at most the kernel's extent plus 1"
+            ))
+        }
         Operation::InstanceNorm { epsilon, .. }
         | Operation::BatchNorm { epsilon, .. }
         | Operation::GroupNorm { epsilon, .. }
@@ -582,7 +604,8 @@ mod tests {
         let fine = network.push(convolution("fine", 3, 4, Extent::ONE), &[Source::Input]);
         let coarse = network.push(convolution("coarse", 4, 8, Extent { height: 2, width: 2 }), &[fine]);
         let stride = Extent { height: 2, width: 2 };
-        let up = Operation::Upsampling { weight: "up.weight".into(), bias: None, input: 8, output: 4, stride };
+        let (weight, padding) = ("up.weight".into(), Padding::default());
+        let up = Operation::Upsampling { weight, bias: None, input: 8, output: 4, kernel: stride, stride, padding };
         let up = network.push(up, &[coarse]);
         network.push(Operation::Concatenate, &[up, fine]);
         network
@@ -597,6 +620,18 @@ mod tests {
         assert_eq!(network.parameters(), (4 * 3 * 9 + 4) + (8 * 4 * 9 + 8) + 8 * 4 * 4);
         assert_eq!(network.multiplications(Size::new(6, 4)), 24 * 4 * 27 + 6 * 8 * 36 + 24 * 4 * 8);
         assert_eq!(network.last_reads(), [3, 2, 3, 3]);
+    }
+
+    #[test]
+    fn a_transposed_convolution_multiplies_each_pixel_with_its_kernel() {
+        let mut network = Network::new(3);
+        let (kernel, stride) = (Extent { height: 3, width: 3 }, Extent { height: 2, width: 2 });
+        let (weight, padding) = ("up.weight".to_owned(), Padding { height: 1, width: 1 });
+        let up = Operation::Upsampling { weight, bias: None, input: 3, output: 5, kernel, stride, padding };
+        network.push(up, &[Source::Input]);
+        let tile = Size::new(6, 4);
+        assert_eq!(network.shapes(tile), [Shape { channels: 5, size: Size::new(12, 8) }]);
+        assert_eq!((network.parameters(), network.multiplications(tile)), (3 * 5 * 9, 24 * 3 * 5 * 9));
     }
 
     #[test]
@@ -648,6 +683,26 @@ mod tests {
         assert_eq!(with(pool(2, 0, 0)), "a stride of 2x0; 1 to 16 are supported");
         assert_eq!(with(pool(2, 2, 2)), "a padding of more than half a 2x2 kernel");
         assert_eq!(with(pool(7, 2, 0)), "a tile of which its strides leave nothing");
+        let transposed = |kernel, stride, padding| Operation::Upsampling {
+            weight: String::new(),
+            bias: None,
+            input: 3,
+            output: 3,
+            kernel: Extent { height: kernel, width: 2 },
+            stride: Extent { height: stride, width: 2 },
+            padding: Padding { height: padding, width: 0 },
+        };
+        assert_eq!(
+            with(transposed(3, 2, 0)),
+            "a transposed convolution of 3x2 with stride 2x2 and padding 0x0; \
+             supported are those whose output is the input times the stride and whose stride is at most the kernel's extent plus 1"
+        );
+        let refused = |kernel, stride, padding| with(transposed(kernel, stride, padding)).starts_with("a transposed");
+        assert!(refused(3, 5, 1) && refused(2, 2, 1) && refused(2, 2, usize::MAX) && refused(4, 1, 1));
+        assert_eq!(
+            with(transposed(3, 2, 1)),
+            "3 planes of 12 x 8 at its end for a tile of 6 x 4; there must be 3 of 6 x 4"
+        );
         let factor = Factor { height: f64::NAN, width: 2.0 };
         let resize = Operation::Resize { factor, interpolation: Interpolation::Nearest };
         assert_eq!(with(resize), "resizing by NaN x 2; factors up to 16 are supported");

@@ -3,7 +3,7 @@
 use microtome_io::Size;
 
 use super::{Activation, Norm};
-use crate::network::{Affine, Extent, Function, Network, Operation, Source};
+use crate::network::{Affine, Extent, Function, Network, Operation, Padding, Source};
 
 /// Larger than any published configuration by far, small enough that no product of them overflows.
 pub(super) const MAX_STAGES: usize = 16;
@@ -29,6 +29,18 @@ impl Convolution {
     }
 }
 
+/// A transposed convolution that makes its input `stride` times larger.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Expansion {
+    pub(super) input: usize,
+    pub(super) output: usize,
+    pub(super) kernel: Extent,
+    pub(super) stride: Extent,
+    /// The module's `output_padding` follows: `2 * padding + stride - kernel`, which must not be negative and is smaller than the stride.
+    pub(super) padding: Padding,
+    pub(super) bias: bool,
+}
+
 /// Each appends what a module does and returns where its output is read from. `name` is the module's in the state dict.
 impl Network {
     /// `Conv2d` with zero padding `(k - 1) / 2`.
@@ -48,9 +60,16 @@ impl Network {
         bias: bool,
         at: Source,
     ) -> Source {
+        let padding = Padding::default();
+        self.expand_with(name, Expansion { input, output, kernel: stride, stride, padding, bias }, at)
+    }
+
+    /// `ConvTranspose2d` whose output is its input times its stride.
+    pub(super) fn expand_with(&mut self, name: &str, expansion: Expansion, at: Source) -> Source {
+        let Expansion { input, output, kernel, stride, padding, bias } = expansion;
         let weight = format!("{name}.weight");
         let bias = bias.then(|| format!("{name}.bias"));
-        self.push(Operation::Upsampling { weight, bias, input, output, stride }, &[at])
+        self.push(Operation::Upsampling { weight, bias, input, output, kernel, stride, padding }, &[at])
     }
 
     /// `InstanceNorm2d`, `BatchNorm2d` or `GroupNorm`.

@@ -7,6 +7,7 @@ use microtome_io::Size;
 
 use crate::network::{Affine, Extent, Function, Layer, Network, Operation, Shape, Source};
 use crate::taps::{Combination, Separable, Taps};
+use crate::transposed::Transposed;
 use crate::weights::Weight;
 
 /// The network of one fold, ready to run.
@@ -30,6 +31,12 @@ enum Step {
         matrix: Tensor,
         bias: Option<Tensor>,
         stride: Extent,
+    },
+    /// One with overlap is a convolution of its taps, followed by the same permutation.
+    Overlapping {
+        weight: Tensor,
+        bias: Option<Tensor>,
+        transposed: Transposed,
     },
     /// Statistics of each channel, or of groups of them.
     Norm {
@@ -89,7 +96,16 @@ impl Lowering {
                     kernel: *kernel,
                     stride: *stride,
                 },
-                Operation::Upsampling { weight, bias, input, output, stride } => {
+                Operation::Upsampling { weight, bias, input, output, kernel, stride, padding } if kernel != stride => {
+                    let transposed = Transposed { kernel: *kernel, stride: *stride, padding: *padding };
+                    let weight = as_convolution(&weights[weight], (*input, *output), transposed)?;
+                    Step::Overlapping {
+                        weight: place(&weight, dtype)?,
+                        bias: bias.as_ref().map(|b| per_channel(b, dtype)).transpose()?,
+                        transposed,
+                    }
+                }
+                Operation::Upsampling { weight, bias, input, output, stride, .. } => {
                     let matrix = host(weight)?.permute((1, 2, 3, 0))?.reshape((output * stride.area(), *input))?;
                     Step::Upsampling {
                         matrix: place(&matrix, dtype)?,
@@ -182,6 +198,13 @@ impl Step {
                     None => Ok(y),
                 }
             }
+            Self::Overlapping { weight, bias, transposed } => {
+                let y = overlap(x, weight, *transposed)?;
+                match bias {
+                    Some(bias) => y.broadcast_add(bias),
+                    None => Ok(y),
+                }
+            }
             Self::Norm { scale, groups, epsilon } => normalize(x, scale.as_ref(), *groups, *epsilon),
             Self::Affine { factor, summand } => x.broadcast_mul(factor)?.broadcast_add(summand),
             Self::Activation(curve) => curve.run(x),
@@ -264,10 +287,40 @@ fn convolve(x: &Tensor, weight: &Tensor, kernel: Extent, stride: Extent) -> Resu
 
 fn upsample(x: &Tensor, matrix: &Tensor, stride: Extent) -> Result<Tensor> {
     let (n, c, h, w) = x.dims4()?;
-    let (sh, sw) = (stride.height, stride.width);
     let y = matrix.broadcast_matmul(&x.reshape((n, c, h * w))?)?;
-    let output = y.dim(1)? / stride.area();
-    y.reshape(&[n, output, sh, sw, h, w])?.permute([0, 1, 4, 2, 5, 3])?.reshape((n, output, h * sh, w * sw))
+    let channels = y.dim(1)?;
+    shuffle(&y.reshape((n, channels, h, w))?, stride)
+}
+
+/// Channels become pixels: those of one output channel, row by row, follow each other.
+fn shuffle(x: &Tensor, factor: Extent) -> Result<Tensor> {
+    let (n, c, h, w) = x.dims4()?;
+    let (down, across) = (factor.height, factor.width);
+    let output = c / factor.area();
+    let y = x.reshape(&[n, output, down, across, h, w])?.permute([0, 1, 4, 2, 5, 3])?;
+    y.reshape((n, output, h * down, w * across))
+}
+
+/// The weight of a transposed convolution as that of the convolution of its taps, whose output channels are for [`shuffle`].
+fn as_convolution(weight: &Weight, (input, output): (usize, usize), transposed: Transposed) -> Result<Tensor> {
+    let (kernel, taps) = (transposed.kernel, transposed.taps());
+    let pixels = transposed.stride;
+    let mut values = Vec::with_capacity(output * pixels.area() * input * taps.area());
+    let grid = |extent: Extent| (0..extent.height).flat_map(move |y| (0..extent.width).map(move |x| (y, x)));
+    for (o, pixel) in (0..output).flat_map(|o| grid(pixels).map(move |pixel| (o, pixel))) {
+        for (i, tap) in (0..input).flat_map(|i| grid(taps).map(move |tap| (i, tap))) {
+            let value = |(y, x)| weight.values[((i * output + o) * kernel.height + y) * kernel.width + x];
+            values.push(transposed.weight(tap, pixel).map_or(0.0, value));
+        }
+    }
+    Tensor::from_vec(values, (output * pixels.area(), input, taps.height, taps.width), &Device::Cpu)
+}
+
+fn overlap(x: &Tensor, weight: &Tensor, transposed: Transposed) -> Result<Tensor> {
+    let (taps, before) = (transposed.taps(), transposed.before());
+    let x = x.pad_with_zeros(2, before.height, taps.height - 1 - before.height)?;
+    let x = x.pad_with_zeros(3, before.width, taps.width - 1 - before.width)?;
+    shuffle(&x.conv2d(weight, 0, 1, 1, 1)?, transposed.stride)
 }
 
 /// In f32 whatever the precision. Sums run first along rows, then over rows, so that no long sum loses small summands.
@@ -303,6 +356,10 @@ pub(super) fn activation_bytes(network: &Network, tile: Size, width: u64) -> u64
     for (i, layer) in network.layers().iter().enumerate() {
         let waiting: u64 = (0..i).filter(|&j| last_reads[j] >= i).map(|j| shapes[j].elements()).sum();
         let output = shapes[i].elements();
+        let read = match layer.sources[0] {
+            Source::Input => input,
+            Source::Layer(s) => shapes[s].elements(),
+        };
         // candle's operations are not fused: bias, normalisation and activation each hold their operands and result,
         // and a convolution copies its input channels-last.
         let scratch = match &layer.operation {
@@ -312,10 +369,11 @@ pub(super) fn activation_bytes(network: &Network, tile: Size, width: u64) -> u64
             | Operation::Activation { .. }
             | Operation::AveragePool { .. }
             | Operation::MaxPool { .. }
-            | Operation::Resize { .. } => output.saturating_mul(2).max(match layer.sources[0] {
-                Source::Input => input,
-                Source::Layer(s) => shapes[s].elements(),
-            }),
+            | Operation::Resize { .. } => output.saturating_mul(2).max(read),
+            // A copy of the input with a border, and the output twice, before and after its permutation.
+            Operation::Upsampling { kernel, stride, .. } if kernel != stride => {
+                output.saturating_mul(2).saturating_add(read.saturating_mul(2))
+            }
             _ => output,
         };
         most = most.max(input.saturating_add(waiting).saturating_add(output).saturating_add(scratch));

@@ -14,7 +14,7 @@ use super::layer::{Demands, FEW_PIECES, Group, InputBlocks, Inputs, Load, Packed
 use super::loader::{Window, load};
 use super::moments::{LaneMap, Moments};
 use super::program::Convolution;
-use crate::network::Extent;
+use crate::network::{Extent, Padding};
 
 /// A band's scratch is at most this many words (640 KiB), or as many as there are weights: then reading the weights once per band
 /// costs no more than reading the scratch once per group.
@@ -27,7 +27,7 @@ const SUMMED: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Direct {
     input: InputBlocks,
-    kernel: Extent,
+    before: Padding,
     stride: Extent,
     expansion: Extent,
     /// Positions of the kernel.
@@ -35,7 +35,8 @@ pub(super) struct Direct {
     channels: usize,
     groups: Vec<Group>,
     shares: Vec<Share>,
-    runs: Runs,
+    /// What shares read: all of the kernel but in transposed convolutions.
+    readings: Vec<Reading>,
     /// Rows of positions in one band.
     band: usize,
     division: Division,
@@ -57,9 +58,52 @@ enum Division {
 struct Share {
     group: usize,
     below: usize,
+    /// Index of what it reads.
+    reading: usize,
     /// Where its weights and its bias lie among the packed ones.
     weights: Range<usize>,
     bias: Range<usize>,
+}
+
+/// The part of the kernel that weighs anything for a share, and the words under it.
+#[derive(Debug)]
+struct Reading {
+    part: Part,
+    runs: Runs,
+}
+
+/// Some rows and columns of the kernel, at least one of each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Part {
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+impl Part {
+    /// What there are weights for, to a group of channels in one of the rows that a position expands to.
+    fn of(convolution: &Convolution, group: &Group, below: usize) -> Self {
+        let Convolution { kernel, output, transposed, .. } = convolution;
+        let Some(transposed) = transposed else {
+            return Self { rows: 0..kernel.height, columns: 0..kernel.width };
+        };
+        let pixels = group.first / output..(group.first + group.channels).div_ceil(*output);
+        let reach = |taps: usize, weighs: &dyn Fn(usize) -> bool| {
+            let weighing = || (0..taps).filter(|tap| weighs(*tap));
+            let first = weighing().next().unwrap_or(0);
+            first..weighing().last().unwrap_or(first) + 1
+        };
+        let weighs = |y, x| pixels.clone().any(|beside| transposed.weight((y, x), (below, beside)).is_some());
+        Self {
+            rows: reach(kernel.height, &|y| (0..kernel.width).any(|x| weighs(y, x))),
+            columns: reach(kernel.width, &|x| (0..kernel.height).any(|y| weighs(y, x))),
+        }
+    }
+
+    /// Rows and columns, in the order of the runs.
+    fn positions(&self) -> impl Iterator<Item = (usize, usize)> {
+        let columns = self.columns.clone();
+        self.rows.clone().flat_map(move |y| columns.clone().map(move |x| (y, x)))
+    }
 }
 
 /// Where pixels of one share go.
@@ -75,7 +119,7 @@ struct Target<'a> {
 impl Direct {
     /// For a view of parts with so many channels, and an output of this size.
     pub(super) fn new(kernels: &Kernels, convolution: &Convolution, parts: &[usize], output: Size) -> Self {
-        let Convolution { kernel, stride, .. } = *convolution;
+        let Convolution { kernel, before, stride, .. } = *convolution;
         let expansion = convolution.pixels();
         let positions = Size::new(output.width / expansion.width as u64, output.height / expansion.height as u64);
         let (width, height) = (positions.width as usize, positions.height as usize);
@@ -91,39 +135,41 @@ impl Direct {
         let weights = input.of.len() * words * kernel.area() * channels;
         let fits = |band: &usize| rows(*band) * row <= BAND_WORDS.max(weights);
         let band = (1..=height).rev().find(fits).unwrap_or(1);
-        let window = Window {
-            y: 0,
-            x: -(((kernel.width - 1) / 2) as isize),
-            rows: rows(band),
-            step: stride.width,
-            phases,
-            columns,
-        };
+        let window =
+            Window { y: 0, x: -(before.width as isize), rows: rows(band), step: stride.width, phases, columns };
         let at = |block: usize, y: usize| (block * window.rows + y) * window.row() * words;
-        let lines = (0..input.of.len()).flat_map(|block| (0..kernel.height).map(move |y| (block, y)));
-        let runs = if stride.width == 1 {
-            // What lies side by side under the kernel also does so in the scratch.
-            Runs::new(lines.map(|(block, y)| at(block, y)), kernel.width * words)
-        } else {
-            let columns = |x: usize| ((x % stride.width) * window.columns + x / stride.width) * words;
-            let offsets = lines.flat_map(|(block, y)| (0..kernel.width).map(move |x| at(block, y) + columns(x)));
-            Runs::new(offsets, words)
+        let runs = |Part { rows, columns }: &Part| {
+            let lines = (0..input.of.len()).flat_map(|block| rows.clone().map(move |y| (block, y)));
+            if stride.width == 1 {
+                // What lies side by side under the kernel also does so in the scratch.
+                let first = columns.start * words;
+                return Runs::new(lines.map(|(block, y)| at(block, y) + first), columns.len() * words);
+            }
+            let column = |x: usize| ((x % stride.width) * window.columns + x / stride.width) * words;
+            Runs::new(lines.flat_map(|(block, y)| columns.clone().map(move |x| at(block, y) + column(x))), words)
         };
+        let mut readings: Vec<Reading> = Vec::new();
         let mut shares = Vec::with_capacity(groups.len() * expansion.height);
         let mut weights = 0;
         for below in 0..expansion.height {
             let mut bias = 0;
             for (index, group) in groups.iter().enumerate() {
-                let length = runs.words() / Kernels::step(group.form) * group.lanes;
+                let part = Part::of(convolution, group, below);
+                let reading = readings.iter().position(|r| r.part == part).unwrap_or_else(|| {
+                    let runs = runs(&part);
+                    readings.push(Reading { part, runs });
+                    readings.len() - 1
+                });
+                let length = readings[reading].runs.words() / Kernels::step(group.form) * group.lanes;
                 let (w, b) = (weights..weights + length, bias..bias + group.lanes);
                 (weights, bias) = (w.end, b.end);
-                shares.push(Share { group: index, below, weights: w, bias: b });
+                shares.push(Share { group: index, below, reading, weights: w, bias: b });
             }
         }
         let division =
             if height.div_ceil(band) >= FEW_PIECES.min(shares.len()) { Division::Bands } else { Division::Shares };
         let channels = convolution.output;
-        Self { input, kernel, stride, expansion, positions, channels, groups, shares, runs, band, division, window }
+        Self { input, before, stride, expansion, positions, channels, groups, shares, readings, band, division, window }
     }
 
     pub(super) fn demands(&self) -> Demands {
@@ -147,12 +193,12 @@ impl Direct {
     pub(super) fn pack(&self, values: &Values<'_>) -> Packed {
         let words = self.input.block.words();
         let mut weights = Buffer::zeros(self.shares.last().map_or(0, |share| share.weights.end));
-        for Share { group, below, weights: place, .. } in &self.shares {
+        for Share { group, below, reading, weights: place, .. } in &self.shares {
             let (group, packed) = (&self.groups[*group], &mut weights[place.clone()]);
             // The order of the runs: block, row, column, word.
             let mut word = 0;
             for block in 0..self.input.of.len() {
-                for (y, x) in (0..self.kernel.height).flat_map(|y| (0..self.kernel.width).map(move |x| (y, x))) {
+                for at in self.readings[*reading].part.positions() {
                     for c in 0..words {
                         let place = word / Kernels::step(group.form) * group.lanes;
                         word += 1;
@@ -160,7 +206,7 @@ impl Direct {
                         for o in 0..group.channels {
                             let (output, beside) =
                                 ((group.first + o) % self.channels, (group.first + o) / self.channels);
-                            let weight = |input| values.weight(output, input, y + below, x + beside);
+                            let weight = |input| values.weight(output, input, at, (*below, beside));
                             packed[place + group.lane(o, c)] =
                                 self.input.word(inputs.map(|input| input.map_or(0.0, weight)));
                         }
@@ -235,7 +281,7 @@ impl Direct {
 
     /// Brings what a band reads into the scratch.
     fn load(&self, kernels: &Kernels, inputs: Inputs<'_>, top: usize, scratch: &mut [f32]) {
-        let y = (top * self.stride.height) as isize - ((self.kernel.height - 1) / 2) as isize;
+        let y = (top * self.stride.height) as isize - self.before.height as isize;
         let window = Window { y, ..self.window };
         let plane = self.block_words();
         for Load { blocks, part, channels } in self.input.loads() {
@@ -271,7 +317,7 @@ impl Direct {
                 input: loaded,
                 from: y * row_stride + x * words,
                 row_stride,
-                runs: &self.runs,
+                runs: &self.readings[share.reading].runs,
                 weights: &packed.weights[share.weights.clone()],
                 bias: &packed.bias[share.bias.clone()],
                 output,

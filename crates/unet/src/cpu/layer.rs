@@ -276,15 +276,18 @@ impl<'a> Values<'a> {
         Self { convolution, weights: values(&convolution.weight), bias: convolution.bias.as_ref().map(values) }
     }
 
-    /// The weight from an input to an output channel at a position of the kernel.
-    pub(super) fn weight(&self, output: usize, input: usize, y: usize, x: usize) -> f32 {
+    /// The weight from an input to an output channel at a position of the kernel, for one of the pixels that the position gives.
+    pub(super) fn weight(&self, output: usize, input: usize, at: (usize, usize), pixel: (usize, usize)) -> f32 {
         let c = self.convolution;
-        // Output × input × kernel; transposed: input × output × expansion.
-        let (outer, inner, extent) = match c.expansion {
-            None => (output * c.input + input, c.kernel, (y, x)),
-            Some(expansion) => (input * c.output + output, expansion, (y, x)),
+        // Output × input × kernel; transposed: input × output × kernel.
+        let (outer, inner, (y, x)) = match c.transposed {
+            None => (output * c.input + input, c.kernel, at),
+            Some(transposed) => match transposed.weight(at, pixel) {
+                Some(place) => (input * c.output + output, transposed.kernel, place),
+                None => return 0.0,
+            },
         };
-        self.weights[(outer * inner.height + extent.0) * inner.width + extent.1]
+        self.weights[(outer * inner.height + y) * inner.width + x]
     }
 
     /// The bias of an output channel; 0 if there is none.

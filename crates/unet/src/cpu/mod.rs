@@ -214,14 +214,14 @@ impl Plan {
     fn times(&self) -> Vec<StepTime> {
         let time = |(step, layer): (&Step, &Layer)| {
             let shape = self.program.tensors[step.output()].shape;
-            let products = match step {
-                Step::Convolve { convolution, .. } => convolution.input * convolution.kernel.area(),
+            let multiplications = match step {
+                Step::Convolve { convolution, .. } => convolution.multiplications(shape.elements()),
                 Step::Write { .. } => 0,
             };
             StepTime {
                 name: format!("{step} at {}", shape.size),
                 algorithm: layer.algorithm.name(),
-                multiplications: shape.elements() * products as u64,
+                multiplications,
                 seconds: layer.nanoseconds.load(Ordering::Relaxed) as f64 * 1e-9,
             }
         };

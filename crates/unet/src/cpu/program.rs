@@ -6,8 +6,9 @@
 //! ([`Step::Write`]): sums of views, curved activations, pooling, resizing, and views of views.
 
 use super::kernel::Curve;
-use crate::network::{Affine, Extent, Function, Network, Operation, Shape, Source};
+use crate::network::{Affine, Extent, Function, Network, Operation, Padding, Shape, Source};
 use crate::taps::Separable;
+use crate::transposed::Transposed;
 
 /// A tensor in memory: channels last, so that a pixel's channels lie together.
 #[derive(Debug, Clone)]
@@ -113,8 +114,13 @@ impl Step {
 impl std::fmt::Display for Step {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Convolve { convolution: Convolution { input, output, expansion: Some(expansion), .. }, .. } => {
-                write!(f, "transposed convolution {expansion}, {input} to {output} channels")
+            Self::Convolve { convolution: Convolution { input, output, transposed: Some(transposed), .. }, .. } => {
+                let Transposed { kernel, stride, .. } = transposed;
+                write!(f, "transposed convolution {kernel}, ")?;
+                if kernel != stride {
+                    write!(f, "stride {stride}, ")?;
+                }
+                write!(f, "{input} to {output} channels")
             }
             Self::Convolve { convolution: Convolution { input, output, kernel, stride, .. }, .. } => {
                 write!(f, "convolution {kernel}, stride {stride}, {input} to {output} channels")
@@ -127,7 +133,7 @@ impl std::fmt::Display for Step {
     }
 }
 
-/// What both kinds of convolution have in common. A transposed one is a convolution of 1 x 1 whose output channels become pixels.
+/// What both kinds of convolution have in common. A transposed one is a convolution of its taps whose output channels become pixels.
 #[derive(Debug, Clone)]
 pub(super) struct Convolution {
     pub(super) weight: String,
@@ -135,16 +141,24 @@ pub(super) struct Convolution {
     pub(super) bias: Option<String>,
     pub(super) input: usize,
     pub(super) output: usize,
+    /// What a position reads, and how much of it lies before the position; of a transposed one its taps.
     pub(super) kernel: Extent,
+    pub(super) before: Padding,
+    /// Distance between positions in the input; of a transposed one a pixel.
     pub(super) stride: Extent,
-    /// Of a transposed convolution: every input pixel becomes so many output pixels.
-    pub(super) expansion: Option<Extent>,
+    pub(super) transposed: Option<Transposed>,
 }
 
 impl Convolution {
     /// How many output pixels each position of the kernel gives.
     pub(super) fn pixels(&self) -> Extent {
-        self.expansion.unwrap_or(Extent::ONE)
+        self.transposed.map_or(Extent::ONE, |t| t.stride)
+    }
+
+    /// Products that so many output values are defined by: those with taps that weigh nothing do not count.
+    pub(super) fn multiplications(&self, values: u64) -> u64 {
+        let kernel = self.transposed.map_or(self.kernel, |t| t.kernel);
+        values / self.pixels().area() as u64 * (self.input * kernel.area()) as u64
     }
 }
 
@@ -192,20 +206,23 @@ impl Program {
                         input: *input,
                         output: *output,
                         kernel: *kernel,
+                        before: Padding { height: (kernel.height - 1) / 2, width: (kernel.width - 1) / 2 },
                         stride: *stride,
-                        expansion: None,
+                        transposed: None,
                     };
                     program.convolve(view, shapes[index], convolution)
                 }
-                Operation::Upsampling { weight, bias, input, output, stride } => {
+                Operation::Upsampling { weight, bias, input, output, kernel, stride, padding } => {
+                    let transposed = Transposed { kernel: *kernel, stride: *stride, padding: *padding };
                     let convolution = Convolution {
                         weight: weight.clone(),
                         bias: bias.clone().filter(|_| !is_centred(network, index)),
                         input: *input,
                         output: *output,
-                        kernel: Extent::ONE,
+                        kernel: transposed.taps(),
+                        before: transposed.before(),
                         stride: Extent::ONE,
-                        expansion: Some(*stride),
+                        transposed: Some(transposed),
                     };
                     program.convolve(view, shapes[index], convolution)
                 }

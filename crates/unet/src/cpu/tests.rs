@@ -92,17 +92,22 @@ fn by_formula(
                     }
                 }
             }
-            Operation::Upsampling { weight, bias, input, output, stride } => {
-                for o in 0..*output {
-                    for (oy, ox) in (0..rows).flat_map(|oy| (0..columns).map(move |ox| (oy, ox))) {
-                        let (iy, ix) = (oy / stride.height, ox / stride.width);
-                        let position = (oy % stride.height) * stride.width + ox % stride.width;
-                        let product = |i: usize| {
-                            held(value(weight, (i * output + o) * stride.area() + position))
-                                * held(x[(i * height + iy) * width + ix])
-                        };
-                        y[(o * rows + oy) * columns + ox] =
-                            (0..*input).map(product).sum::<f64>() + bias.as_ref().map_or(0.0, |b| value(b, o));
+            Operation::Upsampling { weight, bias, input, output, kernel, stride, padding } => {
+                // Every input pixel adds to the pixels under its kernel, as far as they lie inside.
+                for (o, plane) in y.chunks_mut(rows * columns).enumerate() {
+                    plane.fill(bias.as_ref().map_or(0.0, |b| value(b, o)));
+                    for (i, iy, ix) in
+                        (0..*input).flat_map(|i| (0..height).flat_map(move |iy| (0..width).map(move |ix| (i, iy, ix))))
+                    {
+                        let from = held(x[(i * height + iy) * width + ix]);
+                        for (ky, kx) in (0..kernel.height).flat_map(|ky| (0..kernel.width).map(move |kx| (ky, kx))) {
+                            let oy = (iy * stride.height + ky).wrapping_sub(padding.height);
+                            let ox = (ix * stride.width + kx).wrapping_sub(padding.width);
+                            if oy < rows && ox < columns {
+                                let at = ((i * output + o) * kernel.height + ky) * kernel.width + kx;
+                                plane[oy * columns + ox] += held(value(weight, at)) * from;
+                            }
+                        }
                     }
                 }
             }
@@ -314,9 +319,10 @@ enum Choice {
         stride: (usize, usize),
         bias: bool,
     },
+    /// For each axis kernel, stride and padding.
     Upsampling {
         output: usize,
-        stride: (usize, usize),
+        axes: [(usize, usize, usize); 2],
         bias: bool,
     },
     Instance {
@@ -365,8 +371,11 @@ fn choice() -> impl Strategy<Value = Choice> {
         3 => (channels(), any::<bool>()).prop_map(|(output, bias)| {
             Choice::Convolution { output, kernel: (3, 3), stride: (1, 1), bias }
         }),
-        2 => (channels(), (1_usize..=3, 1_usize..=3), any::<bool>())
-            .prop_map(|(output, stride, bias)| Choice::Upsampling { output, stride, bias }),
+        2 => (channels(), (1_usize..=3, 1_usize..=3), any::<bool>()).prop_map(|(output, (y, x), bias)| {
+            Choice::Upsampling { output, axes: [(y, y, 0), (x, x, 0)], bias }
+        }),
+        3 => (channels(), transposed(), transposed(), any::<bool>())
+            .prop_map(|(output, y, x, bias)| Choice::Upsampling { output, axes: [y, x], bias }),
         3 => any::<bool>().prop_map(|affine| Choice::Instance { affine }),
         2 => any::<bool>().prop_map(|affine| Choice::Batch { affine }),
         2 => (1_usize..=8, any::<bool>()).prop_map(|(groups, affine)| Choice::Group { groups, affine }),
@@ -381,6 +390,21 @@ fn choice() -> impl Strategy<Value = Choice> {
         4 => (0_usize..4).prop_map(|back| Choice::Add { back }),
         3 => (0_usize..4).prop_map(|back| Choice::Join { back }),
     ]
+}
+
+/// Kernel, stride and padding of a transposed convolution along one axis.
+fn transposed() -> impl Strategy<Value = (usize, usize, usize)> {
+    prop::sample::select(vec![
+        (3, 2, 1),
+        (3, 2, 1),
+        (3, 1, 1),
+        (2, 2, 0),
+        (4, 2, 1),
+        (5, 2, 2),
+        (3, 3, 1),
+        (1, 2, 0),
+        (3, 4, 0),
+    ])
 }
 
 fn factors() -> impl Strategy<Value = f64> {
@@ -404,18 +428,20 @@ fn build(channels: usize, tile: Size, choices: &[Choice]) -> Network {
                 let (kernel, stride) = (extent(kernel.0, kernel.1), extent(stride.0, stride.1));
                 (convolution(index, channels, *output, kernel, stride, *bias), vec![at])
             }
-            Choice::Upsampling { stride, .. }
-                if shape.size.width.max(shape.size.height) * stride.0.max(stride.1) as u64 > 40 =>
+            Choice::Upsampling { axes: [(_, y, _), (_, x, _)], .. }
+                if shape.size.width.max(shape.size.height) * *y.max(x) as u64 > 40 =>
             {
                 continue;
             }
-            Choice::Upsampling { output, stride, bias } => {
+            Choice::Upsampling { output, axes: [y, x], bias } => {
                 let operation = Operation::Upsampling {
                     weight: format!("{index}.weight"),
                     bias: bias.then(|| format!("{index}.bias")),
                     input: channels,
                     output: *output,
-                    stride: extent(stride.0, stride.1),
+                    kernel: extent(y.0, x.0),
+                    stride: extent(y.1, x.1),
+                    padding: Padding { height: y.2, width: x.2 },
                 };
                 (operation, vec![at])
             }
@@ -536,6 +562,16 @@ fn operations_are_pytorchs() {
     let resize = |height, width, interpolation| Operation::Resize { factor: Factor { height, width }, interpolation };
     let function = |function| Operation::Activation { function };
     let affine = Some(Affine { weight: "weight".into(), bias: "bias".into() });
+    // For each axis kernel, stride and padding.
+    let transposed = |y: (usize, usize, usize), x: (usize, usize, usize)| Operation::Upsampling {
+        weight: format!("transposed {}x{}", y.0, x.0),
+        bias: Some("transposed bias".into()),
+        input: 2,
+        output: 3,
+        kernel: extent(y.0, x.0),
+        stride: extent(y.1, x.1),
+        padding: Padding { height: y.2, width: x.2 },
+    };
     let (pair, padding) = (extent(3, 2), Padding { height: 1, width: 1 });
     let operations = [
         ("average pool", Operation::AveragePool { kernel: pair, stride: extent(2, 2) }, 1e-6),
@@ -552,11 +588,26 @@ fn operations_are_pytorchs() {
         ("gelu", function(Function::Gelu), 1e-6),
         ("gelu, tanh", function(Function::GeluTanh), 1e-6),
         ("prelu", function(Function::PRelu { weight: "slope".into(), values: 2 }), 0.0),
+        ("transposed", transposed((3, 2, 1), (4, 3, 1)), 2e-6),
+        ("transposed, five", transposed((5, 2, 2), (2, 2, 0)), 2e-6),
+        ("transposed, one", transposed((3, 1, 1), (5, 1, 2)), 2e-6),
+        ("transposed, gaps", transposed((1, 2, 0), (3, 4, 0)), 2e-6),
     ];
     assert_eq!(operations.len(), fixture.outputs.len());
     let pair = |a, b| Weight { shape: vec![2], values: vec![a, b].into() };
     let weights = [("weight", pair(1.5, -0.5)), ("bias", pair(0.25, 2.0)), ("slope", pair(0.25, -0.75))];
-    let weights = weights.map(|(name, weight)| (name.to_owned(), weight)).into();
+    let mut weights: BTreeMap<String, Weight> = weights.map(|(name, weight)| (name.to_owned(), weight)).into();
+    // `weight` of the script.
+    let plain = |shape: &[usize]| Weight {
+        shape: shape.to_vec(),
+        values: (0..shape.iter().product()).map(|i: usize| ((i * 37 % 19) as f32 - 9.0) / 8.0).collect(),
+    };
+    weights.insert("transposed bias".into(), plain(&[3]));
+    for (_, operation, _) in &operations {
+        if let Operation::Upsampling { weight, kernel, .. } = operation {
+            weights.insert(weight.clone(), plain(&[2, 3, kernel.height, kernel.width]));
+        }
+    }
     let area = tile.area() as usize;
     let input: Vec<f32> = (0..2 * area).map(|i| fixture.input[i % 2 * area + i / 2]).collect();
     for (name, operation, tolerance) in operations {

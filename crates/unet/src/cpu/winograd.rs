@@ -16,7 +16,7 @@ use super::layer::{Demands, FEW_PIECES, Group, InputBlocks, Inputs, Load, Packed
 use super::loader::{MOST_CHANNELS, Window};
 use super::moments::{LaneMap, Moments};
 use super::program::Convolution;
-use crate::network::Extent;
+use crate::network::{Extent, Padding};
 
 /// Tiles in a block: as many as make good use of the weights, as few as second-level caches hold; eight of them side by side.
 const TILES: usize = 32;
@@ -75,8 +75,10 @@ impl Winograd {
         // Where the definition takes half the time and tiles are smaller, the transforms weigh more.
         let least = CHANNELS * kernels.words().channels();
         let three = Extent { height: 3, width: 3 };
-        convolution.expansion.is_none()
+        // A transposed convolution without a stride has its taps in another order, and is one like any other.
+        convolution.pixels() == Extent::ONE
             && convolution.kernel == three
+            && convolution.before == (Padding { height: 1, width: 1 })
             && convolution.stride == Extent::ONE
             && parts.iter().all(|c| *c >= least)
             && convolution.output >= least
@@ -190,7 +192,7 @@ impl Winograd {
                 }
                 let place = start + word / Kernels::step(group.form) * group.lanes + group.lane(o, word);
                 let transformed = self.input.channels(word / words, word % words).map(|input| match input {
-                    Some(input) => self.transform(|y, x| values.weight(output, input, y, x)),
+                    Some(input) => self.transform(|y, x| values.weight(output, input, (y, x), (0, 0))),
                     None => [0.0; 36],
                 });
                 for i in 0..self.sides.positions() {
