@@ -69,15 +69,15 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn format(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
-        Self::Format { path: path.as_ref().into(), message: message.into() }
+        Self::Format { path: path.as_ref().into(), message: clause(message) }
     }
 
     pub(crate) fn unsupported(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
-        Self::Unsupported { path: path.as_ref().into(), message: message.into() }
+        Self::Unsupported { path: path.as_ref().into(), message: clause(message) }
     }
 
     pub(crate) fn limits(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
-        Self::Limits { path: path.as_ref().into(), message: message.into() }
+        Self::Limits { path: path.as_ref().into(), message: clause(message) }
     }
 
     pub(crate) fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
@@ -89,9 +89,54 @@ impl Error {
     }
 }
 
+/// What a slide's file can do wrong, a model's can, too.
+impl From<microtome_io::Error> for Error {
+    fn from(error: microtome_io::Error) -> Self {
+        match error {
+            microtome_io::Error::Io { path, source } => Self::Io { path, source },
+            microtome_io::Error::Format { path, message } => Self::Format { path, message },
+            microtome_io::Error::Unsupported { path, message } => Self::Unsupported { path, message },
+            microtome_io::Error::Limits { path, message } => Self::Limits { path, message },
+            other => Self::Usage { message: other.to_string() },
+        }
+    }
+}
+
+/// A clause fit for a line of a terminal, whatever a hostile file has put into it: without control characters, and not too long.
+fn clause(message: impl Into<String>) -> String {
+    const MAX_CHARS: usize = 2000;
+    let message: String = message.into();
+    let fits = message.len() <= MAX_CHARS || message.chars().nth(MAX_CHARS).is_none();
+    if fits && !message.contains(char::is_control) {
+        return message;
+    }
+    let mut clean = String::new();
+    for c in message.chars().take(MAX_CHARS) {
+        if c.is_control() { clean.extend(c.escape_default()) } else { clean.push(c) }
+    }
+    if !fits {
+        clean.push_str(" ...");
+    }
+    clean
+}
+
 /// candle's errors print a backtrace after their first line; users get the line.
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
         Self::Inference { message: error.to_string().lines().next().unwrap_or("no message").to_owned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_file_says_does_not_reach_the_terminal_as_it_is() {
+        let message = |text: &str| Error::format("model.pth", text).to_string();
+        assert_eq!(message("unused größe.weight"), "model.pth: unused größe.weight");
+        assert_eq!(message("unused \u{1b}[2J\n"), "model.pth: unused \\u{1b}[2J\\n");
+        let long = message(&"ü".repeat(5000));
+        assert!(long.ends_with("ü ...") && long.chars().count() == 2000 + "model.pth:  ...".len(), "{}", long.len());
     }
 }

@@ -19,14 +19,14 @@ impl Checkpoint {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let state = StateDict::open(path, &["network_weights"])?;
         let checkpoint = Self { state };
-        if checkpoint.file().entry(checkpoint.file().root(), "network_weights").is_none() {
-            return Err(checkpoint.missing("network_weights"));
+        match checkpoint.state.checkpoint() {
+            Some(file) if file.entry(file.root(), "network_weights").is_some() => Ok(checkpoint),
+            _ => Err(checkpoint.missing("network_weights")),
         }
-        Ok(checkpoint)
     }
 
     fn file(&self) -> &File {
-        self.state.file()
+        self.state.checkpoint().expect("checked on opening")
     }
 
     fn missing(&self, what: &str) -> Error {

@@ -12,6 +12,19 @@ pub(crate) enum Item {
     Dict(Vec<(String, Item)>),
     /// A contiguous f32 tensor of this shape.
     Tensor(Vec<usize>, Vec<f32>),
+    /// Another look at the storage of a tensor, which are numbered as they come.
+    View(View),
+}
+
+/// A tensor without a storage of its own; all counts are in values.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct View {
+    pub(crate) storage: usize,
+    /// What the pickle says that the storage holds.
+    pub(crate) length: i32,
+    pub(crate) offset: i32,
+    pub(crate) shape: Vec<i32>,
+    pub(crate) strides: Vec<i32>,
 }
 
 pub(crate) fn dict<const N: usize>(entries: [(&str, Item); N]) -> Item {
@@ -43,13 +56,6 @@ fn write(item: &Item, out: &mut Vec<u8>, storages: &mut Vec<Vec<u8>>) {
         out.push(b'J');
         out.extend(value.to_le_bytes());
     };
-    let extents = |out: &mut Vec<u8>, values: &[usize]| {
-        out.push(b'(');
-        for v in values {
-            int(out, *v as i32);
-        }
-        out.push(b't');
-    };
     match item {
         Item::None => out.push(b'N'),
         Item::Int(value) => int(out, *value),
@@ -71,24 +77,38 @@ fn write(item: &Item, out: &mut Vec<u8>, storages: &mut Vec<Vec<u8>>) {
         }
         Item::Tensor(shape, values) => {
             let strides: Vec<usize> = (0..shape.len()).map(|i| shape[i + 1..].iter().product()).collect();
+            let signed = |values: &[usize]| values.iter().map(|v| *v as i32).collect();
+            let view = View {
+                storage: storages.len(),
+                length: values.len() as i32,
+                offset: 0,
+                shape: signed(shape),
+                strides: signed(&strides),
+            };
+            storages.push(values.iter().flat_map(|v| v.to_le_bytes()).collect());
+            write(&Item::View(view), out, storages);
+        }
+        Item::View(View { storage, length, offset, shape, strides }) => {
             out.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
             text(out, "storage");
             out.extend(b"ctorch\nFloatStorage\n");
-            text(out, &storages.len().to_string());
+            text(out, &storage.to_string());
             text(out, "cpu");
-            int(out, values.len() as i32);
+            int(out, *length);
             out.extend(b"tQ");
-            int(out, 0);
-            extents(out, shape);
-            extents(out, &strides);
+            int(out, *offset);
+            for extents in [shape, strides] {
+                out.push(b'(');
+                extents.iter().for_each(|v| int(out, *v));
+                out.push(b't');
+            }
             out.extend(b"\x89ccollections\nOrderedDict\n)RtR");
-            storages.push(values.iter().flat_map(|v| v.to_le_bytes()).collect());
         }
     }
 }
 
 /// As PyTorch writes it: sizes in the central directory only.
-fn zip(members: &[(String, Vec<u8>)]) -> Vec<u8> {
+pub(crate) fn zip(members: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut file = Vec::new();
     let mut directory = Vec::new();
     for (name, bytes) in members {

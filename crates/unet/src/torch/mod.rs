@@ -4,6 +4,7 @@
 //! candle has a reader of its own; it is not used, because on a hostile file it panics (short argument tuples), allocates what the
 //! file claims (4 GiB for a string) and copies memoised values (exponential growth).
 
+mod allowed;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod pickle;
@@ -11,4 +12,4 @@ mod tensors;
 mod zip;
 
 pub(crate) use pickle::Value;
-pub(crate) use tensors::{File, Tensor};
+pub(crate) use tensors::File;

@@ -3,12 +3,17 @@
 //! Values live in one list and refer to each other by index, so that what Python shares is shared here, cycles are harmless,
 //! and memory stays proportional to the pickle. Objects other than plain data stay as "callable and arguments"; a callable that is
 //! not on the allow-list is refused by name, although it could not do any harm: such a file is not what it claims to be.
-//! Opcodes: CPython's `Lib/pickletools.py`, protocols 2 to 4.
+//! Opcodes: CPython's `Lib/pickletools.py`, protocols 2 to 5 without buffers that lie outside of the pickle.
 
 use std::collections::HashMap;
 
-/// More than the largest checkpoint's names, logs and plans need.
-const MAX_VALUES: usize = 4_000_000;
+use super::allowed::{is_allowed, is_of_network};
+
+/// More than the names, logs and plans of the largest checkpoints need: 4000 epochs with the scores of 50 classes are 1.2 million.
+/// With their texts, lists and references these are less than 256 MiB; a pickle of n bytes holds no more than n of them.
+const MAX_VALUES: usize = 2_000_000;
+/// Values and repeated references to them, which take room in lists.
+const MAX_REFERENCES: usize = 8_000_000;
 
 /// Index of a value.
 pub(crate) type Id = u32;
@@ -25,10 +30,17 @@ pub(crate) enum Value {
     /// A tuple, a list or a set.
     Sequence(Vec<Id>),
     Dict(Vec<(Id, Id)>),
-    Global(String, String),
+    Global(Box<Global>),
     Call(Id, Id),
     /// A reference to something outside the pickle: a tensor's storage.
     Persistent(Id),
+}
+
+/// A class or a function, by its names.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Global {
+    pub(crate) module: String,
+    pub(crate) name: String,
 }
 
 #[derive(Debug)]
@@ -44,7 +56,14 @@ impl Pickle {
     /// A clause saying what is wrong or not supported.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let mut machine = Machine { input: bytes, ..Machine::default() };
-        let root = machine.run()?;
+        let root = machine.run().map_err(|message| match &machine.refused {
+            Some(class) if is_of_network(&class.module) || contains(bytes, b"torch.nn.modules.") => format!(
+                "it holds a network or a part of one as Python objects ({}.{}), which would need their code; in Python, \
+                 torch.save(model.state_dict(), \"weights.pth\") saves its weights alone",
+                class.module, class.name
+            ),
+            _ => message,
+        })?;
         Ok(Self { values: machine.values, root })
     }
 
@@ -66,9 +85,9 @@ impl Pickle {
     /// Module, name and arguments of an object that Python would make by a call.
     pub(crate) fn call(&self, id: Id) -> Option<(&str, &str, &[Id])> {
         let Value::Call(callable, arguments) = self.value(id) else { return None };
-        let Value::Global(module, name) = self.value(*callable) else { return None };
+        let Value::Global(global) = self.value(*callable) else { return None };
         let Value::Sequence(arguments) = self.value(*arguments) else { return None };
-        Some((module, name, arguments))
+        Some((&global.module, &global.name, arguments))
     }
 }
 
@@ -79,6 +98,10 @@ struct Machine<'a> {
     stack: Vec<Id>,
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
+    /// Values put on the stack so far, again and again the same ones, too.
+    references: usize,
+    /// The class that has no place in a checkpoint.
+    refused: Option<Global>,
 }
 
 impl<'a> Machine<'a> {
@@ -89,13 +112,18 @@ impl<'a> Machine<'a> {
                 0x80 => drop(self.bytes(1)?), // PROTO
                 0x95 => drop(self.bytes(8)?), // FRAME
                 b'.' => return self.pop(),    // STOP
-                b'(' => self.marks.push(self.stack.len()),
+                b'(' => {
+                    if self.marks.len() == MAX_VALUES {
+                        return Err(format!("more than {MAX_VALUES} marks"));
+                    }
+                    self.marks.push(self.stack.len());
+                }
                 // POP, and BUILD, which gives an object attributes of which none is needed.
                 b'0' | b'b' => drop(self.pop()?),
                 b'1' => drop(self.since_mark()?), // POP_MARK
                 b'2' => {
                     let top = self.top()?;
-                    self.stack.push(top); // DUP
+                    self.refer(top)?; // DUP
                 }
                 b'N' => self.push(Value::None)?,
                 0x88 => self.push(Value::Bool(true))?,
@@ -167,7 +195,8 @@ impl<'a> Machine<'a> {
                 }
                 b'c' => {
                     let (module, name) = (self.line()?, self.line()?);
-                    self.global(module, name)?;
+                    let global = Self::global(&module, &name);
+                    self.accept(global)?;
                 }
                 0x93 => {
                     // STACK_GLOBAL
@@ -177,8 +206,8 @@ impl<'a> Machine<'a> {
                     else {
                         return Err("a class whose name is no text".into());
                     };
-                    let (module, name) = (module.clone(), name.clone());
-                    self.global(module, name)?;
+                    let global = Self::global(module, name);
+                    self.accept(global)?;
                 }
                 b'R' | 0x81 => {
                     // REDUCE, NEWOBJ
@@ -267,8 +296,19 @@ impl<'a> Machine<'a> {
         if self.values.len() == MAX_VALUES {
             return Err(format!("more than {MAX_VALUES} values"));
         }
-        self.stack.push(self.values.len() as Id);
+        self.refer(self.values.len() as Id)?;
         self.values.push(value);
+        Ok(())
+    }
+
+    /// Puts a value on the stack.
+    fn refer(&mut self, id: Id) -> Result<(), String> {
+        // Whatever ends in a list has been on the stack, so that this bounds all lists together.
+        if self.references == MAX_REFERENCES {
+            return Err(format!("more than {MAX_REFERENCES} references to values"));
+        }
+        self.references += 1;
+        self.stack.push(id);
         Ok(())
     }
 
@@ -288,13 +328,13 @@ impl<'a> Machine<'a> {
         if self.marks.last().is_some_and(|&mark| mark > at) {
             return Err("an empty stack".into());
         }
-        Ok(self.stack.split_off(at))
+        Ok(self.stack.drain(at..).collect())
     }
 
     fn since_mark(&mut self) -> Result<Vec<Id>, String> {
         let mark = self.marks.pop().ok_or("a missing mark")?;
         // Nothing is taken from below an open mark, so the stack reaches at least up to it.
-        Ok(self.stack.split_off(mark))
+        Ok(self.stack.drain(mark..).collect())
     }
 
     fn append(&mut self, items: &[Id]) -> Result<(), String> {
@@ -320,74 +360,46 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn global(&mut self, module: String, name: String) -> Result<(), String> {
-        if !allowed(&module, &name) {
-            return Err(format!("it refers to {module}.{name}, which has no place in a checkpoint"));
+    /// A class or function, if it may be named. Two bytes are enough to refer to a text of many megabytes: only its start is copied.
+    fn global(module: &str, name: &str) -> Result<Global, Global> {
+        let cut = |text: &str| text.chars().take(100).collect();
+        let global = Global { module: cut(module), name: cut(name) };
+        if is_allowed(module, name) { Ok(global) } else { Err(global) }
+    }
+
+    fn accept(&mut self, global: Result<Global, Global>) -> Result<(), String> {
+        match global {
+            Ok(global) => self.push(Value::Global(Box::new(global))),
+            Err(Global { module, name }) => {
+                let message = format!("it refers to {module}.{name}, which has no place in a checkpoint");
+                self.refused = Some(Global { module, name });
+                Err(message)
+            }
         }
-        self.push(Value::Global(module, name))
     }
 
     fn call(&mut self, callable: Id, arguments: Id) -> Result<(), String> {
-        let dict = matches!(&self.values[callable as usize], Value::Global(module, name)
-            if module == "collections" && (name == "OrderedDict" || name == "defaultdict"));
+        // Those that are made empty and filled afterwards; a `defaultdict` has an argument that its entries do not depend on.
+        let empty = matches!(&self.values[arguments as usize], Value::Sequence(items) if items.is_empty());
+        let dict = matches!(&self.values[callable as usize], Value::Global(global)
+            if global.module == "collections" && (global.name == "OrderedDict" && empty || global.name == "defaultdict"));
         self.push(if dict { Value::Dict(Vec::new()) } else { Value::Call(callable, arguments) })
     }
 
     fn remember(&mut self, index: u32) -> Result<(), String> {
         let top = self.top()?;
         self.memo.insert(index, top);
-        Ok(())
+        if self.memo.len() > MAX_VALUES { Err(format!("more than {MAX_VALUES} values to refer to")) } else { Ok(()) }
     }
 
     fn recall(&mut self, index: u32) -> Result<(), String> {
         let id = *self.memo.get(&index).ok_or("a reference to nothing")?;
-        // Repeated references take room on the stack only, but that too has an end.
-        if self.stack.len() >= MAX_VALUES {
-            return Err(format!("more than {MAX_VALUES} values"));
-        }
-        self.stack.push(id);
-        Ok(())
+        self.refer(id)
     }
 }
 
-/// What checkpoints of PyTorch and nnU-Net are made of: containers, tensors, array scalars of logs, devices, paths.
-fn allowed(module: &str, name: &str) -> bool {
-    let under = |package: &str| module == package || module.strip_prefix(package).is_some_and(|m| m.starts_with('.'));
-    match module {
-        "collections" => matches!(name, "OrderedDict" | "defaultdict"),
-        "_codecs" => name == "encode",
-        "builtins" | "__builtin__" => {
-            matches!(
-                name,
-                "set"
-                    | "frozenset"
-                    | "list"
-                    | "dict"
-                    | "tuple"
-                    | "int"
-                    | "float"
-                    | "complex"
-                    | "bool"
-                    | "str"
-                    | "bytes"
-                    | "bytearray"
-            )
-        }
-        "pathlib" => matches!(name, "PosixPath" | "WindowsPath" | "PurePosixPath" | "PureWindowsPath"),
-        "torch" => {
-            let kinds = [
-                "device", "Size", "float16", "bfloat16", "float32", "float64", "uint8", "int8", "int16", "int32",
-                "int64", "bool",
-            ];
-            name.ends_with("Storage") || kinds.contains(&name)
-        }
-        "torch._utils" => name.starts_with("_rebuild_"),
-        "torch.storage" => name.ends_with("Storage"),
-        "torch.torch_version" => name == "TorchVersion",
-        "torch._tensor" => name == "_rebuild_from_type_v2",
-        "torch.nn.parameter" => name == "Parameter",
-        _ => under("numpy") && matches!(name, "scalar" | "dtype" | "ndarray" | "_reconstruct" | "_frombuffer"),
-    }
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|w| w == part)
 }
 
 #[cfg(test)]

@@ -1,15 +1,19 @@
 //! A `.pth` file: its pickle, and the tensors that the pickle refers to.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use microtome_io::bytes::ByteSource;
 
 use super::pickle::{Id, Pickle, Value};
 use super::zip::Archive;
+use crate::stored::{Kind, Stored};
 use crate::{Error, Result};
 
 /// Names, plans and logs of the largest real checkpoints take a few MiB.
 const MAX_PICKLE: u64 = 32 << 20;
+/// A tensor in a parameter in a subclass.
+const MAX_WRAPPERS: usize = 4;
 
 /// An open checkpoint. Tensors are read one by one, so that what is not asked for (half of the file is the optimizer's) costs nothing.
 #[derive(Debug)]
@@ -20,20 +24,17 @@ pub(crate) struct File {
     pickle: Pickle,
 }
 
-/// Where a tensor's values lie.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Tensor {
-    pub(crate) shape: Vec<usize>,
-    strides: Vec<usize>,
-    /// In values, from the start of the storage.
-    offset: usize,
-    storage: String,
-    dtype: DType,
-}
-
 impl File {
-    pub(crate) fn open(path: &Path) -> Result<Self> {
-        let archive = Archive::open(path)?;
+    /// Reads the archive's directory and its pickle.
+    ///
+    /// # Errors
+    /// If the archive is none of `torch.save`, is damaged, or holds more than data.
+    pub(crate) fn open(source: Arc<dyn ByteSource>) -> Result<Self> {
+        let archive = Archive::open(source)?;
+        let path = archive.path();
+        if let Some(message) = another_format(&archive) {
+            return Err(Error::unsupported(path, message));
+        }
         let pickles = archive.names().filter_map(|n| n.strip_suffix("/data.pkl").filter(|r| !r.contains('/')));
         let [root] = pickles.collect::<Vec<_>>()[..] else {
             return Err(Error::format(path, "not a PyTorch checkpoint (the zip archive holds no single data.pkl)"));
@@ -45,14 +46,20 @@ impl File {
             return Err(Error::limits(path, format!("a pickle of {size} bytes; up to {MAX_PICKLE} are read")));
         }
         let order = format!("{root}/byteorder");
-        if let Some(size @ 0..=16) = archive.size(&order)
-            && archive.read(&order, 0, size)? != b"little"
+        if let Some(0..=16) = archive.size(&order)
+            && *archive.read(&order)? != *b"little"
         {
             return Err(Error::unsupported(path, "written on a big-endian machine"));
         }
-        let bytes = archive.read(&member, 0, size)?;
+        let bytes = archive.read(&member)?;
         let pickle = Pickle::parse(&bytes).map_err(|m| Error::format(path, format!("{member} cannot be read: {m}")))?;
+        drop(bytes);
+        archive.source().still_whole()?;
         Ok(Self { archive, root, pickle })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.archive.path()
     }
 
     pub(crate) fn root(&self) -> Id {
@@ -82,117 +89,146 @@ impl File {
     }
 
     fn extents(&self, id: Id) -> Option<Vec<usize>> {
-        let Value::Sequence(items) = self.value(id) else { return None };
+        let items = match self.value(id) {
+            Value::Sequence(items) => items,
+            // `torch.Size` of a tuple.
+            Value::Call(..) => match self.pickle.call(id)? {
+                ("torch", "Size", [items]) => match self.value(*items) {
+                    Value::Sequence(items) => items,
+                    _ => return None,
+                },
+                _ => return None,
+            },
+            _ => return None,
+        };
         // `torch.Tensor` itself stops at 64 dimensions.
         (items.len() <= 64).then(|| items.iter().map(|i| self.int(*i)).collect()).flatten()
     }
 
-    /// The tensor that a value stands for, or `None` if it stands for none that holds floating-point numbers.
-    pub(crate) fn tensor(&self, id: Id) -> Option<Tensor> {
+    /// The tensor that a value stands for; a clause if it holds no numbers that can be read, and `None` if it is no tensor at all.
+    pub(crate) fn tensor(&self, id: Id) -> Option<Result<Stored, String>> {
         let (module, name, arguments) = self.pickle.call(id)?;
+        self.rebuilt(module, name, arguments, MAX_WRAPPERS)
+    }
+
+    /// What a function of PyTorch would make of these arguments.
+    fn rebuilt(&self, module: &str, name: &str, arguments: &[Id], wrappers: usize) -> Option<Result<Stored, String>> {
+        let unreadable = || Some(Err(format!("is made by {name} from what does not describe a tensor")));
         match (module, name) {
-            ("torch._utils", "_rebuild_parameter") => {
-                // The parameter's tensor; it is no parameter itself.
-                let inner = *arguments.first()?;
-                matches!(self.pickle.call(inner)?, (_, "_rebuild_tensor_v2", _)).then(|| self.tensor(inner)).flatten()
+            (_, "_reconstruct" | "_frombuffer") if module.starts_with("numpy") => {
+                Some(Err("is a NumPy array; tensors of PyTorch are read".into()))
             }
-            ("torch._utils", "_rebuild_tensor_v2") => {
-                let [storage, offset, shape, strides, ..] = arguments else { return None };
-                let Value::Persistent(storage) = self.value(*storage) else { return None };
-                let Value::Sequence(storage) = self.value(*storage) else { return None };
-                let [_, class, key, ..] = storage.as_slice() else { return None };
-                let Value::Global(_, class) = self.value(*class) else { return None };
-                let dtype = match class.as_str() {
-                    "FloatStorage" => DType::F32,
-                    "DoubleStorage" => DType::F64,
-                    "HalfStorage" => DType::F16,
-                    "BFloat16Storage" => DType::BF16,
-                    _ => return None,
+            ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3") => {
+                self.plain(name, arguments).or_else(unreadable)
+            }
+            _ if wrappers == 0 => unreadable(),
+            // The parameter's tensor; it is no parameter itself.
+            ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => {
+                let inner = arguments.first().and_then(|inner| self.pickle.call(*inner));
+                inner.and_then(|(m, n, a)| self.rebuilt(m, n, a, wrappers - 1)).or_else(unreadable)
+            }
+            // A subclass such as MONAI's `MetaTensor`: a function, the class, the function's arguments, attributes.
+            ("torch._tensor", "_rebuild_from_type_v2" | "_rebuild_from_type") => {
+                let inner = if let [function, _, inner, ..] = arguments
+                    && let (Value::Global(function), Value::Sequence(inner)) =
+                        (self.value(*function), self.value(*inner))
+                {
+                    self.rebuilt(&function.module, &function.name, inner, wrappers - 1)
+                } else {
+                    None
                 };
-                let (shape, strides) = (self.extents(*shape)?, self.extents(*strides)?);
-                let storage = format!("{}/data/{}", self.root, self.text(*key)?);
-                let tensor = Tensor { shape, strides, offset: self.int(*offset)?, storage, dtype };
-                (tensor.shape.len() == tensor.strides.len()).then_some(tensor)
+                inner.or_else(unreadable)
+            }
+            ("torch._utils" | "torch._tensor", other) => {
+                Some(Err(format!("is made by {other}, which is not supported")))
             }
             _ => None,
         }
     }
 
-    /// A tensor's values as f32, row by row. No more is allocated than its storage holds.
-    pub(crate) fn read(&self, tensor: &Tensor) -> Result<Vec<f32>> {
-        let path = self.archive.path();
-        let outside = || Error::format(path, format!("a tensor reaches beyond its storage {}", tensor.storage));
-        let elements = tensor.shape.iter().try_fold(1_usize, |n, &d| n.checked_mul(d)).ok_or_else(outside)?;
-        if elements == 0 {
-            return Ok(Vec::new());
+    /// A tensor that is a part of a storage: `storage, offset, shape, strides, requires_grad, hooks`, in version 3 also the type, and
+    /// last what is left to be done to the values.
+    fn plain(&self, function: &str, arguments: &[Id]) -> Option<Result<Stored, String>> {
+        let [storage, offset, shape, strides, rest @ ..] = arguments else { return None };
+        let Value::Persistent(storage) = self.value(*storage) else { return None };
+        let Value::Sequence(storage) = self.value(*storage) else { return None };
+        let [_, class, key, _, length, ..] = storage.as_slice() else { return None };
+        let Value::Global(class) = self.value(*class) else { return None };
+        let (class, rest) = match (function, rest) {
+            ("_rebuild_tensor_v3", [_, _, class, rest @ ..]) => match self.value(*class) {
+                Value::Global(class) => (class.name.as_str(), rest),
+                _ => return None,
+            },
+            ("_rebuild_tensor_v3", _) => return None,
+            (_, rest) => (class.name.as_str(), rest.get(2..).unwrap_or_default()),
+        };
+        let kind = match class {
+            "FloatStorage" | "float32" => Kind::F32,
+            "DoubleStorage" | "float64" => Kind::F64,
+            "HalfStorage" | "float16" => Kind::F16,
+            "BFloat16Storage" | "bfloat16" => Kind::Bf16,
+            other => return Some(Err(format!("is stored as {other}; half, bfloat16, float and double are read"))),
+        };
+        // Such as a conjugate or a sign that has not been applied yet.
+        if rest.first().is_some_and(|m| !matches!(self.value(*m), Value::None | Value::Dict(_))) {
+            return None;
         }
-        // Values from the first to the last that the strides reach.
-        let last = tensor
-            .shape
-            .iter()
-            .zip(&tensor.strides)
-            .try_fold(0_usize, |last, (&d, &s)| last.checked_add((d - 1).checked_mul(s)?));
-        let span = last.and_then(|l| l.checked_add(1)).ok_or_else(outside)?;
-        if elements > span {
-            return Err(Error::unsupported(path, format!("a tensor whose values overlap in {}", tensor.storage)));
+        if let Some(Value::Dict(entries)) = rest.first().map(|m| self.value(*m))
+            && entries.iter().any(|(_, value)| *self.value(*value) != Value::Bool(false))
+        {
+            return Some(Err("has a conjugate or a sign that is not applied yet".into()));
         }
-        let width = tensor.dtype.size_in_bytes();
-        let bytes = |values: usize| values.checked_mul(width).map(|b| b as u64).ok_or_else(outside);
-        let raw = self.archive.read(&tensor.storage, bytes(tensor.offset)?, bytes(span)?)?;
-        let values = candle_core::Tensor::from_raw_buffer(&raw, tensor.dtype, &[span], &Device::Cpu)
-            .and_then(|t| t.to_dtype(DType::F32)?.to_vec1::<f32>())?;
-        drop(raw);
-        Ok(if elements == span { gather_dense(tensor, values) } else { gather(tensor, &values) })
-    }
-}
-
-/// Most tensors lie row by row already.
-fn gather_dense(tensor: &Tensor, values: Vec<f32>) -> Vec<f32> {
-    let mut stride = 1;
-    let contiguous = tensor.shape.iter().zip(&tensor.strides).rev().all(|(&extent, &s)| {
-        let expected = stride;
-        stride *= extent;
-        extent == 1 || s == expected
-    });
-    if contiguous { values } else { gather(tensor, &values) }
-}
-
-/// Brings strided values (a channels-last convolution, a slice) into row order.
-fn gather(tensor: &Tensor, values: &[f32]) -> Vec<f32> {
-    let elements = tensor.shape.iter().product();
-    let mut index = vec![0_usize; tensor.shape.len()];
-    let mut out = Vec::with_capacity(elements);
-    for _ in 0..elements {
-        out.push(values[index.iter().zip(&tensor.strides).map(|(i, s)| i * s).sum::<usize>()]);
-        for axis in (0..index.len()).rev() {
-            index[axis] += 1;
-            if index[axis] < tensor.shape[axis] {
-                break;
+        let (offset, length, key) = (self.int(*offset)?, self.int(*length)?, self.text(*key)?);
+        let (shape, strides) = (self.extents(*shape)?, self.extents(*strides)?);
+        // The length counts values, or bytes where the storage does not know what it holds.
+        let width = if function == "_rebuild_tensor_v3" { 1 } else { kind.width() as u64 };
+        let stored = self.archive.locate(&format!("{}/data/{key}", self.root)).and_then(|range| {
+            if (length as u64).checked_mul(width) != Some(range.end - range.start) {
+                let message = format!(
+                    "says that its storage holds {length} values, but it has {} bytes",
+                    range.end - range.start
+                );
+                return Err(message);
             }
-            index[axis] = 0;
-        }
+            Ok(Stored::new(kind, shape, strides, offset, range)?)
+        });
+        Some(stored)
     }
-    out
+}
+
+/// What a zip archive is that is no checkpoint, and what would be one.
+fn another_format(archive: &Archive) -> Option<&'static str> {
+    let below = |name: &str, part: &str| name.split_once('/').is_some_and(|(_, rest)| rest.starts_with(part));
+    if archive.names().any(|n| below(n, "code/") || below(n, "constants.pkl")) {
+        return Some(
+            "a TorchScript archive, which holds code, and none is ever run; in Python, \
+             torch.save(torch.jit.load(\"FILE\").state_dict(), \"weights.pth\") saves its weights alone",
+        );
+    }
+    if archive
+        .names()
+        .any(|n| below(n, "archive_format") || below(n, "models/") || n == "serialized_exported_program.json")
+    {
+        return Some(
+            "an archive of torch.export, which holds a program; in Python, \
+             torch.save(torch.export.load(\"FILE\").state_dict, \"weights.pth\") saves its weights alone",
+        );
+    }
+    if archive.names().any(|n| n == "model.weights.h5") {
+        return Some(
+            "a Keras archive; networks of PyTorch are supported, by the weights that torch.save(model.state_dict(), \"weights.pth\") saves",
+        );
+    }
+    let arrays = archive.names().all(|n| n.ends_with(".npy")) && archive.names().next().is_some();
+    arrays.then_some("arrays of NumPy (.npz); in Python, torch.save({name: torch.from_numpy(array)}, \"weights.pth\") saves them as tensors")
 }
 
 #[cfg(test)]
 mod tests {
+    use microtome_io::bytes::Memory;
+
     use super::*;
 
-    #[test]
-    fn strided_values_come_out_row_by_row() {
-        let tensor = |shape: [usize; 2], strides: [usize; 2]| Tensor {
-            shape: shape.to_vec(),
-            strides: strides.to_vec(),
-            offset: 0,
-            storage: String::new(),
-            dtype: DType::F32,
-        };
-        let values = vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0];
-        assert_eq!(gather_dense(&tensor([2, 3], [3, 1]), values.clone()), values);
-        assert_eq!(gather_dense(&tensor([2, 3], [1, 2]), values.clone()), [0.0, 2.0, 4.0, 1.0, 3.0, 5.0]);
-        assert_eq!(gather(&tensor([2, 2], [3, 2]), &values[..6]), [0.0, 2.0, 3.0, 5.0]);
-    }
     fn checkpoint() -> Vec<u8> {
         use super::super::fixture::{Item, archive, dict};
         archive(&dict([
@@ -203,12 +239,16 @@ mod tests {
 
     /// Opens the bytes and reads every tensor that they seem to hold.
     fn read_all(bytes: &[u8]) -> Result<Vec<Vec<f32>>> {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), bytes).unwrap();
-        let file = File::open(file.path())?;
+        let file = File::open(Arc::new(Memory::new("checkpoint", bytes.to_vec())))?;
         let Some(weights) = file.entry(file.root(), "weights") else { return Ok(Vec::new()) };
         let Value::Dict(entries) = file.value(weights) else { return Ok(Vec::new()) };
-        entries.iter().filter_map(|(_, value)| file.tensor(*value)).map(|tensor| file.read(&tensor)).collect()
+        let tensors = entries.iter().filter_map(|(_, value)| file.tensor(*value));
+        tensors
+            .map(|tensor| match tensor {
+                Ok(tensor) => Ok(tensor.read(&**file.archive.source())?.to_vec()),
+                Err(clause) => Err(Error::format(file.path(), clause)),
+            })
+            .collect()
     }
 
     #[test]
@@ -222,8 +262,6 @@ mod tests {
         for length in 0..bytes.len() {
             assert!(read_all(&bytes[..length]).is_err(), "{length} of {} bytes", bytes.len());
         }
-        let error = read_all(b"garbage").unwrap_err().to_string();
-        assert!(error.ends_with("not a PyTorch checkpoint (no zip archive, or one that is cut off)"), "{error}");
     }
 
     #[test]

@@ -3,21 +3,24 @@
 //! Sizes come from the central directory, because PyTorch leaves them out of the local headers.
 //! Format: PKWARE APPNOTE 6.3.10, sections 4.3.7 (local header), 4.3.12 (central directory), 4.3.14 to 4.3.16 (ends), 4.5.3 (zip64 field).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use microtome_io::bytes::ByteSource;
 
 use crate::{Error, Result};
 
-/// A directory of a million members of ordinary names: PyTorch writes one member per tensor.
-const MAX_DIRECTORY: u64 = 128 << 20;
+/// A directory of two hundred thousand members of ordinary names: PyTorch writes one member per tensor.
+const MAX_DIRECTORY: u64 = 16 << 20;
+/// A local header without its name.
+const HEADER: u64 = 30;
 
 #[derive(Debug)]
 pub(super) struct Archive {
-    path: PathBuf,
-    file: File,
-    length: u64,
+    source: Arc<dyn ByteSource>,
     members: BTreeMap<String, Member>,
 }
 
@@ -25,28 +28,33 @@ pub(super) struct Archive {
 struct Member {
     header: u64,
     size: u64,
+    /// Where something else begins: the next member, or the directory.
+    end: u64,
     stored: bool,
 }
 
 impl Archive {
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
-        let mut archive = Self { path: path.into(), file, length, members: BTreeMap::new() };
+    pub(super) fn open(source: Arc<dyn ByteSource>) -> Result<Self> {
+        let mut archive = Self { source, members: BTreeMap::new() };
+        let path = archive.path();
         let (offset, size) = archive.directory()?;
         if size > MAX_DIRECTORY {
-            return Err(Error::limits(
-                path,
-                format!("a zip directory of {size} bytes; up to {MAX_DIRECTORY} are read"),
-            ));
+            let message = format!("a zip directory of {size} bytes; up to {MAX_DIRECTORY} are read");
+            return Err(Error::limits(path, message));
         }
         let directory = archive.bytes(offset, size)?;
-        archive.members = members(&directory).ok_or_else(|| Error::format(path, "the zip directory is damaged"))?;
+        let members = members(&directory, offset).map_err(|message| Error::format(path, message))?;
+        drop(directory);
+        archive.members = members;
         Ok(archive)
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        self.source.path()
+    }
+
+    pub(super) fn source(&self) -> &Arc<dyn ByteSource> {
+        &self.source
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
@@ -57,52 +65,52 @@ impl Archive {
         self.members.get(name).map(|m| m.size)
     }
 
-    /// `length` bytes of a member, from `offset` on.
-    pub(super) fn read(&self, name: &str, offset: u64, length: u64) -> Result<Vec<u8>> {
-        let missing = || Error::format(&self.path, format!("the archive has no member {name}"));
-        let member = self.members.get(name).ok_or_else(missing)?;
+    /// Where the content of a member lies in the file.
+    ///
+    /// # Errors
+    /// A clause: there is no such member, it is compressed, or it does not lie where the directory says.
+    pub(super) fn locate(&self, name: &str) -> Result<Range<u64>, String> {
+        let member = self.members.get(name).ok_or_else(|| format!("the archive has no member {name}"))?;
         if !member.stored {
-            return Err(Error::unsupported(
-                &self.path,
-                format!("member {name} is compressed; PyTorch stores it as it is"),
-            ));
+            return Err(format!("member {name} is compressed; PyTorch stores it as it is"));
         }
-        let outside = || Error::format(&self.path, format!("member {name} lies outside the file"));
-        if offset.checked_add(length).is_none_or(|end| end > member.size) {
-            return Err(outside());
-        }
-        let header = self.bytes(member.header, 30).map_err(|_| outside())?;
+        let outside = || format!("member {name} lies outside the file, or in another member");
+        let header = self.bytes(member.header, HEADER).map_err(|_| outside())?;
         if header[..4] != *b"PK\x03\x04" {
-            return Err(Error::format(&self.path, format!("member {name} does not start where the directory says")));
+            return Err(format!("member {name} does not start where the directory says"));
         }
-        let skip = 30 + u64::from(u16_at(&header, 26)) + u64::from(u16_at(&header, 28));
-        let start = member.header.checked_add(skip).and_then(|s| s.checked_add(offset)).ok_or_else(outside)?;
-        self.bytes(start, length).map_err(|error| match error {
-            Error::Format { .. } => outside(),
-            other => other,
-        })
+        let skip = HEADER + u64::from(u16_at(&header, 26)) + u64::from(u16_at(&header, 28));
+        let start = member.header.checked_add(skip).ok_or_else(outside)?;
+        let end = start.checked_add(member.size).filter(|end| *end <= member.end).ok_or_else(outside)?;
+        Ok(start..end)
     }
 
-    /// Bytes of the file; nothing is allocated for what the file does not hold.
-    fn bytes(&self, offset: u64, length: u64) -> Result<Vec<u8>> {
-        if offset.checked_add(length).is_none_or(|end| end > self.length) {
-            return Err(Error::format(&self.path, "the zip archive is cut off"));
-        }
-        let mut bytes = vec![0; length as usize];
-        let mut file = &self.file;
-        file.seek(SeekFrom::Start(offset))
-            .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(|e| Error::io(&self.path, e))?;
-        Ok(bytes)
+    /// The content of a member. The caller has looked at its size.
+    pub(super) fn read(&self, name: &str) -> Result<Cow<'_, [u8]>> {
+        let range = self.locate(name).map_err(|message| Error::format(self.path(), message))?;
+        Ok(self.source.read_at(range)?)
+    }
+
+    /// Bytes of the file.
+    fn bytes(&self, offset: u64, length: u64) -> Result<Cow<'_, [u8]>> {
+        let cut_off = || Error::format(self.path(), "the zip archive is cut off");
+        let end = offset.checked_add(length).filter(|end| *end <= self.source.len()).ok_or_else(cut_off)?;
+        Ok(self.source.read_at(offset..end)?)
     }
 
     /// Offset and size of the central directory.
     fn directory(&self) -> Result<(u64, u64)> {
         const END: usize = 22;
-        let not_zip = || Error::format(&self.path, "not a PyTorch checkpoint (no zip archive, or one that is cut off)");
-        let tail_length = self.length.min(END as u64 + u64::from(u16::MAX));
-        let tail = self.bytes(self.length - tail_length, tail_length)?;
+        let not_zip = || Error::format(self.path(), "not a PyTorch checkpoint (a zip archive that is cut off)");
+        let length = self.source.len();
+        let tail_length = length.min(END as u64 + u64::from(u16::MAX));
+        let tail = self.bytes(length - tail_length, tail_length)?;
         let end = tail.windows(END).rposition(|w| w.starts_with(b"PK\x05\x06")).ok_or_else(not_zip)?;
+        // A comment is all that may follow. With anything else, another reader might take another record for the end.
+        let behind = tail.len() - end - END;
+        if behind != usize::from(u16_at(&tail, end + 20)) {
+            return Err(Error::format(self.path(), "bytes follow the end of the zip archive"));
+        }
         // A zip64 locator stands right before the end record; PyTorch writes one whatever the size.
         let locator = end.checked_sub(20).map(|at| &tail[at..end]).filter(|l| l.starts_with(b"PK\x06\x07"));
         let Some(locator) = locator else {
@@ -116,31 +124,46 @@ impl Archive {
     }
 }
 
-/// The entries of a central directory, or `None` if it is damaged.
-fn members(mut directory: &[u8]) -> Option<BTreeMap<String, Member>> {
+/// The entries of a central directory, which begins at `at` in the file.
+fn members(mut directory: &[u8], at: u64) -> Result<BTreeMap<String, Member>, String> {
     const ENTRY: usize = 46;
+    const DAMAGED: &str = "the zip directory is damaged";
     let mut members = BTreeMap::new();
     while !directory.is_empty() {
         if directory.len() < ENTRY || !directory.starts_with(b"PK\x01\x02") {
-            return None;
+            return Err(DAMAGED.into());
         }
         let length = |at| usize::from(u16_at(directory, at));
         let (name, extra, comment) = (length(28), length(30), length(32));
-        let rest = directory.get(ENTRY..)?;
-        let text = String::from_utf8_lossy(rest.get(..name)?).into_owned();
-        let field = zip64(rest.get(name..name + extra)?);
+        let rest = &directory[ENTRY..];
+        let text = String::from_utf8_lossy(rest.get(..name).ok_or(DAMAGED)?).into_owned();
+        let field = zip64(rest.get(name..name + extra).ok_or(DAMAGED)?);
         // A field of the entry that is all ones is found in the zip64 extra field instead, in this order.
         let mut wide = field.chunks_exact(8);
         let mut value = |at| match u32_at(directory, at) {
-            u32::MAX => wide.next().map(|bytes| u64_at(bytes, 0)),
-            small => Some(u64::from(small)),
+            u32::MAX => wide.next().map(|bytes| u64_at(bytes, 0)).ok_or(DAMAGED),
+            small => Ok(u64::from(small)),
         };
         let (size, stored_size, header) = (value(24)?, value(20)?, value(42)?);
-        let stored = u16_at(directory, 10) == 0 && size == stored_size;
-        members.insert(text, Member { header, size, stored });
-        directory = rest.get(name + extra + comment..)?;
+        let encrypted = u16_at(directory, 8) & 1 != 0;
+        let stored = u16_at(directory, 10) == 0 && size == stored_size && !encrypted;
+        // What the member takes at least; its local header says how much more.
+        let end = header.checked_add(HEADER + name as u64).and_then(|e| e.checked_add(stored_size)).ok_or(DAMAGED)?;
+        if members.insert(text.clone(), Member { header, size, end, stored }).is_some() {
+            return Err(format!("the archive has two members {text}"));
+        }
+        directory = rest.get(name + extra + comment..).ok_or(DAMAGED)?;
     }
-    Some(members)
+    let mut in_order: Vec<&mut Member> = members.values_mut().collect();
+    in_order.sort_unstable_by_key(|m| m.header);
+    let mut next = at;
+    for member in in_order.into_iter().rev() {
+        if member.end > next {
+            return Err("the members of the zip archive overlap".into());
+        }
+        (member.end, next) = (next, member.header);
+    }
+    Ok(members)
 }
 
 /// The content of the zip64 field among an entry's extra fields; empty if there is none.
