@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// One table of these serves OME-Zarr (`image-label`), palettes, legends and reports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Class {
     /// The value in the mask; 0 is background.
     pub value: u16,

@@ -22,6 +22,7 @@ impl std::fmt::Display for Level {
 
 /// Width and height in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Size {
     /// Pixels from left to right.
     pub width: u64,

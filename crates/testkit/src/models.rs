@@ -198,6 +198,7 @@ fn card(name: &str, tile: Size, classes: usize) -> Card {
         provenance: None,
         intended_use: None,
         test_vector: None,
+        precision: microtome_unet::PrecisionNote::default(),
     }
 }
 

@@ -80,6 +80,14 @@ impl<'a> Object<'a> {
         if self.place.is_empty() { String::new() } else { format!("{}.", self.place) }
     }
 
+    /// Refuses keys that are none of these.
+    pub(crate) fn only(&self, keys: &[&str]) -> Result<()> {
+        match self.map.keys().find(|key| !keys.contains(&key.as_str())) {
+            None => Ok(()),
+            Some(key) => Err(self.wrong(key, &format!("is unknown; there are {}", keys.join(", ")))),
+        }
+    }
+
     /// A value, or `None` if it is missing or null.
     pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|v| !v.is_null())

@@ -3,7 +3,7 @@
 use microtome_io::{Class, Size};
 use serde::{Deserialize, Serialize};
 
-use crate::{ChannelStatistics, Normalization};
+use crate::{ChannelStatistics, Normalization, PrecisionNote};
 
 /// What a caller needs to know about a model to run it over a slide, and a reader to judge it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -43,7 +43,7 @@ pub struct Card {
     /// Of the used weights and of every setting that changes the logits of a tile or their meaning
     /// (architecture, normalisation, tile, mirroring axes, mask values), in lower-case hexadecimal.
     ///
-    /// It is the same for an nnU-Net folder and for the package made from it; names, colours, resolution, step, window and the training set's
+    /// It is the same for an nnU-Net folder and for the package made from it, unless that keeps its weights in bf16; names, colours, resolution, step, window and the training set's
     /// statistics are not part of it.
     pub sha256: String,
     /// The licence of the weights.
@@ -54,6 +54,8 @@ pub struct Card {
     pub intended_use: Option<String>,
     /// Who computed the test vector that travels with the model, if one does.
     pub test_vector: Option<String>,
+    /// In which numbers the weights are kept, and in which the network should compute.
+    pub precision: PrecisionNote,
 }
 
 impl Card {
@@ -76,7 +78,7 @@ impl Output {
 
 /// How the logits of a pixel become its value in the mask.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", tag = "kind")]
+#[serde(rename_all = "lowercase", tag = "kind", deny_unknown_fields)]
 pub enum Output {
     /// One logit per class: the value is the index of the largest, the first of several equal ones.
     Labels,
@@ -90,6 +92,7 @@ pub enum Output {
 
 /// The axes of test-time mirroring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MirrorAxes {
     /// Spatial axis 0 of nnU-Net, y: rows in reverse order (upside down).
     pub vertical: bool,

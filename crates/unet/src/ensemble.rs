@@ -72,6 +72,9 @@ pub(crate) enum Concurrency {
 /// If the device is not there or cannot compute with the precision asked for.
 pub(crate) fn predictor(model: &Model, execution: &Execution) -> Result<Box<dyn Predictor>> {
     let device = candle::open(execution.device)?;
+    if device.is_cpu() && execution.precision == Precision::F16 {
+        return Err(Error::Device { message: WITHOUT_F16.into() });
+    }
     if !device.is_cpu() || execution.arithmetic == Arithmetic::Reference {
         return Ok(Box::new(candle::ensemble(model, execution, &device)?));
     }
@@ -87,7 +90,7 @@ pub(crate) fn on_cpu(model: &Model, execution: &Execution, set: InstructionSet) 
         Precision::F32 => Words::F32,
         Precision::Bf16 => Words::Bf16,
         Precision::F16 => {
-            return Err(Error::Device { message: "F16 is not supported on the CPU; F32 and Bf16 are".into() });
+            return Err(Error::Device { message: WITHOUT_F16.into() });
         }
     };
     let set = set.with(words);
@@ -108,6 +111,7 @@ pub(crate) fn on_cpu(model: &Model, execution: &Execution, set: InstructionSet) 
     Ok(Ensemble { advice, ..ensemble })
 }
 
+const WITHOUT_F16: &str = "f16 needs a GPU; the CPU computes in f32 or bf16";
 const WITHOUT_BF16: &str = "this CPU has no instructions for bf16: f32 is both faster and more exact on it";
 
 impl<E: Engine> Ensemble<E> {
@@ -375,7 +379,11 @@ mod tests {
             let execution = Execution { device, precision, ..Execution::default() };
             model.predictor(&execution).unwrap_err().to_string()
         };
-        assert_eq!(message(crate::Device::Cpu, Precision::F16), "F16 is not supported on the CPU; F32 and Bf16 are");
+        assert_eq!(message(crate::Device::Cpu, Precision::F16), "f16 needs a GPU; the CPU computes in f32 or bf16");
+        let reference =
+            Execution { device: crate::Device::Cpu, arithmetic: Arithmetic::Reference, ..Execution::default() };
+        let f16 = model.predictor(&Execution { precision: Precision::F16, ..reference });
+        assert!(f16.is_err_and(|e| e.to_string().starts_with("f16 needs a GPU")));
         #[cfg(not(feature = "cuda"))]
         assert_eq!(
             message(crate::Device::Cuda(1), Precision::F32),

@@ -5,11 +5,13 @@ use std::path::Path;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::package::{self, PackageOptions, TestVector};
+use crate::cpu::bf16::round;
+use crate::package::is_kernel;
+use crate::package::{self, PackageOptions, StagedPackage, TestVector};
 use crate::weights::Fold;
 use crate::{
     Architecture, Card, ChannelStatistics, Error, Execution, MirrorAxes, Network, Normalization, Output,
-    Postprocessing, Predictor, Result, ensemble, nnunet, recipe,
+    Postprocessing, PrecisionNote, Predictor, Result, WeightFormat, ensemble, nnunet, recipe,
 };
 
 /// Which of a model's folds are loaded.
@@ -72,6 +74,15 @@ pub struct Agreement {
     pub differing_pixels: u64,
     /// Pixels of the mask.
     pub pixels: u64,
+}
+
+impl Agreement {
+    /// True where summation in another order explains the differences in f32, up to 1e-4 of the largest logit: anything more is
+    /// another network.
+    #[must_use]
+    pub fn is_reproduced(&self) -> bool {
+        self.max_logit_difference <= 1e-4 * self.max_logit.max(1.0)
+    }
 }
 
 impl Model {
@@ -156,12 +167,56 @@ impl Model {
         ensemble::predictor(self, execution)
     }
 
-    /// Writes the model as a package into a folder that does not exist yet or is empty; `model.toml` comes last.
+    /// Writes the model as a package into a folder that does not exist yet or is empty; it appears there whole or not at all.
     ///
     /// # Errors
     /// If the folder holds something, or cannot be written.
     pub fn save_package(&self, folder: impl AsRef<Path>, options: &PackageOptions) -> Result<()> {
-        package::save(self, folder.as_ref(), options)
+        self.stage_package(folder, options)?.publish()
+    }
+
+    /// The same up to the last step, for a caller who may change his mind until then.
+    ///
+    /// # Errors
+    /// As [`save_package`](Self::save_package).
+    pub fn stage_package(&self, folder: impl AsRef<Path>, options: &PackageOptions) -> Result<StagedPackage> {
+        package::stage(self, folder.as_ref(), options)
+    }
+
+    /// The model as it is once its kernels have been kept in such numbers.
+    ///
+    /// Where that changes a value it is another model, with another identity: what was computed or measured with the first one,
+    /// its test vector and the figures on precision, does not go along.
+    ///
+    /// # Errors
+    /// If a value is not finite, or not within reach of such numbers.
+    pub fn with_kernels(mut self, format: WeightFormat) -> Result<Self> {
+        self.card.precision.weights = format;
+        let mut changed = false;
+        for fold in &mut self.folds {
+            for (name, weight) in fold.weights.iter_mut().filter(|(_, weight)| is_kernel(weight)) {
+                if format == WeightFormat::F32 {
+                    continue;
+                }
+                // An infinity or a NaN stays one, and the largest values of f32 become infinite.
+                if let Some(value) = weight.values.iter().find(|v| !round(**v).is_finite()) {
+                    let message =
+                        format!("{}/{name} holds the value {value}, which cannot be rounded to bf16", fold.name);
+                    return Err(Error::usage(message));
+                }
+                if weight.values.iter().any(|v| round(*v).to_bits() != v.to_bits()) {
+                    weight.values = weight.values.iter().map(|v| round(*v)).collect();
+                    changed = true;
+                }
+            }
+        }
+        if changed {
+            self.test_vector = None;
+            self.card.test_vector = None;
+            self.card.precision = PrecisionNote { weights: format, ..PrecisionNote::default() };
+            complete(&mut self.card, &self.architecture, &self.folds);
+        }
+        Ok(self)
     }
 
     /// Computes the test vector's logits and mask and compares them with those that came with the model.
@@ -171,6 +226,14 @@ impl Model {
     /// As [`predictor`](Self::predictor) and [`Predictor::predict`].
     pub fn check_test_vector(&self, execution: &Execution) -> Result<Option<Agreement>> {
         self.test_vector.as_ref().map(|vector| vector.check(self, execution)).transpose()
+    }
+
+    /// The same for a test vector that is not the model's yet.
+    ///
+    /// # Errors
+    /// As [`check_test_vector`](Self::check_test_vector).
+    pub fn check_against(&self, vector: &TestVector, execution: &Execution) -> Result<Agreement> {
+        vector.check(self, execution)
     }
 }
 
@@ -227,6 +290,9 @@ pub(crate) fn check(path: &Path, card: &Card, architecture: &Architecture) -> Re
     }
     if card.mpp.is_some_and(|mpp| !(mpp.is_finite() && mpp > 0.0)) {
         return wrong(format!("mpp is {}; it must be positive", card.mpp.unwrap_or_default()));
+    }
+    if let Err(message) = card.precision.check() {
+        return wrong(message);
     }
     if !(card.step > 0.0 && card.step <= 1.0) {
         return wrong(format!("step is {}; it must be above 0 and at most 1", card.step));
@@ -341,6 +407,7 @@ pub(crate) mod tests {
             provenance: None,
             intended_use: None,
             test_vector: None,
+            precision: crate::PrecisionNote::default(),
         };
         check(Path::new("random"), &card, &architecture).unwrap();
         complete(&mut card, &architecture, &folds);
@@ -348,6 +415,10 @@ pub(crate) mod tests {
     }
 
     impl Model {
+        pub(crate) fn card_mut(&mut self) -> &mut Card {
+            &mut self.card
+        }
+
         /// Sets every value of a weight.
         pub(crate) fn change_weight(&mut self, name: &str, value: f32) {
             let weight = self.folds[0].weights.get_mut(name).unwrap();

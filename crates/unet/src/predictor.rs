@@ -1,6 +1,7 @@
 //! The boundary between a network and everything that feeds it.
 
 use microtome_io::{Pixels, Rect, Size};
+use serde::{Deserialize, Serialize};
 
 use crate::{Card, Normalizer, Profile, Result};
 
@@ -132,7 +133,8 @@ pub enum Mirroring {
 }
 
 /// The type of what convolutions multiply. Normalisation statistics and the sums over passes are f32 in any case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32-bit floating point.
     #[default]
@@ -142,4 +144,14 @@ pub enum Precision {
     Bf16,
     /// 16-bit floating point, on CUDA devices.
     F16,
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        })
+    }
 }

@@ -119,6 +119,7 @@ pub(crate) fn load(path: &Path, options: &ModelOptions) -> Result<Model> {
         provenance: recipe.provenance,
         intended_use: recipe.intended_use,
         test_vector: None,
+        precision: crate::PrecisionNote::default(),
     };
     model::check(path, &card, &architecture)?;
     let wanted: Vec<usize> = match &options.folds {

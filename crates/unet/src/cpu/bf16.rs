@@ -4,7 +4,7 @@
 ///
 /// Integers only, so that compilers can make vectors of it and every CPU rounds alike.
 #[inline]
-pub(super) fn round(x: f32) -> f32 {
+pub(crate) fn round(x: f32) -> f32 {
     let bits = x.to_bits();
     let half = 0x7fff + (bits >> 16 & 1);
     // The quiet bit: what is left of a NaN must not look like infinity.

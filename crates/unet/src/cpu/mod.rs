@@ -19,7 +19,7 @@
 //! How a layer is divided among threads follows from its shape, and what is summed is summed in a fixed order: so the number of threads
 //! changes no bit.
 
-mod bf16;
+pub(crate) mod bf16;
 mod buffer;
 mod direct;
 mod elementwise;

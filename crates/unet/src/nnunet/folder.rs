@@ -107,6 +107,7 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
         provenance: Some(provenance),
         intended_use: None,
         test_vector: None,
+        precision: crate::PrecisionNote::default(),
     };
     model::check(&folder.join("plans.json"), &card, &architecture)?;
 

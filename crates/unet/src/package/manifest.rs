@@ -5,10 +5,12 @@ use std::path::Path;
 use microtome_io::{Class, Size};
 use serde::{Deserialize, Serialize};
 
+use super::classes::change;
 use super::{PackageOptions, TestVector};
 use crate::model::Model;
 use crate::{
-    Architecture, Card, ChannelStatistics, Error, MirrorAxes, Normalization, Output, Postprocessing, Result, Window,
+    Architecture, Card, ChannelStatistics, Error, Measurement, MirrorAxes, Normalization, Output, Postprocessing,
+    Precision, PrecisionNote, Result, WeightFormat, Window,
 };
 
 /// The version that this build writes, and the only one that it reads.
@@ -45,12 +47,37 @@ pub(super) struct Manifest {
     postprocessing: Option<Vec<Postprocessing>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) test: Option<Test>,
+    #[serde(default, skip_serializing_if = "Recommendation::is_empty")]
+    precision: Recommendation,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Weights {
     pub(super) sha256: String,
+    #[serde(default, skip_serializing_if = "is_plain")]
+    pub(super) kernels: WeightFormat,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature.
+fn is_plain(format: &WeightFormat) -> bool {
+    *format == WeightFormat::F32
+}
+
+/// In which numbers the network should compute.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Recommendation {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    recommended: Option<Precision>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    measured: Option<Measurement>,
+}
+
+impl Recommendation {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Where the test vector comes from.
@@ -86,6 +113,7 @@ impl Manifest {
 
     pub(super) fn new(model: &Model, options: &PackageOptions, sha256: String, test: Option<&TestVector>) -> Self {
         let card = model.card().clone();
+        let PrecisionNote { weights, recommended, measured } = card.precision;
         Self {
             format_version: FORMAT_VERSION,
             name: options.name.clone().unwrap_or(card.name),
@@ -100,13 +128,17 @@ impl Manifest {
             tile: card.tile,
             mirror_axes: card.mirror_axes,
             output: card.output,
-            weights: Weights { sha256 },
+            weights: Weights { sha256, kernels: weights },
             architecture: model.architecture().clone(),
             normalization: card.normalization,
             training: card.training,
-            classes: card.classes,
+            classes: card.classes.into_iter().map(|class| change(class, &options.classes)).collect(),
             postprocessing: card.postprocessing,
             test: test.map(|t| Test { computed_by: t.computed_by.clone(), method: t.method.clone() }),
+            precision: Recommendation {
+                recommended: options.recommended.or(recommended),
+                measured: options.measured.clone().or(measured),
+            },
         }
     }
 
@@ -138,6 +170,11 @@ impl Manifest {
             provenance: manifest.provenance,
             intended_use: manifest.intended_use,
             test_vector: manifest.test.map(|t| t.computed_by),
+            precision: PrecisionNote {
+                weights: manifest.weights.kernels,
+                recommended: manifest.precision.recommended,
+                measured: manifest.precision.measured,
+            },
         };
         (card, manifest.architecture)
     }

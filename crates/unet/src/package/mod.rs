@@ -1,9 +1,15 @@
 //! microtome's own model package: one folder that says everything about a model. Format: `docs/model-package.md`.
 
+mod classes;
 mod manifest;
+mod staging;
 mod test_vector;
+mod weights;
 
+pub use classes::ClassChange;
+pub use staging::StagedPackage;
 pub use test_vector::TestVector;
+pub(crate) use weights::is_kernel;
 
 use std::path::Path;
 
@@ -13,7 +19,7 @@ use sha2::{Digest, Sha256};
 
 use crate::model::{self, Folds, Model, ModelOptions, hexadecimal};
 use crate::weights::{Fold, Weight, match_names};
-use crate::{Error, Result, bounded};
+use crate::{Error, Measurement, Precision, Result, bounded};
 use manifest::Manifest;
 
 const MANIFEST: &str = "model.toml";
@@ -38,6 +44,12 @@ pub struct PackageOptions {
     pub intended_use: Option<String>,
     /// A test vector, preferably computed by the framework that trained the model.
     pub test_vector: Option<TestVector>,
+    /// In which numbers the network should compute; less than f32 needs a measurement.
+    pub recommended: Option<Precision>,
+    /// How far the precisions are from each other.
+    pub measured: Option<Measurement>,
+    /// Classes whose name, colour or code is not to be what the model says.
+    pub classes: Vec<ClassChange>,
 }
 
 pub(crate) fn is_package(folder: &Path) -> bool {
@@ -75,8 +87,8 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
     }
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| Error::format(&file, e.to_string()))?;
     let mut held: Vec<(String, TensorView<'_>)> = tensors.tensors();
-    if let Some((name, tensor)) = held.iter().find(|(_, t)| t.dtype() != Dtype::F32) {
-        return Err(Error::unsupported(&file, format!("{name} is {:?}; F32 is supported", tensor.dtype())));
+    if let Some((name, tensor)) = held.iter().find(|(_, t)| !matches!(t.dtype(), Dtype::F32 | Dtype::BF16)) {
+        return Err(Error::unsupported(&file, format!("{name} is {:?}; F32 and BF16 are supported", tensor.dtype())));
     }
     let mut folds = Vec::new();
     for name in &manifest.folds {
@@ -87,7 +99,12 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
         match_names(&file, &network, of_fold.iter().map(|(name, tensor)| (&name[prefix.len()..], tensor.shape())))?;
         if wanted.contains(name) {
             let weight = |(name, tensor): (String, TensorView<'_>)| {
-                let values = tensor.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+                let values = match tensor.dtype() {
+                    Dtype::BF16 => {
+                        tensor.data().as_chunks().0.iter().map(|&[a, b]| f32::from_le_bytes([0, 0, a, b])).collect()
+                    }
+                    _ => tensor.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+                };
                 (name[prefix.len()..].to_owned(), Weight { shape: tensor.shape().to_vec(), values })
             };
             folds.push(Fold { name: name.clone(), weights: of_fold.into_iter().map(weight).collect() });
@@ -98,50 +115,33 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
     }
     drop(held);
     drop(bytes);
-    let test_vector = manifest.test.as_ref().map(|test| TestVector::read(folder, test, &card)).transpose()?;
+    let mut test_vector = manifest.test.as_ref().map(|test| TestVector::read(folder, test, &card)).transpose()?;
+    if wanted.len() < manifest.folds.len() {
+        // Both are of all folds.
+        (test_vector, card.test_vector, card.precision.measured, card.precision.recommended) = (None, None, None, None);
+    }
     model::complete(&mut card, &architecture, &folds);
     Ok(Model::new(card, architecture, folds, test_vector))
 }
 
-pub(crate) fn save(model: &Model, folder: &Path, options: &PackageOptions) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-    if std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?.next().is_some() {
-        return Err(Error::usage(format!("{}: the folder is not empty", folder.display())));
-    }
-    let write = |name: &str, bytes: &[u8]| {
-        let path = folder.join(name);
-        std::fs::write(&path, bytes).map_err(|e| Error::io(&path, e))
-    };
-    let weights = weights_file(model.folds()).map_err(|e| Error::format(folder.join(WEIGHTS), e))?;
+/// Writes all but the last step: where the package appears.
+pub(crate) fn stage(model: &Model, folder: &Path, options: &PackageOptions) -> Result<StagedPackage> {
+    classes::check(&options.classes, model.card())?;
     let test_vector = options.test_vector.as_ref().or(model.test_vector());
-    let manifest = Manifest::new(model, options, hexadecimal(&Sha256::digest(&weights)), test_vector);
-    let text = manifest.to_text();
-    // What is written must be readable: the same checks as on loading.
+    let manifest = |sha256| Manifest::new(model, options, sha256, test_vector);
+    // What is written must be readable: the same checks as on loading, before anything is written.
     let path = folder.join(MANIFEST);
-    let (card, architecture) = Manifest::parse(&path, &text)?.card();
+    let (card, architecture) = Manifest::parse(&path, &manifest(String::new()).to_text())?.card();
     model::check(&path, &card, &architecture)?;
-    write(WEIGHTS, &weights)?;
-    if let Some(vector) = test_vector {
-        vector.write(folder)?;
-    }
-    write(MANIFEST, text.as_bytes())
-}
 
-/// All folds in one safetensors file, `fold_0/encoder.stages...`.
-fn weights_file(folds: &[Fold]) -> Result<Vec<u8>, String> {
-    let mut bytes: Vec<(String, &[usize], Vec<u8>)> = Vec::new();
-    for fold in folds {
-        for (name, weight) in &fold.weights {
-            let values = weight.values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            bytes.push((format!("{}/{name}", fold.name), &weight.shape, values));
-        }
+    let staged = StagedPackage::new(folder)?;
+    let sha256 = weights::write(&staged.path().join(WEIGHTS), model.folds(), model.card().precision.weights)?;
+    if let Some(vector) = test_vector {
+        vector.write(staged.path())?;
     }
-    let views = bytes
-        .iter()
-        .map(|(name, shape, values)| Ok((name, TensorView::new(Dtype::F32, shape.to_vec(), values)?)))
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
-        .map_err(|e| e.to_string())?;
-    safetensors::serialize(views, None).map_err(|e| e.to_string())
+    let path = staged.path().join(MANIFEST);
+    std::fs::write(&path, manifest(sha256).to_text()).map_err(|e| Error::io(&path, e))?;
+    Ok(staged)
 }
 
 #[cfg(test)]
@@ -151,9 +151,10 @@ mod tests {
     use microtome_io::{Pixels, Rect, Size};
 
     use super::*;
+    use crate::architecture::PlainConvUnet;
     use crate::architecture::tests::tiny;
     use crate::model::tests::random;
-    use crate::{Architecture, Execution, Mirroring, Normalizer, Tile};
+    use crate::{Architecture, Disagreement, Execution, Mirroring, Normalizer, PrecisionNote, Tile, WeightFormat};
 
     fn model() -> Model {
         random(Architecture::PlainConvUnet(tiny()), Size::new(16, 8))
@@ -231,6 +232,176 @@ mod tests {
     }
 
     #[test]
+    fn kernels_in_bf16_are_rounded_once() {
+        let temporary = tempfile::tempdir().unwrap();
+        let original = model();
+        let vector = TestVector::compute(&original, None).unwrap();
+        let measured = Measurement {
+            picture: "a picture".into(),
+            computed_by: "a test".into(),
+            pixels: 4,
+            disagreement: Disagreement { bf16: Some(0.25), ..Disagreement::default() },
+        };
+        let options = PackageOptions {
+            test_vector: vector,
+            recommended: Some(Precision::Bf16),
+            measured: Some(measured.clone()),
+            ..PackageOptions::default()
+        };
+        original.save_package(temporary.path().join("f32"), &options).unwrap();
+        let single = open(&temporary.path().join("f32")).unwrap();
+        let note =
+            PrecisionNote { weights: WeightFormat::F32, recommended: options.recommended, measured: Some(measured) };
+        assert_eq!((&single.card().precision, single.card().test_vector.is_some()), (&note, true));
+
+        let rounded = single.clone().with_kernels(WeightFormat::Bf16).unwrap();
+        // What was said of other weights is not said of these.
+        let note = PrecisionNote { weights: WeightFormat::Bf16, ..PrecisionNote::default() };
+        assert_eq!(
+            (&rounded.card().precision, &rounded.card().test_vector, rounded.test_vector()),
+            (&note, &None, None)
+        );
+        assert_ne!(rounded.card().sha256, original.card().sha256);
+        rounded.save_package(temporary.path().join("bf16"), &PackageOptions::default()).unwrap();
+        let text = std::fs::read_to_string(temporary.path().join("bf16").join(MANIFEST)).unwrap();
+        assert!(text.contains("kernels = \"bf16\""), "{text}");
+        let half = open(&temporary.path().join("bf16")).unwrap();
+        assert_eq!((half.card(), half.folds()), (rounded.card(), rounded.folds()));
+        for (name, weight) in &half.folds()[0].weights {
+            let before = &original.folds()[0].weights[name];
+            let exact = weight.values == before.values;
+            let near = weight.values.iter().zip(&*before.values).all(|(a, b)| (a - b).abs() <= b.abs() / 256.0);
+            assert!(near && exact != is_kernel(before), "{name}");
+        }
+        let bytes = |name: &str| std::fs::read(temporary.path().join(name).join(WEIGHTS)).unwrap();
+        let file = bytes("bf16");
+        let tensors = SafeTensors::deserialize(&file).unwrap();
+        for (name, tensor) in tensors.tensors() {
+            assert_eq!(tensor.dtype(), if tensor.shape().len() > 1 { Dtype::BF16 } else { Dtype::F32 }, "{name}");
+        }
+
+        // Back in f32 the values stay, and with them the identity.
+        let options =
+            PackageOptions { test_vector: TestVector::compute(&half, None).unwrap(), ..PackageOptions::default() };
+        half.clone()
+            .with_kernels(WeightFormat::F32)
+            .unwrap()
+            .save_package(temporary.path().join("wide"), &options)
+            .unwrap();
+        let wide = open(&temporary.path().join("wide")).unwrap();
+        assert_eq!((&wide.card().sha256, wide.folds()), (&half.card().sha256, half.folds()));
+        assert!(bytes("wide").len() > file.len() * 3 / 2);
+        // And to bf16 again: nothing changes, so the test vector stays.
+        let again = wide.with_kernels(WeightFormat::Bf16).unwrap();
+        assert!(again.test_vector().is_some());
+        again.save_package(temporary.path().join("again"), &PackageOptions::default()).unwrap();
+        assert!(bytes("again") == file);
+    }
+
+    #[test]
+    fn what_bf16_cannot_hold_is_refused() {
+        let name = "decoder.seg_layers.1.weight";
+        for value in [f32::NAN, f32::INFINITY, f32::MAX] {
+            let mut model = model();
+            model.change_weight(name, value);
+            let message = model.with_kernels(WeightFormat::Bf16).unwrap_err().to_string();
+            assert_eq!(message, format!("fold_0/{name} holds the value {value}, which cannot be rounded to bf16"));
+        }
+        // A package that says bf16 of kernels which are not: it is not written on with other values.
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path().join("package");
+        model().save_package(&folder, &PackageOptions::default()).unwrap();
+        let text = std::fs::read_to_string(folder.join(MANIFEST)).unwrap();
+        std::fs::write(folder.join(MANIFEST), text.replace("[weights]\n", "[weights]\nkernels = \"bf16\"\n")).unwrap();
+        let message = open(&folder).unwrap().save_package(temporary.path().join("copy"), &PackageOptions::default());
+        assert!(message.unwrap_err().to_string().ends_with(" holds values that are no bf16"));
+        assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_package_appears_whole_or_not_at_all() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path().join("a/b/package");
+        let staged = model().stage_package(&folder, &PackageOptions::default()).unwrap();
+        let beside = |folder: &Path| {
+            let names = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+            names.collect::<Vec<_>>()
+        };
+        let parent = temporary.path().join("a/b");
+        assert_eq!(beside(&parent), [format!(".package.{}.part", std::process::id())]);
+        drop(staged);
+        assert_eq!(beside(&parent), [""; 0]);
+        let staged = model().stage_package(&folder, &PackageOptions::default()).unwrap();
+        // Somebody else was faster.
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("theirs"), "x").unwrap();
+        assert!(staged.publish().unwrap_err().to_string().starts_with(&folder.display().to_string()));
+        assert_eq!((beside(&parent), beside(&folder)), (vec!["package".into()], vec!["theirs".into()]));
+        // An empty folder is as good as none, and names of no folder are refused.
+        std::fs::remove_file(folder.join("theirs")).unwrap();
+        model().save_package(&folder, &PackageOptions::default()).unwrap();
+        assert_eq!(beside(&folder).len(), 2);
+        let error = model().save_package("/", &PackageOptions::default()).unwrap_err().to_string();
+        assert_eq!(error, "/: not the name of a folder");
+        let file = folder.join(MANIFEST);
+        assert!(
+            model().save_package(&file, &PackageOptions::default()).unwrap_err().to_string().contains("model.toml: ")
+        );
+    }
+
+    #[test]
+    fn classes_are_renamed_and_coloured_by_value() {
+        let temporary = tempfile::tempdir().unwrap();
+        let save = |classes: Vec<ClassChange>| {
+            let options = PackageOptions { classes, ..PackageOptions::default() };
+            model().save_package(temporary.path().join("package"), &options).map_err(|e| e.to_string())
+        };
+        let change = |value| ClassChange { value, color: Some([1, 2, 3]), ..ClassChange::default() };
+        assert_eq!(save(vec![change(2)]).unwrap_err(), "the model has no class of the value 2; it has 0, 1");
+        assert_eq!(save(vec![change(1), change(1)]).unwrap_err(), "the class of the value 1 is given twice");
+        save(vec![ClassChange { code: Some("SCT 84640000".into()), ..change(1) }]).unwrap();
+        let copy = open(&temporary.path().join("package")).unwrap();
+        let [background, one] = copy.card().classes.as_slice() else { panic!("two classes") };
+        assert_eq!(background, &model().card().classes[0]);
+        assert_eq!((one.name.as_str(), one.color, one.code.as_deref()), ("class 1", [1, 2, 3], Some("SCT 84640000")));
+        assert_eq!(copy.card().sha256, model().card().sha256);
+    }
+
+    #[test]
+    fn a_vector_of_our_own_says_so() {
+        let model = model();
+        let vector = TestVector::compute(&model, None).unwrap().unwrap();
+        assert!(vector.is_own() && vector.computed_by.starts_with("microtome "), "{}", vector.computed_by);
+        assert_eq!((vector.input.size(), vector.input.channels()), (Size::new(16, 8), 3));
+        assert!(model.check_against(&vector, &Execution::default()).unwrap().is_reproduced());
+        assert_eq!(vector.agreement(&vector).unwrap().max_logit_difference, 0.0);
+        let small = Pixels::from_u8(Size::new(7, 5), 3, vec![9; 105]);
+        let other = TestVector::compute(&model, Some(&small)).unwrap().unwrap();
+        assert_eq!(other.logits.values.len(), 70);
+        assert!(vector.agreement(&other).is_err());
+        // Four channels are no picture.
+        let four = random(Architecture::PlainConvUnet(PlainConvUnet { channels: 4, ..tiny() }), Size::new(16, 8));
+        assert_eq!(TestVector::compute(&four, None).unwrap(), None);
+
+        // A folder as another framework would write it.
+        let temporary = tempfile::tempdir().unwrap();
+        vector.write(temporary.path()).unwrap();
+        let folder = temporary.path().join("test");
+        let read = |about: &str| {
+            std::fs::write(folder.join("test.toml"), about).unwrap();
+            TestVector::open(&folder, model.card()).map_err(|e| e.to_string())
+        };
+        let theirs = TestVector { computed_by: "nnU-Net 2.8.1".into(), method: "by hand".into(), ..vector.clone() };
+        assert_eq!(read("computed_by = \"nnU-Net 2.8.1\"\nmethod = \"by hand\"\n").unwrap(), theirs);
+        assert!(!theirs.is_own());
+        assert!(
+            read("computed_by = \" \"\nmethod = \"\"").unwrap_err().ends_with("it must say who computed the vector")
+        );
+        assert!(read("method = \"by hand\"").unwrap_err().contains("missing field `computed_by`"));
+        assert!(read("computed_by = \"a\"\nby = 1").unwrap_err().contains("unknown field `by`"));
+    }
+
+    #[test]
     fn a_folder_that_holds_something_is_left_alone() {
         let (_temporary, folder) = saved();
         let error = model().save_package(&folder, &PackageOptions::default()).unwrap_err().to_string();
@@ -274,6 +445,92 @@ mod tests {
         assert!(forged(&renamed).contains("missing decoder.seg_layers.1."), "{}", forged(&renamed));
         std::fs::write(&path, vec![0; MAX_HEADER as usize + (1 << 20)]).unwrap();
         assert!(open(&folder).unwrap_err().to_string().contains("bytes; up to "));
+    }
+
+    /// Every optional key, and none.
+    fn manifests(folder: &Path) -> [PathBuf; 2] {
+        let [bare, full] = ["bare", "full"].map(|name| folder.join(name));
+        model().save_package(&bare, &PackageOptions::default()).unwrap();
+        let numbers = crate::ChannelStatistics { mean: 1.0, std: 2.0, min: 0.0, max: 9.0 };
+        let mut model = model().with_kernels(WeightFormat::Bf16).unwrap();
+        model.card_mut().training = Some(vec![numbers; 3]);
+        let ct = crate::Normalization::Ct { lower: 0.0, upper: 1.0, mean: 0.5, std: 0.1 };
+        model.card_mut().normalization = vec![ct, crate::Normalization::None, crate::Normalization::ZScore];
+        model.card_mut().output = crate::Output::Regions { class_order: vec![1, 1] };
+        let options = PackageOptions {
+            name: Some("full".into()),
+            mpp: Some(0.5),
+            licence: Some("CC0-1.0".into()),
+            provenance: Some("made for a test".into()),
+            intended_use: Some("none".into()),
+            test_vector: TestVector::compute(&model, None).unwrap(),
+            recommended: Some(Precision::F16),
+            measured: Some(Measurement {
+                picture: "a picture".into(),
+                computed_by: "a test".into(),
+                pixels: 3,
+                disagreement: Disagreement { f32: Some(0.0), bf16: Some(0.5), f16: Some(1.0) },
+            }),
+            classes: vec![ClassChange { value: 1, code: Some("SCT 1".into()), ..ClassChange::default() }],
+        };
+        model.save_package(&full, &options).unwrap();
+        open(&full).unwrap();
+        [bare, full].map(|folder| folder.join(MANIFEST))
+    }
+
+    const SCHEMA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/model-package.schema.json");
+
+    #[test]
+    fn the_schema_accepts_what_is_written_and_no_other_key() {
+        let Some(python) = std::env::var_os("MICROTOME_PYTHON") else {
+            microtome_testkit::skip(
+                "MICROTOME_PYTHON names no interpreter with jsonschema; `cargo xtask test` makes one",
+            );
+            return;
+        };
+        let temporary = tempfile::tempdir().unwrap();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/python/check_schema.py");
+        let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nuclei/model.toml");
+        let mut command = std::process::Command::new(python);
+        let output = command.arg(script).arg(SCHEMA).args(manifests(temporary.path())).arg(bundled).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.stdout.starts_with(b"3 manifests accepted, "), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+
+    /// So that a new family's line in the schema is not forgotten.
+    #[test]
+    fn the_schema_lists_the_kinds_of_networks() {
+        let schema: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(SCHEMA).unwrap()).unwrap();
+        let kinds = &schema["properties"]["architecture"]["properties"]["kind"]["enum"];
+        let listed: Vec<String> =
+            kinds.as_array().unwrap().iter().map(|kind| format!("`{}`", kind.as_str().unwrap())).collect();
+        let unknown = serde_json::from_str::<Architecture>("{\"kind\": \"none\"}").unwrap_err().to_string();
+        let known: Vec<&str> = unknown.split('`').skip(3).step_by(2).collect();
+        let known: Vec<String> = known.iter().map(|kind| format!("`{kind}`")).collect();
+        assert_eq!(listed, known);
+    }
+
+    #[test]
+    fn a_misspelt_key_of_any_table_is_an_error() {
+        let temporary = tempfile::tempdir().unwrap();
+        let [_, full] = manifests(temporary.path());
+        let text = std::fs::read_to_string(&full).unwrap();
+        let mut tried = 0;
+        for (number, line) in text.lines().enumerate() {
+            let Some((key, value)) = line.split_once(" = ") else { continue };
+            let changed: Vec<String> = text
+                .lines()
+                .enumerate()
+                .map(|(n, l)| if n == number { format!("{key}s = {value}") } else { l.to_owned() })
+                .collect();
+            let error = Manifest::parse(&full, &changed.join("\n")).map(|_| ()).unwrap_err().to_string();
+            assert!(
+                ["unknown field", "missing", "data did not match"].iter().any(|w| error.contains(w)),
+                "{line}: {error}"
+            );
+            tried += 1;
+        }
+        assert!(tried > 40, "{tried} keys");
     }
 
     #[test]

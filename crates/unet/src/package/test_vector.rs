@@ -8,15 +8,28 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::manifest::Test;
+use crate::cpu::InstructionSet;
 use crate::model::{Agreement, Model};
-use crate::{Card, ChannelStatistics, Error, Execution, Logits, Mirroring, Normalizer, Output, Result, Tile, bounded};
+use crate::{
+    Arithmetic, Card, ChannelStatistics, Device, Error, Execution, Logits, Mirroring, Normalizer, Output, Precision,
+    Predictor, Result, Tile, bounded, ensemble,
+};
 
-const INPUT: &str = "test/input.png";
-const LOGITS: &str = "test/logits.safetensors";
-const MASK: &str = "test/mask.png";
+/// The folder in a package.
+const FOLDER: &str = "test";
+const INPUT: &str = "input.png";
+const LOGITS: &str = "logits.safetensors";
+const MASK: &str = "mask.png";
+/// What stands in a package's manifest, where the folder stands alone.
+const ABOUT: &str = "test.toml";
 const KEY: &str = "logits";
 /// A tile of sixteen megapixels with a few heads; a test vector has no business being larger.
 const MAX_BYTES: u64 = 256 << 20;
+/// What the logits of our own picture take at most.
+const MAX_OWN_LOGITS: u64 = 8 << 20;
+/// How `computed_by` ends where this crate computed the vector: such a one shows that another machine computes alike, not that the
+/// network is what its framework trained.
+const NOT_ORIGINAL: &str = "(not the original framework)";
 
 /// A reference to check an implementation against.
 ///
@@ -36,14 +49,83 @@ pub struct TestVector {
 }
 
 impl TestVector {
-    pub(super) fn read(folder: &Path, test: &Test, card: &Card) -> Result<Self> {
-        let path = folder.join(INPUT);
-        let (size, channels, samples) = picture(&path, card.tile)?;
+    /// A test vector that the original framework has computed: a folder with `input.png`, `logits.safetensors` and `mask.png`, and
+    /// `test.toml` that says who computed them. Format: `docs/model-package.md`.
+    ///
+    /// # Errors
+    /// If a file is missing, damaged or not of this model.
+    pub fn open(folder: impl AsRef<Path>, card: &Card) -> Result<Self> {
+        let folder = folder.as_ref();
+        let path = folder.join(ABOUT);
+        let test: Test = toml::from_str(&bounded::read_text(&path, super::MAX_MANIFEST)?)
+            .map_err(|e| Error::format(&path, e.message().replace('\n', "; ")))?;
+        if test.computed_by.trim().is_empty() {
+            return Err(Error::format(&path, "computed_by is empty; it must say who computed the vector"));
+        }
+        Self::read_from(folder, &test, card)
+    }
+
+    /// A picture to compute a test vector of: a PNG of the model's channels, no larger than its tile.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn read_picture(path: impl AsRef<Path>, card: &Card) -> Result<Pixels> {
+        let path = path.as_ref();
+        let (size, channels, samples) = picture(path, card.tile)?;
         if channels != card.channels.len() {
             let message = format!("{channels} channels; the model has {}", card.channels.len());
             return Err(Error::format(path, message));
         }
-        let input = Pixels::from_u8(size, channels, samples);
+        Ok(Pixels::from_u8(size, channels, samples))
+    }
+
+    /// Computes a test vector by sums of products in f32 in plain Rust, of a picture or of a pattern of our own.
+    ///
+    /// `None` where test vectors cannot hold the model's picture or mask: those are PNGs of 8 bits, with one or three channels.
+    ///
+    /// # Errors
+    /// If the picture does not fit the model, or the network fails.
+    pub fn compute(model: &Model, input: Option<&Pixels>) -> Result<Option<Self>> {
+        let card = model.card();
+        let (channels, values) = (card.channels.len(), card.classes.iter().map(|c| c.value).max().unwrap_or(0));
+        if !matches!(channels, 1 | 3) || values > u16::from(u8::MAX) {
+            return Ok(None);
+        }
+        let own;
+        let (input, what) = match input {
+            Some(input) => (input, "a given picture"),
+            None => {
+                own = pattern(pattern_size(card), channels);
+                (&own, "a built-in pattern")
+            }
+        };
+        let execution = Execution {
+            device: Device::Cpu,
+            mirroring: Mirroring::Off,
+            precision: Precision::F32,
+            arithmetic: Arithmetic::Exact,
+        };
+        let predictor = ensemble::on_cpu(model, &execution, InstructionSet::Portable)?;
+        let logits = predict(&predictor, card, input)?;
+        let mask = mask(&logits, &card.output).into_iter().map(|v| v as u8).collect();
+        let computed_by = format!("microtome {} {NOT_ORIGINAL}", env!("CARGO_PKG_VERSION"));
+        let method = format!("of {what}, by sums of products in f32 in plain Rust, without mirroring, with all folds");
+        Ok(Some(Self { input: input.clone(), logits, mask, computed_by, method }))
+    }
+
+    /// True where this crate computed the vector itself, for want of one by the framework that trained the model.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.computed_by.ends_with(NOT_ORIGINAL)
+    }
+
+    pub(super) fn read(folder: &Path, test: &Test, card: &Card) -> Result<Self> {
+        Self::read_from(&folder.join(FOLDER), test, card)
+    }
+
+    fn read_from(folder: &Path, test: &Test, card: &Card) -> Result<Self> {
+        let input = Self::read_picture(folder.join(INPUT), card)?;
+        let size = input.size();
 
         let path = folder.join(LOGITS);
         let bytes = bounded::read(&path, MAX_BYTES)?;
@@ -68,8 +150,8 @@ impl TestVector {
     }
 
     pub(super) fn write(&self, folder: &Path) -> Result<()> {
-        let path = folder.join("test");
-        std::fs::create_dir_all(&path).map_err(|e| Error::io(&path, e))?;
+        let folder = folder.join(FOLDER);
+        std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
         let size = self.input.size();
         let color = match self.input.channels() {
             1 => image::ExtendedColorType::L8,
@@ -103,28 +185,71 @@ impl TestVector {
     /// Computes logits and mask anew and compares.
     pub(crate) fn check(&self, model: &Model, execution: &Execution) -> Result<Agreement> {
         let card = model.card();
-        let size = self.input.size();
-        let samples = self.input.as_u8().ok_or_else(|| Error::usage("a test vector of more than 8 bits a sample"))?;
-        let channels = self.input.channels();
-        let statistics: Vec<ChannelStatistics> = (0..channels).map(|c| statistics(samples, c, channels)).collect();
-        let normalizer = Normalizer::new(&card.normalization, &statistics)?;
-        // nnU-Net pads a small image by half of what is missing, rounded down, on the low side.
-        let low = |n: u64, tile: u64| (tile.saturating_sub(n) / 2) as i64;
-        let (x, y) = (low(size.width, card.tile.width), low(size.height, card.tile.height));
-        let at = Rect::new(x, y, size.width, size.height);
         let predictor = model.predictor(&Execution { mirroring: Mirroring::Off, ..*execution })?;
-        let computed = predictor.predict(&[Tile { pixels: &self.input, at }], &normalizer)?;
-        let cropped = crop(&computed[0], at);
-
-        let largest = |values: &mut dyn Iterator<Item = f32>| values.fold(0.0_f32, |m, v| m.max(v.abs()));
-        let mask = mask(&cropped, &card.output);
-        Ok(Agreement {
-            max_logit_difference: largest(&mut cropped.values.iter().zip(&self.logits.values).map(|(a, b)| a - b)),
-            max_logit: largest(&mut self.logits.values.iter().copied()),
-            differing_pixels: mask.iter().zip(&self.mask).filter(|(a, b)| **a != u16::from(**b)).count() as u64,
-            pixels: size.area(),
-        })
+        let logits = predict(predictor.as_ref(), card, &self.input)?;
+        let mask = mask(&logits, &card.output);
+        Ok(self.compare(&logits, mask.into_iter()))
     }
+
+    /// How far another vector of the same picture is from this one.
+    ///
+    /// # Errors
+    /// If it is of another picture, or has another number of logits.
+    pub fn agreement(&self, other: &Self) -> Result<Agreement> {
+        if self.input != other.input || self.logits.heads != other.logits.heads {
+            return Err(Error::usage("test vectors of different pictures or models cannot be compared"));
+        }
+        Ok(self.compare(&other.logits, other.mask.iter().map(|v| u16::from(*v))))
+    }
+
+    fn compare(&self, logits: &Logits, mask: impl Iterator<Item = u16>) -> Agreement {
+        let largest = |values: &mut dyn Iterator<Item = f32>| values.fold(0.0_f32, |m, v| m.max(v.abs()));
+        Agreement {
+            max_logit_difference: largest(&mut logits.values.iter().zip(&self.logits.values).map(|(a, b)| a - b)),
+            max_logit: largest(&mut self.logits.values.iter().copied()),
+            differing_pixels: mask.zip(&self.mask).filter(|(a, b)| *a != u16::from(**b)).count() as u64,
+            pixels: self.input.size().area(),
+        }
+    }
+}
+
+/// The logits of a picture, normalised by its own statistics, at its own size.
+fn predict(predictor: &dyn Predictor, card: &Card, input: &Pixels) -> Result<Logits> {
+    let size = input.size();
+    let samples = input.as_u8().ok_or_else(|| Error::usage("a test vector of more than 8 bits a sample"))?;
+    let channels = input.channels();
+    let statistics: Vec<ChannelStatistics> = (0..channels).map(|c| statistics(samples, c, channels)).collect();
+    let normalizer = Normalizer::new(&card.normalization, &statistics)?;
+    // nnU-Net pads a small image by half of what is missing, rounded down, on the low side.
+    let low = |n: u64, tile: u64| (tile.saturating_sub(n) / 2) as i64;
+    let (x, y) = (low(size.width, card.tile.width), low(size.height, card.tile.height));
+    let at = Rect::new(x, y, size.width, size.height);
+    let computed = predictor.predict(&[Tile { pixels: input, at }], &normalizer)?;
+    Ok(crop(&computed[0], at))
+}
+
+/// A whole tile, so that every layer's borders are seen, or a half, a quarter and so on where its logits would be large.
+fn pattern_size(card: &Card) -> Size {
+    let mut size = card.tile;
+    while size.area().saturating_mul(4 * card.heads() as u64) > MAX_OWN_LOGITS && size.width.min(size.height) > 1 {
+        size = Size::new(size.width / 2, size.height / 2);
+    }
+    size
+}
+
+/// Gradients, blots of 16 pixels and noise in each channel, in integers: the same on every machine.
+fn pattern(size: Size, channels: usize) -> Pixels {
+    let noise = |x: u64, y: u64, channel: u64| {
+        let mixed = (x ^ y << 20 ^ channel << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 56
+    };
+    let sample = |x: u64, y: u64, c: u64| {
+        let gradient = if c.is_multiple_of(2) { x * 255 / size.width } else { y * 255 / size.height };
+        ((gradient + 2 * noise(x / 16, y / 16, c) + noise(x, y, c + 3)) / 4) as u8
+    };
+    let channel_count = channels as u64;
+    let row = |y| (0..size.width * channel_count).map(move |i| sample(i / channel_count, y, i % channel_count));
+    Pixels::from_u8(size, channels, (0..size.height).flat_map(row).collect())
 }
 
 /// Size, channels and samples of an 8-bit PNG that is no larger than a tile.
