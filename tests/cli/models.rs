@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use microtome::io::Pixels;
 use serde_json::Value;
 
 use crate::{Place, content, microtome, repository, run};
@@ -97,4 +98,141 @@ fn a_model_without_a_test_vector_cannot_be_checked() {
     std::fs::write(package.join("model.toml"), kept).unwrap();
     let ran = run(microtome().args(["model", "info", "--check"]).arg(&package)).ended(2);
     assert!(ran.stderr.starts_with("error: ") && ran.stderr.contains("no test vector"), "{ran:?}");
+}
+
+fn import(source: &Path, package: &Path, flags: &[&str]) -> crate::Ran {
+    run(microtome().args(["model", "import"]).arg(source).arg(package).args(flags))
+}
+
+fn info(package: &Path) -> Value {
+    let json = run(microtome().args(["model", "info", "--check", "--json"]).arg(package)).ended(0).stdout;
+    serde_json::from_str(&json).unwrap()
+}
+
+#[test]
+fn weights_in_bf16_make_half_a_file_and_another_model() {
+    let place = Place::new();
+    let (nuclei, package) = (repository("models/nuclei"), place.path("package"));
+    import(&nuclei, &package, &["--weights", "bf16"]).ended(0);
+    let size = |folder: &Path| std::fs::metadata(folder.join("weights.safetensors")).unwrap().len();
+    assert!(size(&package) < size(&nuclei) * 6 / 10);
+    let (before, after) = (info(&nuclei), info(&package));
+    assert_eq!(after["card"]["precision"]["weights"], "bf16");
+    assert_ne!(after["card"]["sha256"], before["card"]["sha256"]);
+    // nnU-Net's vector was of other weights: ours takes its place, and says how far off it is.
+    let text = std::fs::read_to_string(package.join("model.toml")).unwrap();
+    for word in
+        ["(not the original framework)", "from what nnU-Net 2.8.1 computed before the weights were rounded to bf16"]
+    {
+        assert!(text.contains(word), "{word} is missing: {text}");
+    }
+    let same = |file: &str| std::fs::read(nuclei.join(file)).unwrap() == std::fs::read(package.join(file)).unwrap();
+    let read = |folder: &Path| crate::read(&folder.join("test/input.png"));
+    assert!(!same("test/logits.safetensors") && read(&nuclei) == read(&package));
+    // Of the same values the identity is the same, however they are kept.
+    let wide = place.path("wide");
+    import(&package, &wide, &["--weights", "f32"]).ended(0);
+    assert_eq!((size(&wide), &info(&wide)["card"]["sha256"]), (size(&nuclei), &after["card"]["sha256"]));
+}
+
+#[test]
+fn classes_have_the_names_colours_and_codes_that_are_given() {
+    let place = Place::new();
+    let package = place.path("package");
+    let table = |entry: &str| place.file("classes.json", format!("{{\"classes\": [{entry}]}}"));
+    let with = |table: &Path| import(&repository("models/nuclei"), &package, &["--classes", table.to_str().unwrap()]);
+    with(&table(r##"{"value": 2, "color": "#ffffff"}"##)).refused(2, &["no class of the value 2"]);
+    with(&table(r#"{"value": 1, "color": "orange"}"#)).refused(2, &["classes.json", "classes[0].color", "#rrggbb"]);
+    with(&place.path("missing.json")).refused(2, &["missing.json"]);
+    assert!(!package.exists());
+    with(&table(r##"{"value": 1, "color": "#0072b2", "code": "SCT 84640000"}"##)).ended(0);
+    let text = run(microtome().args(["model", "info"]).arg(&package)).ended(0).stdout;
+    assert!(text.contains("1 nucleus, #0072b2, SCT 84640000"), "{text}");
+    assert_eq!(info(&package)["card"]["sha256"], info(&repository("models/nuclei"))["card"]["sha256"]);
+}
+
+#[test]
+fn a_vector_by_the_original_framework_is_taken_if_it_is_reproduced() {
+    let place = Place::new();
+    let (nuclei, package, vector) = (repository("models/nuclei"), place.path("package"), place.path("vector"));
+    std::fs::create_dir(&vector).unwrap();
+    for file in ["input.png", "logits.safetensors", "mask.png"] {
+        std::fs::copy(nuclei.join("test").join(file), vector.join(file)).unwrap();
+    }
+    let flags = ["--test-vector", vector.to_str().unwrap()];
+    import(&nuclei, &package, &flags).refused(2, &["test.toml"]);
+    place.file("vector/test.toml", "computed_by = \"a friend\"\nmethod = \"by hand\"\n");
+    import(&nuclei, &package, &flags).ended(0);
+    assert_eq!(info(&package)["card"]["test_vector"], "a friend");
+    // The same logits for another picture.
+    let slide = crate::read(&vector.join("input.png"));
+    let mut samples = slide.as_u8().unwrap().to_vec();
+    samples.reverse();
+    let turned = Pixels::from_u8(slide.size(), 3, samples);
+    microtome::preview::save(&turned, &vector.join("input.png"), microtome::preview::PreviewOptions::default())
+        .unwrap();
+    import(&nuclei, &place.path("other"), &flags).refused(2, &["vector", "does not reproduce it"]);
+    assert!(!place.path("other").exists());
+}
+
+#[test]
+fn a_model_without_a_test_vector_gets_one_that_says_whose_it_is() {
+    let place = Place::new();
+    let residual = repository("crates/unet/tests/residual-encoder-unet");
+    import(&residual, &place.path("package"), &[]).refused(2, &["--model-mpp"]);
+    import(&residual, &place.path("package"), &["--model-mpp", "0.5"]).ended(0);
+    let text = run(microtome().args(["model", "info", "--check"]).arg(place.path("package"))).ended(0).stdout;
+    for word in ["(not the original framework)", "machines compute alike"] {
+        assert!(text.contains(word), "{word} is missing: {text}");
+    }
+    // Of a picture that is given, unless it is larger than a tile.
+    let image = repository("models/nuclei/test/input.png");
+    let flags = ["--model-mpp", "0.5", "--test-image", image.to_str().unwrap()];
+    import(&residual, &place.path("other"), &flags).refused(2, &["input.png", "no larger than"]);
+    import(&repository("models/nuclei"), &place.path("other"), &flags).ended(0);
+    assert!(crate::read(&place.path("other/test/input.png")) == crate::read(&image));
+    // One that is not reproduced: another weight behind the same digest would be needed, so the reference is changed.
+    let logits = place.path("package/test/logits.safetensors");
+    let mut bytes = std::fs::read(&logits).unwrap();
+    let at = bytes.len() - 4;
+    bytes[at..].copy_from_slice(&1e6_f32.to_le_bytes());
+    std::fs::write(&logits, bytes).unwrap();
+    let ran = run(microtome().args(["model", "info", "--check"]).arg(place.path("package"))).ended(3);
+    assert!(ran.stderr.contains("not reproduced"), "{ran:?}");
+}
+
+#[test]
+fn a_recommendation_is_measured_and_followed_where_the_device_is_fast() {
+    let place = Place::new();
+    let slide = place.slide("slide.png");
+    let (nuclei, package) = (repository("models/nuclei"), place.path("package"));
+    import(&nuclei, &package, &["--recommend", "bf16"]).refused(2, &["--measure"]);
+    assert!(!package.exists());
+    let flags = ["--recommend", "bf16", "--measure", slide.to_str().unwrap(), "--device", "cpu"];
+    let ran = import(&nuclei, &package, &flags).ended(0);
+    assert!(ran.stdout.contains("bf16: ") && ran.stdout.contains("60000 pixels differ from f32 exact"), "{ran:?}");
+    let note = &info(&package)["card"]["precision"];
+    let share = |precision: &str| note["measured"]["disagreement"][precision].as_f64().unwrap();
+    assert!(share("f32") < 0.001 && share("bf16") > 0.0 && share("bf16") < 0.05, "{note}");
+    let picture = note["measured"]["picture"].as_str().unwrap();
+    assert_eq!(
+        (note["recommended"].as_str(), picture),
+        (Some("bf16"), "slide.png: 300 x 200 pixels as they are, every tile, without mirroring")
+    );
+
+    let segment = |name: &str, flags: &[&str]| {
+        let mut command = microtome();
+        command.arg("segment").arg(&slide).arg("-m").arg(&package).arg("-o").arg(place.path(name));
+        command
+            .args(["--mpp", "0.5", "--no-tta", "--device", "cpu", "--json"])
+            .args(flags)
+            .env("MICROTOME_ISA", "portable");
+        let json: Value = serde_json::from_str(&run(&mut command).ended(0).stdout).unwrap();
+        let choice = &json["outcome"]["done"]["precision"];
+        format!("{}, {}", choice["precision"].as_str().unwrap(), choice["reason"].as_str().unwrap())
+    };
+    let without = "f32, because this CPU has no instructions for bf16, which the model recommends";
+    assert_eq!(segment("a.ome.zarr", &[]), without);
+    assert_eq!(segment("b.ome.zarr", &["--exact"]), "f32, as exact arithmetic is");
+    assert_eq!(segment("c.ome.zarr", &["--precision", "bf16"]), "bf16, as asked for");
 }

@@ -155,3 +155,17 @@ fn errors_that_nobody_reads_are_no_panic() {
         assert_eq!(child.wait().unwrap().code(), Some(expected), "{command:?}");
     }
 }
+
+#[test]
+fn a_signal_stops_an_import_and_leaves_nothing() {
+    let place = Place::new();
+    let slide = large(&place);
+    let before = place.content();
+    let mut command = microtome();
+    command.args(["model", "import"]).arg(repository("models/nuclei")).arg(place.path("package"));
+    let child = started(command.arg("--measure").arg(&slide));
+    signal(&child, "INT");
+    let (found, _, text) = ended(child);
+    assert_eq!(found, Some(130), "{text}");
+    assert!(place.content() == before, "something was left behind");
+}

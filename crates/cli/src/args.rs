@@ -134,8 +134,9 @@ pub(crate) struct Segment {
     pub(crate) weights: Weights,
 
     /// Arithmetic of the network: bf16 needs a GPU or a CPU with AVX512_BF16 to be fast, f16 needs a GPU
-    #[arg(long, value_enum, default_value_t = Precision::F32)]
-    pub(crate) precision: Precision,
+    /// [default: what the model recommends where the device is fast in it, else f32]
+    #[arg(long, value_enum)]
+    pub(crate) precision: Option<Precision>,
 
     /// Convolutions as sums of products in f32, for comparison with nnU-Net; slower on the CPU
     #[arg(long)]
@@ -241,6 +242,22 @@ pub(crate) enum Precision {
     F32,
     Bf16,
     F16,
+}
+
+impl From<Precision> for microtome::unet::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::Bf16,
+            Precision::F16 => Self::F16,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum WeightFormat {
+    F32,
+    Bf16,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -392,15 +409,15 @@ pub(crate) struct Verify {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ModelCommand {
-    /// Turn an nnU-Net v2 result folder into one self-contained package
-    Import(Import),
+    /// Turn a model into one self-contained package
+    Import(Box<Import>),
     /// Say what a model is and what it needs
     Info(ModelInfo),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Import {
-    /// The nnU-Net v2 result folder (or a package)
+    /// The model, as `segment -m` takes it
     #[arg(value_name = "MODEL")]
     pub(crate) source: PathBuf,
 
@@ -411,7 +428,7 @@ pub(crate) struct Import {
     #[command(flatten)]
     pub(crate) weights: Weights,
 
-    /// Micrometres per pixel that the model was trained at: nnU-Net does not store it
+    /// Micrometres per pixel that the model was trained at: needed where the model does not say, as nnU-Net's never do
     #[arg(long, value_name = "UM", value_parser = positive)]
     pub(crate) model_mpp: Option<f64>,
 
@@ -430,11 +447,40 @@ pub(crate) struct Import {
     /// What the model is for, and what not
     #[arg(long)]
     pub(crate) intended_use: Option<String>,
+
+    /// Names, colours (#rrggbb) and codes of classes by their value, in place of the model's: `classes` in a JSON or TOML file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) classes: Option<PathBuf>,
+
+    /// Numbers in which the kernels of convolutions are kept; bf16 takes half the room and makes another model
+    /// [default: as they are]
+    #[arg(id = "format", long = "weights", value_enum)]
+    pub(crate) format: Option<WeightFormat>,
+
+    /// What the original framework computed of a picture: a folder with input.png, logits.safetensors, mask.png and test.toml
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) test_vector: Option<PathBuf>,
+
+    /// Compute the test vector of this picture, no larger than a tile, in place of a pattern or of what comes with the model
+    #[arg(long, value_name = "PNG", conflicts_with = "test_vector")]
+    pub(crate) test_image: Option<PathBuf>,
+
+    /// Segment this slide or picture in every precision, and keep how many pixels differ from those of f32 as sums of products
+    #[arg(long, value_name = "SLIDE")]
+    pub(crate) measure: Option<PathBuf>,
+
+    /// Where to measure: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_parser = device, requires = "measure")]
+    pub(crate) device: microtome::unet::Device,
+
+    /// Numbers in which `segment` should compute where the device is fast in them; less than f32 needs --measure
+    #[arg(long, value_enum, value_name = "PRECISION")]
+    pub(crate) recommend: Option<Precision>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ModelInfo {
-    /// An nnU-Net v2 result folder or a package
+    /// The model, as `segment -m` takes it
     #[arg(value_name = "MODEL")]
     pub(crate) model: PathBuf,
 

@@ -18,19 +18,18 @@ use crate::{failure, signals};
 
 pub(crate) fn run(args: &args::Segment) -> Result<u8> {
     let jobs = jobs(args)?;
-    if args.exact && !matches!(args.precision, args::Precision::F32) {
+    if args.exact && !matches!(args.precision, None | Some(args::Precision::F32)) {
         bail!("--exact is f32 arithmetic: it does not go with another --precision");
     }
     let model = Model::open(&args.model, &args.weights.options()).map_err(Error::Model)?;
+    let arithmetic = if args.exact { Arithmetic::Exact } else { Arithmetic::Fast };
+    let asked = args.precision.map(Into::into);
+    let precision = model.card().precision.choose(asked, args.device, arithmetic).map_err(Error::Model)?;
     let execution = Execution {
         device: args.device,
         mirroring: if args.no_tta { Mirroring::Off } else { Mirroring::AsTrained },
-        precision: match args.precision {
-            args::Precision::F32 => microtome::unet::Precision::F32,
-            args::Precision::Bf16 => microtome::unet::Precision::Bf16,
-            args::Precision::F16 => microtome::unet::Precision::F16,
-        },
-        arithmetic: if args.exact { Arithmetic::Exact } else { Arithmetic::Fast },
+        precision: precision.precision,
+        arithmetic,
     };
     let predictor = model.predictor(&execution).map_err(Error::Model)?;
     if let (Some(advice), false) = (predictor.advice(), args.quiet) {
@@ -38,6 +37,7 @@ pub(crate) fn run(args: &args::Segment) -> Result<u8> {
     }
     let mut settings = settings(args);
     settings.norm_stats = norm_stats(&args.norm_stats)?;
+    settings.precision = Some(precision);
     let segmenter = Segmenter::new(predictor.as_ref(), settings)?;
     signals::watch().context("signals cannot be watched")?;
 

@@ -41,6 +41,7 @@ mod pipeline;
 mod plan;
 #[cfg(test)]
 mod power_loss;
+mod precision;
 pub mod preview;
 mod progress;
 mod region;
@@ -61,6 +62,7 @@ pub use microtome_unet as unet;
 pub use norm_stats::NormStats;
 pub use output::{Existing, store_of};
 pub use plan::{Geometry, MemoryPlan, STRIP_TILES};
+pub use precision::measure_precision;
 pub use progress::{Observer, Phase, Silent};
 pub use region::{Region, RegionOrigin, RoiSource};
 pub use report::{ClassArea, GivenRoi, RegionArea, RegionKind, StageTime, StageTimes, Summary};

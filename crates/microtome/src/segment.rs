@@ -431,6 +431,7 @@ impl<'p> Segmenter<'p> {
             format: slide.info().format.clone(),
             slide: slide.info().size(),
             model: card.name.clone(),
+            precision: self.settings.precision.clone(),
             geometry: plan.geometry.clone(),
             tiles,
             resumed_shards,

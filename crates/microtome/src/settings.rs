@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use microtome_stitch::{Accumulation, Product, WindowShape};
 use microtome_tile::TargetResolution;
+use microtome_unet::PrecisionChoice;
 use serde::{Deserialize, Serialize};
 
 use crate::memory;
@@ -78,6 +79,8 @@ pub struct Settings {
     pub batch: Option<usize>,
     /// Threads that decode, infer, blend and encode. Never changes the result. `None`: one per core.
     pub threads: Option<usize>,
+    /// In which numbers the network computes, and why: for the summary. It is the predictor that computes in them.
+    pub precision: Option<PrecisionChoice>,
     /// Side of a chunk of the mask, in pixels.
     pub chunk: u64,
     /// Side of a shard of the mask, in pixels: an even multiple of the chunk.
@@ -108,6 +111,7 @@ impl Default for Settings {
             sync_every: Duration::from_secs(2),
             batch: None,
             threads: None,
+            precision: None,
             chunk: 512,
             shard: 2048,
             name: None,

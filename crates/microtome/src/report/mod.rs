@@ -10,6 +10,7 @@ use std::time::Duration;
 use microtome_io::Class;
 use microtome_stitch::UnreadableTile;
 use microtome_tile::{Resampling, TargetGrid, TileCount};
+use microtome_unet::PrecisionChoice;
 use serde::Serialize;
 
 use crate::memory::PeakMemory;
@@ -134,6 +135,8 @@ pub struct Summary {
     pub slide: microtome_io::Size,
     /// Name of the model.
     pub model: String,
+    /// In which numbers the network computed, and why, where whoever chose them said so.
+    pub precision: Option<PrecisionChoice>,
     /// Target grid, tiles, weights.
     pub geometry: Geometry,
     /// Tiles run and skipped.
@@ -200,6 +203,9 @@ impl std::fmt::Display for Summary {
             write!(f, ", {} {how} between strips", t.repeated)?;
         }
         writeln!(f, "; {} pixels, step {step}, model {}", grid.tile(), self.model)?;
+        if let Some(choice) = &self.precision {
+            writeln!(f, "precision    {choice}")?;
+        }
         if self.resumed_shards > 0 {
             writeln!(f, "resumed      {} shards were finished before", self.resumed_shards)?;
         }

@@ -91,14 +91,9 @@ impl TestVector {
         if !matches!(channels, 1 | 3) || values > u16::from(u8::MAX) {
             return Ok(None);
         }
-        let own;
-        let (input, what) = match input {
-            Some(input) => (input, "a given picture"),
-            None => {
-                own = pattern(pattern_size(card), channels);
-                (&own, "a built-in pattern")
-            }
-        };
+        let own = if input.is_none() { Some(pattern(pattern_size(card), channels)) } else { None };
+        let what = if own.is_some() { "a built-in pattern" } else { "a given picture" };
+        let Some(input) = input.or(own.as_ref()) else { return Ok(None) };
         let execution = Execution {
             device: Device::Cpu,
             mirroring: Mirroring::Off,
