@@ -162,6 +162,11 @@ pub(crate) struct Segment {
     #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) sync_every: std::time::Duration,
 
+    /// Cut off black borders before anything else, as nnU-Net does: the statistics and the tiles are those of what is left, and the
+    /// rest is background. auto: if the model was trained so
+    #[arg(long, value_enum, value_name = "auto|on|off", default_value_t = CropNonzero::Auto)]
+    pub(crate) crop_nonzero: CropNonzero,
+
     /// auto: only tiles that touch tissue; none: every tile
     #[arg(long, value_enum, default_value_t = Tissue::Auto)]
     pub(crate) tissue: Tissue,
@@ -258,6 +263,13 @@ impl From<Precision> for microtome::unet::Precision {
 pub(crate) enum WeightFormat {
     F32,
     Bf16,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum CropNonzero {
+    Auto,
+    On,
+    Off,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

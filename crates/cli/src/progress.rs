@@ -69,6 +69,7 @@ pub(crate) enum Quiet {
 
 fn name(phase: Phase) -> &'static str {
     match phase {
+        Phase::Crop => "crop",
         Phase::Tissue => "tissue",
         Phase::Statistics => "statistics",
         Phase::Segmentation => "segmentation",

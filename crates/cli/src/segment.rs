@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use microtome::unet::{Arithmetic, Execution, Mirroring, Model, Predictor};
 use microtome::{
-    Accumulation, Error, Existing, NormStats, OnBadTile, Outcome, RoiSource, Segmenter, Settings, TissueMode,
-    WindowShape,
+    Accumulation, CropNonzero, Error, Existing, NormStats, OnBadTile, Outcome, RoiSource, Segmenter, Settings,
+    TissueMode, WindowShape,
 };
 use serde_json::json;
 
@@ -138,6 +138,11 @@ fn settings(args: &args::Segment) -> Settings {
     settings.accumulate = match args.accumulate {
         args::Accumulate::F32 => Accumulation::F32,
         args::Accumulate::F16Nnunet => Accumulation::F16Nnunet,
+    };
+    settings.crop_nonzero = match args.crop_nonzero {
+        args::CropNonzero::Auto => CropNonzero::Auto,
+        args::CropNonzero::On => CropNonzero::On,
+        args::CropNonzero::Off => CropNonzero::Off,
     };
     settings.tissue = match args.tissue {
         args::Tissue::Auto => TissueMode::Auto,

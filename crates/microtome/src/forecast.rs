@@ -111,7 +111,7 @@ pub(crate) fn calibrate(
 ) -> Result<ExpectedTime> {
     let count = schedule.count();
     let all = count.run + count.repeated;
-    let image = reader.grid().size.rect();
+    let covered = schedule.grid().covered();
     let tiles: Vec<(Rect, Rect)> = schedule
         .strips()
         .flat_map(|strip| schedule.rows(&strip).flat_map(|row| row.tiles).collect::<Vec<_>>())
@@ -119,7 +119,7 @@ pub(crate) fn calibrate(
         .take(batch)
         .filter_map(|tile| {
             let rect = schedule.grid().rect(tile.index);
-            Some((rect, rect.intersect(image)?))
+            Some((rect, rect.intersect(covered)?))
         })
         .collect();
     if tiles.is_empty() {
@@ -131,13 +131,13 @@ pub(crate) fn calibrate(
     })?;
     let reading = start.elapsed().as_secs_f64() / tiles.len() as f64;
     let inputs: Vec<Tile<'_>> =
-        tiles.iter().zip(&pixels).map(|((rect, _), pixels)| network_tile(*rect, pixels)).collect();
+        tiles.iter().zip(&pixels).map(|((rect, _), pixels)| network_tile(*rect, covered, pixels)).collect();
     let start = Instant::now();
     pools.network.install(|| predictor.predict(&inputs, normalizer))?;
     let inference = start.elapsed().as_secs_f64() / tiles.len() as f64;
     let pixels_read: u64 = tiles.iter().map(|(_, visible)| visible.size().area()).sum();
     let statistics = match first_pass {
-        FirstPass::Needed => reading * tiles.len() as f64 * image.size().area() as f64 / pixels_read as f64,
+        FirstPass::Needed => reading * tiles.len() as f64 * covered.size().area() as f64 / pixels_read as f64,
         FirstPass::Not => 0.0,
     };
     let (reading, inference) = (reading * all as f64, inference * all as f64);
@@ -159,6 +159,9 @@ impl fmt::Display for Forecast {
             write!(f, " of {:.4} x {:.4} um", mpp.x, mpp.y)?;
         }
         writeln!(f, ", from level {}", target.level)?;
+        if let Some(crop) = &self.geometry.crop {
+            writeln!(f, "crop         {crop}")?;
+        }
         let t = self.tiles;
         write!(f, "tiles        {} of {} run, {} skipped", t.run, t.grid, t.skipped)?;
         match self.region_share {

@@ -31,6 +31,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod crop;
 mod damaged;
 mod error;
 mod forecast;
@@ -52,6 +53,7 @@ mod units;
 mod validate;
 mod verify;
 
+pub use crop::{Crop, CropNonzero};
 pub use error::{Error, Result};
 pub use forecast::{DiskPlan, ExpectedTime, Forecast};
 pub use memory::{Allowance, AllowanceSource, PeakMemory, allowance};

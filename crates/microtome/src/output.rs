@@ -87,6 +87,10 @@ impl RunFolder {
         self.0.join("statistics.json")
     }
 
+    pub(crate) fn crop(&self) -> PathBuf {
+        self.0.join("crop.json")
+    }
+
     pub(crate) fn report(&self) -> PathBuf {
         self.0.join("report.json")
     }
@@ -112,8 +116,8 @@ impl RunFolder {
     }
 
     /// What runs leave in the folder.
-    fn files(&self) -> [PathBuf; 5] {
-        [self.journal(), self.statistics(), self.report(), self.page(), self.roi()]
+    fn files(&self) -> [PathBuf; 6] {
+        [self.journal(), self.crop(), self.statistics(), self.report(), self.page(), self.roi()]
     }
 
     /// Removes half-written files: nobody else is writing here.

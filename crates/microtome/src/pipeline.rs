@@ -155,7 +155,7 @@ impl Pipeline<'_> {
     }
 
     fn read(&self, mut out: Output<Vec<Event<Pixels>>>) -> Result<Option<StageTime>> {
-        let image = self.reader.grid().size.rect();
+        let covered = self.schedule.grid().covered();
         let mut batch: Vec<Event<Rect>> = Vec::new();
         let mut tiles = 0;
         // The batch after the one that is read: the system fetches its bytes meanwhile.
@@ -186,7 +186,7 @@ impl Pipeline<'_> {
             for row in rows {
                 for tile in row.tiles {
                     let rect = self.schedule.grid().rect(tile.index);
-                    let Some(visible) = rect.intersect(image) else { continue };
+                    let Some(visible) = rect.intersect(covered) else { continue };
                     let place = Place { tile, rect };
                     if tile.before && self.scratch.is_some() {
                         batch.push(Event::Kept(place));
@@ -237,7 +237,9 @@ impl Pipeline<'_> {
                     |event| if let Event::Tile(place, pixels) = event { Some((place.rect, pixels)) } else { None },
                 )
                 .collect();
-            let inputs: Vec<Tile<'_>> = tiles.iter().map(|(rect, pixels)| network_tile(*rect, pixels)).collect();
+            let covered = self.schedule.grid().covered();
+            let inputs: Vec<Tile<'_>> =
+                tiles.iter().map(|(rect, pixels)| network_tile(*rect, covered, pixels)).collect();
             let logits = if inputs.is_empty() {
                 Vec::new()
             } else {
@@ -328,10 +330,11 @@ impl Pipeline<'_> {
     }
 }
 
-/// The pixels of a tile as the network takes them: where the tile sticks out of the image, its pixels begin further in.
-pub(crate) fn network_tile(tile: Rect, pixels: &Pixels) -> Tile<'_> {
+/// The pixels of a tile as the network takes them: where the tile sticks out of what tiles cover, its pixels begin further in.
+pub(crate) fn network_tile(tile: Rect, covered: Rect, pixels: &Pixels) -> Tile<'_> {
     let size = pixels.size();
-    Tile { pixels, at: Rect::new((-tile.x).max(0), (-tile.y).max(0), size.width, size.height) }
+    let at = Rect::new((covered.x - tile.x).max(0), (covered.y - tile.y).max(0), size.width, size.height);
+    Tile { pixels, at }
 }
 
 /// The blender's state.

@@ -10,6 +10,7 @@ use microtome_tile::{
 use microtome_unet::{Output, Predictor};
 use serde::Serialize;
 
+use crate::crop::Crop;
 use crate::settings::Settings;
 use crate::{Error, Result};
 
@@ -54,6 +55,9 @@ pub struct Geometry {
     pub colors: Colors,
     /// The virtual image that the network works on.
     pub target: TargetGrid,
+    /// Where the image is cropped to what is not black: what is left. All of it, before the slide has been looked at; `None` where it is
+    /// not cropped.
+    pub crop: Option<Crop>,
     /// Step between tiles, as a fraction of a tile.
     pub step: f64,
     /// Weights of a tile.
@@ -104,9 +108,12 @@ impl Geometry {
             return Err(Error::Usage(message.into()));
         }
         let tiles = TileGrid::new(target.size, card.tile, step)?;
+        let crops = settings.crop_nonzero.crops(card.crop_to_nonzero);
+        let crop = crops.then(|| Crop::new(target.size.rect(), &target, slide.info().size()));
         Ok(Self {
             resolution,
             colors: slide.info().colors,
+            crop,
             target,
             step,
             window,
@@ -119,6 +126,13 @@ impl Geometry {
 }
 
 impl Geometry {
+    /// The same for an image that is cropped.
+    pub(crate) fn cropped(mut self, crop: Crop) -> Result<Self> {
+        self.tiles = TileGrid::within(self.target.size, crop.target, self.tiles.tile(), self.step)?;
+        self.crop = Some(crop);
+        Ok(self)
+    }
+
     /// What has to be summed for these products.
     pub(crate) fn sums(&self, products: &[Product]) -> Sums {
         let labels_alone = products.iter().all(|&product| product == Product::Labels);
@@ -140,7 +154,7 @@ pub struct MemoryPlan {
     pub slide: u64,
     /// Decoded tiles of the slide: those under a row of network tiles across a strip, so that each is decoded once per strip.
     pub cache: u64,
-    /// Looking for tissue, and the first pass over the slide; over before the rest begins.
+    /// Looking for black borders and for tissue, and the first pass over the slide; over before the rest begins.
     pub first_pass: u64,
     /// Tiles read ahead, and one being read per thread.
     pub reading: u64,
@@ -284,7 +298,12 @@ impl Planner<'_> {
         let block = Size::new(settings.chunk, settings.chunk);
         let strip_width = (strip_shards * settings.shard).min(size.width);
         let schedule = Schedule::new(&geometry.tiles, None, block, strip_width.div_ceil(settings.chunk))?;
-        let rows = schedule.block_rows_in_flight() * settings.chunk;
+        // Where tiles begin is not known yet if the image will be cropped.
+        let rows = match geometry.crop {
+            None => schedule.block_rows_in_flight(),
+            Some(_) => schedule.most_block_rows_in_flight(),
+        };
+        let rows = rows * settings.chunk;
         let planes = geometry.decision.planes();
         let products = settings.products();
         let sums = geometry.sums(&products);

@@ -5,6 +5,8 @@ use crate::forecast::Forecast;
 /// The parts of a run that take time, one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
+    /// Looking for black borders.
+    Crop,
     /// Looking for tissue.
     Tissue,
     /// The first pass over the whole slide.

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use microtome_io::slide::SlideReader;
 use microtome_io::store::{Channel, Content, ImageSink, StoreLevel, StoredImage, Translation, ZarrImage};
-use microtome_io::{Class, Level, Microns, Size, TileCoord};
+use microtome_io::{Class, Level, Microns, Rect, Size, TileCoord};
 use microtome_stitch::{Decision, Journal, Layout, Product, PyramidWriter, Record, Window};
 use microtome_tile::pyramid::level_sizes;
 use microtome_tile::tissue::{self, Tissue, TissueOptions};
@@ -17,6 +17,7 @@ use microtome_unet::{ChannelStatistics, Normalizer, Predictor, needs_statistics}
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::crop::Crop;
 use crate::damaged::Conspicuous;
 use crate::forecast::{self, DiskPlan, FirstPass, Forecast};
 use crate::memory;
@@ -75,7 +76,7 @@ pub enum Outcome {
 pub struct Plan {
     /// Target grid, step, weights.
     pub geometry: Geometry,
-    /// Tiles of the grid. Which of them touch tissue is not known before the slide has been looked at.
+    /// Tiles of the grid, if no border is black that will be cut off. Which of them touch tissue is not known before the slide has been looked at.
     pub tiles: u64,
     /// Bytes each part holds at most.
     pub memory: MemoryPlan,
@@ -242,10 +243,13 @@ impl<'p> Segmenter<'p> {
     fn run(&self, run: &Run<'_>, journal: Option<Journal>) -> Result<(Summary, Option<Region>)> {
         let &Run { slide, plan, given, sinks, observer, record, folder } = run;
         let start = Instant::now();
-        let geometry = &plan.geometry;
         slide.keep_decoded(plan.memory.cache);
-        let reader = Reader::new(slide, &geometry.target);
+        let reader = Reader::new(slide, &plan.geometry.target);
         let mut stages = StageTimes::default();
+        let geometry = self.cropped(reader, plan.geometry.clone(), &mut stages.crop, observer, folder)?;
+        let plan = &Plan { tiles: geometry.tiles.len(), geometry, memory: plan.memory };
+        let geometry = &plan.geometry;
+        let covered = geometry.tiles.covered();
 
         let (tissue, tissue_note) = if given.is_none() && self.settings.tissue == TissueMode::Auto {
             observer.phase(Phase::Tissue);
@@ -260,7 +264,7 @@ impl<'p> Segmenter<'p> {
             return Err(Error::Interrupted);
         }
         let roi = region.map(|region| &region.roi);
-        let normalizer = self.normalizer(reader, roi, &mut stages.statistics, observer, folder)?;
+        let normalizer = self.normalizer(reader, covered, roi, &mut stages.statistics, observer, folder)?;
         if let (Some(roi), Some(folder)) = (roi, folder) {
             region::picture::write(roi, &geometry.target, &folder.roi())?;
         }
@@ -291,7 +295,7 @@ impl<'p> Segmenter<'p> {
             predictor: self.predictor,
             normalizer: &normalizer,
             schedule: &schedule,
-            layout: Layout { image: geometry.target.size, block, shard, roi, decision, products: &products },
+            layout: Layout { image: geometry.target.size, covered, block, shard, roi, decision, products: &products },
             window: Arc::new(Window::new(geometry.window, geometry.tiles.tile())),
             sums: geometry.sums(&products),
             accumulate: geometry.accumulate,
@@ -306,6 +310,9 @@ impl<'p> Segmenter<'p> {
         let mut notes = Map::new();
         if !outcome.unreadable.is_empty() {
             notes.insert(UNREADABLE.into(), outcome.unreadable.len().into());
+        }
+        if let Some(crop) = geometry.crop.filter(|crop| !crop.whole) {
+            notes.insert("crop".into(), json!(crop));
         }
         for (_, sink) in sinks {
             sink.finish(&notes).map_err(Error::Write)?;
@@ -338,8 +345,11 @@ impl<'p> Segmenter<'p> {
         let geometry = Geometry::new(slide, self.predictor, &self.settings)?;
         let given = self.given(slide, &geometry)?;
         let plan = self.plan_beside(slide, geometry, given.as_ref())?;
-        let geometry = &plan.geometry;
         slide.keep_decoded(plan.memory.cache);
+        let reader = Reader::new(slide, &plan.geometry.target);
+        let geometry = self.cropped(reader, plan.geometry.clone(), &mut StageTime::default(), observer, None)?;
+        let plan = Plan { tiles: geometry.tiles.len(), geometry, memory: plan.memory };
+        let geometry = &plan.geometry;
         let tissue = match self.settings.tissue {
             TissueMode::Auto if given.is_none() => {
                 observer.phase(Phase::Tissue);
@@ -453,10 +463,50 @@ impl<'p> Segmenter<'p> {
         }
     }
 
+    /// The geometry of the image as it is cropped, if it is. What was found is kept with the run.
+    fn cropped(
+        &self,
+        reader: Reader<'_>,
+        geometry: Geometry,
+        time: &mut StageTime,
+        observer: &dyn Observer,
+        folder: Option<&RunFolder>,
+    ) -> Result<Geometry> {
+        if geometry.crop.is_none() {
+            return Ok(geometry);
+        }
+        let image = reader.grid().size.rect();
+        let slide = reader.slide().info().size();
+        let kept = folder.and_then(|f| std::fs::read(f.crop()).ok());
+        let kept = kept.and_then(|bytes| serde_json::from_slice::<Crop>(&bytes).ok()).map(|crop| crop.target);
+        if let Some(kept) = kept.filter(|kept| !kept.is_empty() && image.contains(*kept)) {
+            let crop = Crop::new(kept, &geometry.target, slide);
+            return geometry.cropped(crop);
+        }
+        observer.phase(Phase::Crop);
+        let done = AtomicU64::new(0);
+        let progress = |pixels| {
+            // Corners are looked at twice.
+            let done = done.fetch_add(pixels, Ordering::Relaxed) + pixels;
+            observer.progress(done.min(image.size().area()), image.size().area());
+            !observer.cancelled()
+        };
+        let found =
+            timed(time, || self.pools.pixels.install(|| microtome_tile::nonzero(reader, self.damage(), &progress)))?;
+        let crop = Crop::new(found.ok_or(Error::Interrupted)?, &geometry.target, slide);
+        if let Some(folder) = folder {
+            let path = folder.crop();
+            let text = serde_json::to_vec(&crop).map_err(|e| Error::Io { path: path.clone(), source: e.into() })?;
+            put(&path, &text)?;
+        }
+        geometry.cropped(crop)
+    }
+
     /// The normalisation, with statistics where it needs them. Those that are taken from the slide are kept with the run.
     fn normalizer(
         &self,
         reader: Reader<'_>,
+        covered: Rect,
         region: Option<&Roi>,
         time: &mut StageTime,
         observer: &dyn Observer,
@@ -470,7 +520,7 @@ impl<'p> Segmenter<'p> {
             return Ok(Normalizer::new(schemes, &known)?);
         }
         let region = self.settings.norm_stats.region(region)?;
-        if region.is_some_and(|region| !region.touches(reader.grid().size.rect())) {
+        if region.is_some_and(|region| !region.touches(covered)) {
             return Ok(Normalizer::new(schemes, &norm_stats::nothing(schemes.len()))?);
         }
         let kept = folder.and_then(|f| std::fs::read(f.statistics()).ok());
@@ -481,7 +531,7 @@ impl<'p> Segmenter<'p> {
                 sums
             }
             _ => {
-                let sums = self.statistics(reader, region, time, observer)?;
+                let sums = self.statistics(reader, covered, region, time, observer)?;
                 if let Some(folder) = folder {
                     let path = folder.statistics();
                     let text =
@@ -497,24 +547,29 @@ impl<'p> Segmenter<'p> {
     fn statistics(
         &self,
         reader: Reader<'_>,
+        covered: Rect,
         region: Option<&Roi>,
         time: &mut StageTime,
         observer: &dyn Observer,
     ) -> Result<ImageStatistics> {
         observer.phase(Phase::Statistics);
-        let total = reader.grid().size.area();
+        let total = covered.size().area();
         let done = AtomicU64::new(0);
         let progress = |pixels| {
             observer.progress(done.fetch_add(pixels, Ordering::Relaxed) + pixels, total);
             !observer.cancelled()
         };
-        let damage = match self.settings.on_bad_tile {
+        let pass = || ImageStatistics::stream(reader, covered, region, self.damage(), &progress);
+        let sums = timed(time, || self.pools.pixels.install(pass))?;
+        sums.ok_or(Error::Interrupted)
+    }
+
+    /// What becomes of tiles that cannot be decoded, before the network sees any.
+    fn damage(&self) -> Damage {
+        match self.settings.on_bad_tile {
             OnBadTile::Fail => Damage::Fails,
             OnBadTile::Fill => Damage::LeftOut,
-        };
-        let sums =
-            timed(time, || self.pools.pixels.install(|| ImageStatistics::stream(reader, region, damage, &progress)))?;
-        sums.ok_or(Error::Interrupted)
+        }
     }
 
     /// Everything that can change a byte of the result.
@@ -537,6 +592,7 @@ impl<'p> Segmenter<'p> {
         set("step", json!(geometry.step));
         set("window", json!(geometry.window));
         set("accumulate", json!(geometry.accumulate));
+        set("crop_nonzero", geometry.crop.is_some().into());
         set("tissue", tissue);
         set("roi", json!(given.map(Region::digest)));
         set("norm_stats", self.norm_stats(given)?);

@@ -8,6 +8,7 @@ use microtome_tile::TargetResolution;
 use microtome_unet::PrecisionChoice;
 use serde::{Deserialize, Serialize};
 
+use crate::crop::CropNonzero;
 use crate::memory;
 use crate::norm_stats::NormStats;
 use crate::region::RoiSource;
@@ -55,6 +56,8 @@ pub struct Settings {
     pub window: Option<WindowShape>,
     /// With which numbers logits are summed: f32, or for comparison as nnU-Net does.
     pub accumulate: Accumulation,
+    /// Whether black borders are cut off before anything else, in place of what the model says.
+    pub crop_nonzero: CropNonzero,
     /// Whether glass is left out. Without effect where a region is given.
     pub tissue: TissueMode,
     /// A region to run in, in place of the tissue: only tiles that touch it run, and outside it the mask is background.
@@ -100,6 +103,7 @@ impl Default for Settings {
             step: None,
             window: None,
             accumulate: Accumulation::F32,
+            crop_nonzero: CropNonzero::Auto,
             tissue: TissueMode::Auto,
             roi: None,
             norm_stats: NormStats::Slide,

@@ -18,6 +18,8 @@ use crate::{Error, Result};
 pub struct Layout<'a> {
     /// The mask.
     pub image: Size,
+    /// The part of it that the model sees. What lies outside is background for certain: that is nnU-Net's word for what it cropped away.
+    pub covered: Rect,
     /// The accumulator's unit.
     pub block: Size,
     /// The unit of writing: a whole multiple of `block`.
@@ -125,31 +127,41 @@ impl<'a, A: Accumulator> Blender<'a, A> {
     }
 
     fn finish_row(&mut self, row: u64) -> Result<()> {
-        let Layout { image, block, shard, roi, decision, products } = self.layout;
+        let Layout { image, covered, block, shard, roi, decision, products } = self.layout;
         let top = (row * block.height) as i64;
         self.excluded.retain(|tile| tile.bottom() > top);
+        // Where no tile lies, certainty may still have to be written.
+        let certain = products.iter().any(|product| product.certain(decision).iter().any(|&sample| sample != 0));
         let mut sums = Vec::new();
         for column in self.strip.block_columns.clone() {
             let at = TileCoord { row, column };
-            let (Some(rect), Some(taken)) = (at.rect(block).intersect(image.rect()), self.accumulator.take(at)?) else {
-                continue;
-            };
-            sums.push((rect, taken));
+            let Some(rect) = at.rect(block).intersect(image.rect()) else { continue };
+            let taken = self.accumulator.take(at)?;
+            if taken.is_some() || (certain && !covered.contains(rect)) {
+                sums.push((rect, taken));
+            }
         }
         let excluded = &self.excluded;
         let made: Vec<Vec<Option<Pixels>>> = sums
             .par_iter()
             .map(|(rect, sums)| {
                 let make = |product: &Product| {
-                    let mut pixels = product.of(decision, sums);
-                    if let Some(roi) = roi {
-                        roi.for_each_outside(*rect, |y, run| clear(&mut pixels, y, run));
-                    }
+                    let sample = product.sample(decision);
+                    let mut pixels = match sums {
+                        Some(sums) => product.of(decision, sums),
+                        None => Pixels::filled(rect.size(), sample, &vec![0; product.channels(decision)]),
+                    };
+                    let background = vec![0; pixels.channels()];
                     for common in excluded.iter().filter_map(|tile| tile.intersect(*rect)) {
                         let columns = (common.x - rect.x) as usize..(common.right() - rect.x) as usize;
                         for y in common.y - rect.y..common.bottom() - rect.y {
-                            clear(&mut pixels, y as usize, columns.clone());
+                            fill(&mut pixels, y as usize, columns.clone(), &background);
                         }
+                    }
+                    let certain = product.certain(decision);
+                    for_each_outside(covered, *rect, |y, run| fill(&mut pixels, y, run, &certain));
+                    if let Some(roi) = roi {
+                        roi.for_each_outside(*rect, |y, run| fill(&mut pixels, y, run, &background));
                     }
                     (!is_background(&pixels)).then_some(pixels)
                 };
@@ -157,7 +169,9 @@ impl<'a, A: Accumulator> Blender<'a, A> {
             })
             .collect();
         for ((rect, sums), made) in sums.into_iter().zip(made) {
-            self.accumulator.recycle(sums);
+            if let Some(sums) = sums {
+                self.accumulator.recycle(sums);
+            }
             let at = TileCoord { row: rect.y as u64 / shard.height, column: rect.x as u64 / shard.width };
             let Some(shard_rect) = at.rect(shard).intersect(image.rect()) else { continue };
             for (&product, pixels) in products.iter().zip(made) {
@@ -181,13 +195,29 @@ impl<'a, A: Accumulator> Blender<'a, A> {
     }
 }
 
-/// Makes background of a run of pixels of a row.
-fn clear(pixels: &mut Pixels, y: usize, run: Range<usize>) {
+/// Gives all pixels of a run of a row the same samples.
+fn fill(pixels: &mut Pixels, y: usize, run: Range<usize>, pixel: &[u16]) {
     let (width, channels) = (pixels.size().width as usize, pixels.channels());
     let samples = (y * width + run.start) * channels..(y * width + run.end) * channels;
     match pixels.samples_mut() {
-        Samples::U8(v) => v[samples].fill(0),
-        Samples::U16(v) => v[samples].fill(0),
+        Samples::U8(v) => v[samples].iter_mut().zip(pixel.iter().cycle()).for_each(|(to, &from)| *to = from as u8),
+        Samples::U16(v) => v[samples].iter_mut().zip(pixel.iter().cycle()).for_each(|(to, &from)| *to = from),
+    }
+}
+
+/// Calls `f` with each run of pixels of `rect` that lie outside of `inside`: its row and columns within `rect`.
+fn for_each_outside(inside: Rect, rect: Rect, mut f: impl FnMut(usize, Range<usize>)) {
+    let (width, common) = (rect.width as usize, inside.intersect(rect));
+    for y in 0..rect.height as usize {
+        match common {
+            Some(common) if (common.y..common.bottom()).contains(&(rect.y + y as i64)) => {
+                let (left, right) = ((common.x - rect.x) as usize, (common.right() - rect.x) as usize);
+                for run in [0..left, right..width].into_iter().filter(|run| !run.is_empty()) {
+                    f(y, run);
+                }
+            }
+            _ => f(y, 0..width),
+        }
     }
 }
 

@@ -56,6 +56,17 @@ impl Product {
         }
     }
 
+    /// The samples of a pixel that is background for certain: as probabilities 1 for background, or 0 for each region.
+    #[must_use]
+    pub fn certain(self, decision: &Decision) -> Vec<u16> {
+        let mut samples = vec![0; self.channels(decision)];
+        match (self, decision) {
+            (Self::Labels, _) | (Self::Probabilities, Decision::Regions { .. }) => {}
+            (Self::Probabilities, Decision::Argmax { .. }) | (Self::Confidence, _) => samples[0] = 255,
+        }
+        samples
+    }
+
     /// The pixels of a block. The sums of weights are needed for everything but labels; where they are 0, so is the result.
     ///
     /// # Panics

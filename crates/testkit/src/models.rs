@@ -191,6 +191,7 @@ fn card(name: &str, tile: Size, classes: usize) -> Card {
         step: 0.5,
         window: Window::Gaussian,
         postprocessing: None,
+        crop_to_nonzero: false,
         folds: vec!["0".into()],
         parameters: 0,
         sha256: "0".repeat(64),

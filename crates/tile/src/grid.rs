@@ -15,9 +15,13 @@ pub struct TileIndex(pub u64);
 /// tile lies at the beginning, the last one flush with the end, and the steps are stretched evenly between them.
 /// An axis shorter than a tile is padded, `(p - n) / 2` pixels (rounded down) before it and the rest behind.
 /// Source: nnU-Net 2.8.1, `compute_steps_for_sliding_window` and `pad_nd_image`.
+///
+/// The grid may cover a part of the image only: then the tiles lie as they would on that part alone, and what lies outside is no
+/// part of any of them, but positions remain the image's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TileGrid {
     image: Size,
+    covered: Rect,
     tile: Size,
     columns: Vec<i64>,
     rows: Vec<i64>,
@@ -30,21 +34,39 @@ impl TileGrid {
     /// [`Error::Usage`] if the image or the tile is empty, or the step is not in `0.1..=1`.
     /// (nnU-Net allows any positive step; below a tenth a slide has over a hundred times its own area to compute.)
     pub fn new(image: Size, tile: Size, step: f64) -> Result<Self> {
-        if image.is_empty() || tile.is_empty() {
-            return Err(Error::Usage(format!("cannot lay tiles of {tile} pixels over an image of {image} pixels")));
+        Self::within(image, image.rect(), tile, step)
+    }
+
+    /// Places tiles on a part of an image.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); [`Error::Usage`] also if the part is not one of the image.
+    pub fn within(image: Size, covered: Rect, tile: Size, step: f64) -> Result<Self> {
+        if covered.is_empty() || tile.is_empty() {
+            let size = covered.size();
+            return Err(Error::Usage(format!("cannot lay tiles of {tile} pixels over an image of {size} pixels")));
+        }
+        if !image.rect().contains(covered) {
+            return Err(Error::Usage(format!("{covered} is no part of an image of {image} pixels")));
         }
         if !(0.1..=1.0).contains(&step) {
             return Err(Error::Usage(format!("the step between tiles is {step} of a tile; it must be in 0.1 to 1")));
         }
-        let columns = starts(image.width, tile.width, step);
-        let rows = starts(image.height, tile.height, step);
-        Ok(Self { image, tile, columns, rows })
+        let columns = starts(covered.width, tile.width, step).into_iter().map(|x| covered.x + x).collect();
+        let rows = starts(covered.height, tile.height, step).into_iter().map(|y| covered.y + y).collect();
+        Ok(Self { image, covered, tile, columns, rows })
     }
 
-    /// The image that the tiles cover.
+    /// The image that the tiles lie on.
     #[must_use]
     pub fn image(&self) -> Size {
         self.image
+    }
+
+    /// The part of it that they cover: all of it, unless they were placed on less.
+    #[must_use]
+    pub fn covered(&self) -> Rect {
+        self.covered
     }
 
     /// The size of every tile.
@@ -53,13 +75,13 @@ impl TileGrid {
         self.tile
     }
 
-    /// The first pixel column of each column of tiles, ascending; negative only where the image is padded.
+    /// The first pixel column of each column of tiles, ascending; before what is covered only where that is padded.
     #[must_use]
     pub fn columns(&self) -> &[i64] {
         &self.columns
     }
 
-    /// The first pixel row of each row of tiles, ascending; negative only where the image is padded.
+    /// The first pixel row of each row of tiles, ascending; before what is covered only where that is padded.
     #[must_use]
     pub fn rows(&self) -> &[i64] {
         &self.rows
@@ -83,7 +105,7 @@ impl TileGrid {
         TileIndex(row as u64 * self.columns.len() as u64 + column as u64)
     }
 
-    /// The pixels of a tile. They stick out of the image only where an axis of the image is shorter than the tile.
+    /// The pixels of a tile. They stick out of what is covered only where an axis of that is shorter than the tile.
     ///
     /// # Panics
     /// If there is no such tile.
@@ -129,6 +151,23 @@ mod tests {
         assert_eq!(grid.columns(), [-29]);
         assert_eq!(grid.rect(TileIndex(0)), Rect::new(-29, 0, 64, 64));
         assert_eq!(grid.rect(TileIndex(grid.len() - 1)).bottom(), 200);
+    }
+
+    #[test]
+    fn a_part_has_the_tiles_that_it_would_have_alone() {
+        let (image, tile) = (Size::new(700, 300), Size::new(64, 64));
+        for part in [Rect::new(37, 11, 211, 187), Rect::new(601, 290, 30, 10), Rect::new(0, 0, 700, 300)] {
+            let (grid, alone) =
+                (TileGrid::within(image, part, tile, 0.5).unwrap(), TileGrid::new(part.size(), tile, 0.5).unwrap());
+            assert_eq!((grid.image(), grid.covered(), grid.len()), (image, part, alone.len()));
+            for index in (0..grid.len()).map(TileIndex) {
+                let (here, there) = (grid.rect(index), alone.rect(index));
+                assert_eq!((here.x - part.x, here.y - part.y), (there.x, there.y), "{part}");
+            }
+        }
+        for wrong in [Rect::new(690, 0, 11, 5), Rect::new(-1, 0, 5, 5), Rect::new(5, 5, 0, 5)] {
+            assert!(TileGrid::within(image, wrong, tile, 0.5).is_err(), "{wrong}");
+        }
     }
 
     proptest::proptest! {

@@ -3,6 +3,7 @@
 //! - [`TargetGrid`] decides which virtual image a model works on, and [`Reader`] computes any rectangle of it;
 //! - [`TileGrid`] places tiles as nnU-Net does, [`Roi`] and [`tissue`] say which are wanted, [`Schedule`] in which order they run;
 //! - a [`Roi`] is built row by row, from [`Polygon`]s, or from the rows of a mask by its [`Placement`];
+//! - [`nonzero`] finds the part of an image that is not black, for models that were trained on no more;
 //! - [`ImageStatistics`] streams over the whole image for the normalizations that need it;
 //! - [`pyramid`] turns level n into level n + 1, for masks and for pictures.
 //!
@@ -24,6 +25,7 @@
 //! # Ok::<(), microtome_tile::Error>(())
 //! ```
 
+mod crop;
 mod error;
 mod grid;
 mod placement;
@@ -36,6 +38,7 @@ mod statistics;
 mod target;
 pub mod tissue;
 
+pub use crop::nonzero;
 pub use error::{Error, Result};
 pub use grid::{TileGrid, TileIndex};
 pub use placement::{PlacedRoi, Placement};

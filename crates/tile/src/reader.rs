@@ -30,6 +30,12 @@ impl<'a> Reader<'a> {
         Self { slide, grid }
     }
 
+    /// The slide.
+    #[must_use]
+    pub fn slide(&self) -> &'a dyn SlideReader {
+        self.slide
+    }
+
     /// The grid.
     #[must_use]
     pub fn grid(&self) -> &'a TargetGrid {

@@ -142,7 +142,7 @@ impl<'a> Schedule<'a> {
 
     /// The tile as a part of the strip, if it touches anything there that is wanted and not finished.
     fn tile_in(&self, strip: Rect, index: TileIndex) -> Option<ScheduledTile> {
-        let tile = self.grid.rect(index).intersect(self.grid.image().rect())?;
+        let tile = self.grid.rect(index).intersect(self.grid.covered())?;
         let columns = |from: i64, to: i64| {
             let (from, to) = (from.max(tile.x), to.min(tile.right()));
             from < to && self.wanted(Rect::new(from, tile.y, (to - from) as u64, tile.height))
@@ -171,10 +171,12 @@ impl<'a> Schedule<'a> {
         self.roi.is_none_or(|roi| roi.touches(rect))
     }
 
-    /// True if a block holds pixels that are wanted and not finished.
+    /// True if a block holds pixels that are wanted and not finished, and that tiles cover.
     #[must_use]
     pub fn wants_block(&self, block: TileCoord) -> bool {
-        let Some(rect) = self.block_rect(block) else { return false };
+        let Some(rect) = self.block_rect(block).filter(|rect| rect.intersect(self.grid.covered()).is_some()) else {
+            return false;
+        };
         let finished = self.finished.is_some_and(|Finished { cells, cell }| {
             cells.contains(&TileCoord { row: rect.y as u64 / cell.height, column: rect.x as u64 / cell.width })
         });
@@ -207,17 +209,25 @@ impl<'a> Schedule<'a> {
     /// Rows of blocks that can be touched and not yet finished at once: what blending must hold, per column of blocks.
     #[must_use]
     pub fn block_rows_in_flight(&self) -> u64 {
-        let (tile, block) = (self.grid.tile().height, self.block.height);
+        let (tile, block, covered) = (self.grid.tile().height, self.block.height, self.grid.covered());
         let rows = self.grid.rows();
-        // Before a row of tiles is added, everything above it is finished; its own blocks are held.
+        // Before a row of tiles is added, everything above it is finished; its own blocks are held, as far as tiles cover them.
         rows.iter()
             .map(|&y| {
-                let top = y.max(0) as u64;
-                let bottom = (y + tile as i64).max(1) as u64;
-                bottom.min(self.grid.image().height).div_ceil(block) - top / block
+                let (top, bottom) = (y.max(covered.y), (y + tile as i64).min(covered.bottom()));
+                (bottom as u64).div_ceil(block) - top as u64 / block
             })
             .max()
             .unwrap_or(1)
+    }
+
+    /// The same, whatever part of the image the tiles cover: for plans that are made before that is known.
+    #[must_use]
+    pub fn most_block_rows_in_flight(&self) -> u64 {
+        let (image, block) = (self.grid.image().height, self.block.height);
+        // So many rows of pixels, of which the first may be the last of a block.
+        let rows = self.grid.tile().height.min(image);
+        (1 + (rows + block - 2) / block).min(image.div_ceil(block))
     }
 }
 
@@ -231,8 +241,14 @@ mod tests {
         #[test]
         fn every_block_is_finished_once_and_after_its_last_tile(
             width in 1u64..300, height in 1u64..300, tile in 1u64..80, tenths in 2u32..=10, block in 1u64..70, strip in 1u64..5,
+            cut in proptest::array::uniform4(0u64..300),
         ) {
-            let grid = TileGrid::new(Size::new(width, height), Size::new(tile, tile), f64::from(tenths) / 10.0).unwrap();
+            // From none to all but one of the columns and rows are cut off, on both sides.
+            let (left, top) = (cut[0] % width, cut[1] % height);
+            let part = Size::new(width - left - cut[2] % (width - left), height - top - cut[3] % (height - top));
+            let covered = Rect::new(left as i64, top as i64, part.width, part.height);
+            let (tile, step) = (Size::new(tile, tile), f64::from(tenths) / 10.0);
+            let grid = TileGrid::within(Size::new(width, height), covered, tile, step).unwrap();
             let schedule = Schedule::new(&grid, None, Size::new(block, block), strip).unwrap();
             let mut covered = 0;
             for s in schedule.strips() {
@@ -244,15 +260,16 @@ mod tests {
                     for &t in &row.tiles {
                         proptest::prop_assert!(last < Some(t.index), "ascending");
                         last = Some(t.index);
-                        let rect = grid.rect(t.index).intersect(grid.image().rect()).unwrap();
+                        let rect = grid.rect(t.index).intersect(covered).unwrap();
                         proptest::prop_assert!(rect.y as u64 / block >= finished, "no tile touches a finished block");
-                        held = held.max((rect.bottom() as u64).div_ceil(block) - finished);
+                        held = held.max((rect.bottom() as u64).div_ceil(block) - finished.max(rect.y as u64 / block));
                     }
                     proptest::prop_assert_eq!(row.finished_blocks.start, finished);
                     finished = row.finished_blocks.end;
                 }
                 proptest::prop_assert_eq!(finished, height.div_ceil(block));
                 proptest::prop_assert!(held <= schedule.block_rows_in_flight());
+                proptest::prop_assert!(held <= schedule.most_block_rows_in_flight());
             }
             proptest::prop_assert_eq!(covered, width);
             let count = schedule.count();

@@ -164,9 +164,9 @@ impl ImageStatistics {
         Self { channels }
     }
 
-    /// Streams over the whole target grid, on the current rayon pool, and sums every pixel, or every one of a region. Pieces that do not
-    /// touch the region are not read; where it holds no pixel, there are no channels. `damage` says what becomes of tiles of the slide that
-    /// cannot be decoded.
+    /// Streams over a part of the target grid, on the current rayon pool, and sums every pixel, or every one of a region. Pieces that do
+    /// not touch the region are not read; where it holds no pixel, there are no channels. `damage` says what becomes of tiles of the slide
+    /// that cannot be decoded.
     ///
     /// Memory: two megapixels per thread. `progress` is told the pixels of each finished piece, read or not; once it says `false`, the
     /// pass is given up and there is no result.
@@ -175,6 +175,7 @@ impl ImageStatistics {
     /// [`Error::Slide`](crate::Error::Slide) if a part of the slide cannot be read.
     pub fn stream(
         reader: Reader<'_>,
+        part: Rect,
         region: Option<&Roi>,
         damage: Damage,
         progress: &(dyn Fn(u64) -> bool + Sync),
@@ -195,7 +196,9 @@ impl ImageStatistics {
                     Self::PIECE.width,
                     Self::PIECE.height,
                 );
-                let Some(rect) = rect.intersect(size.rect()) else { unreachable!("cells cover the grid") };
+                let Some(rect) = rect.intersect(size.rect()).and_then(|rect| rect.intersect(part)) else {
+                    return Ok(Self { channels: Vec::new() });
+                };
                 let statistics = Self::of_rect(reader, rect, region, damage)?;
                 if !progress(rect.size().area()) {
                     going.store(false, Ordering::Relaxed);

@@ -36,6 +36,9 @@ pub struct Card {
     /// What the model's authors found to improve their masks, in the order in which it is applied: `None` if they did not look, empty if
     /// nothing did. It is never applied unasked, and no part of the model's identity.
     pub postprocessing: Option<Vec<Postprocessing>>,
+    /// Whether images are cropped to the pixels that are not 0 before anything else: then statistics and tiles are those of the crop, and
+    /// what lies outside is background. nnU-Net does so.
+    pub crop_to_nonzero: bool,
     /// Names of the folds, whose logits are averaged.
     pub folds: Vec<String>,
     /// Parameters of one fold that are used at inference.
@@ -43,8 +46,8 @@ pub struct Card {
     /// Of the used weights and of every setting that changes the logits of a tile or their meaning
     /// (architecture, normalisation, tile, mirroring axes, mask values), in lower-case hexadecimal.
     ///
-    /// It is the same for an nnU-Net folder and for the package made from it, unless that keeps its weights in bf16; names, colours, resolution, step, window and the training set's
-    /// statistics are not part of it.
+    /// It is the same for an nnU-Net folder and for the package made from it, unless that keeps its weights in bf16; names, colours,
+    /// resolution, step, window, cropping and the training set's statistics are not part of it.
     pub sha256: String,
     /// The licence of the weights.
     pub licence: Option<String>,

@@ -400,6 +400,7 @@ pub(crate) mod tests {
             step: 0.5,
             window: Window::Gaussian,
             postprocessing: None,
+            crop_to_nonzero: false,
             folds: Vec::new(),
             parameters: 0,
             sha256: String::new(),

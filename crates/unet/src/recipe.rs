@@ -112,6 +112,7 @@ pub(crate) fn load(path: &Path, options: &ModelOptions) -> Result<Model> {
         step: recipe.step,
         window: recipe.window,
         postprocessing: None,
+        crop_to_nonzero: false,
         folds: Vec::new(),
         parameters: 0,
         sha256: String::new(),

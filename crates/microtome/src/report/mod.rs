@@ -38,9 +38,11 @@ fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S
     serializer.serialize_f64(duration.as_secs_f64())
 }
 
-/// The stages of a run. Reading, inference, blending and writing overlap; tissue and statistics come before.
+/// The stages of a run. Reading, inference, blending and writing overlap; the others come before.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct StageTimes {
+    /// Looking for black borders, where the image is cropped.
+    pub crop: StageTime,
     /// Looking for tissue.
     pub tissue: StageTime,
     /// The first pass over the whole slide, where the normalization needs one.
@@ -58,8 +60,9 @@ pub struct StageTimes {
 impl StageTimes {
     /// All stages by name, in the order of the data.
     #[must_use]
-    pub fn named(&self) -> [(&'static str, StageTime); 6] {
+    pub fn named(&self) -> [(&'static str, StageTime); 7] {
         [
+            ("crop", self.crop),
             ("tissue", self.tissue),
             ("statistics", self.statistics),
             ("reading", self.reading),
@@ -196,6 +199,9 @@ impl std::fmt::Display for Summary {
             write!(f, " of {:.4} x {:.4} um", mpp.x, mpp.y)?;
         }
         writeln!(f, ", from {}", level_and_resampling(target))?;
+        if let Some(crop) = &self.geometry.crop {
+            writeln!(f, "crop         {crop}")?;
+        }
         let t = self.tiles;
         write!(f, "tiles        {} of {} run, {} skipped", t.run, t.grid, t.skipped)?;
         if t.repeated > 0 {

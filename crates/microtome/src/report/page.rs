@@ -116,6 +116,9 @@ impl Page<'_> {
         if geometry.colors == Colors::Srgb {
             facts.push(("colours", "sRGB, converted by the slide's ICC profile".into()));
         }
+        if let Some(crop) = &geometry.crop {
+            facts.push(("crop to what is not black", crop.to_string()));
+        }
         if let Some(share) = self.summary.tissue_share {
             facts.push(("tissue", format!("{:.2} % of the slide", share * 100.0)));
         }

@@ -100,6 +100,7 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
         step: 0.5,
         window: Window::Gaussian,
         postprocessing,
+        crop_to_nonzero: true,
         folds: names.clone(),
         parameters: 0,
         sha256: String::new(),
