@@ -35,22 +35,27 @@ fn logit(class: usize, darkness: f32, u: u64, v: u64) -> f32 {
 
 /// A model whose logits depend on the pixel and on where in the tile it lies.
 #[derive(Debug)]
-struct PlaceModel {
+pub(crate) struct PlaceModel {
     base: ConstantModel,
 }
 
 impl PlaceModel {
-    fn new(tile: Size, classes: usize) -> Self {
+    pub(crate) fn new(tile: Size, classes: usize) -> Self {
         Self { base: ConstantModel::new(tile, &vec![0.0; classes]) }
     }
 
-    fn regions(mut self) -> Self {
+    pub(crate) fn regions(mut self) -> Self {
         let class_order = (1..=self.base.card().classes.len() as u16).collect();
         self.base.card_mut().output = Output::Regions { class_order };
         let classes = self.base.card().classes.len() as u16 + 1;
         let class = |value| microtome::io::Class::with_default_color(value, format!("region {value}"));
         self.base.card_mut().classes = (0..classes).map(class).collect();
         self
+    }
+
+    /// The card, to change what a test needs otherwise.
+    pub(crate) fn card_mut(&mut self) -> &mut Card {
+        self.base.card_mut()
     }
 }
 

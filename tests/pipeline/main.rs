@@ -6,6 +6,7 @@
 mod blending;
 mod bundled;
 mod constant;
+mod crop;
 mod damage;
 mod determinism;
 mod function;

@@ -197,6 +197,9 @@ fn describe(out: &mut impl Write, card: &Card, model: &Model) -> Result<()> {
     for (channel, normalization) in card.channels.iter().zip(&card.normalization) {
         writeln!(out, "channel      {channel}, normalised by {normalization:?}")?;
     }
+    if card.crop_to_nonzero {
+        writeln!(out, "crop         black borders are cut off before anything else")?;
+    }
     let kind = match card.output {
         Output::Labels => "class",
         Output::Regions { .. } => "region",

@@ -640,7 +640,14 @@ impl<'p> Segmenter<'p> {
             ),
             Product::Probabilities => (
                 format!("{}: probabilities", self.name()),
-                "microtome: round(255 p), 0 in all channels where nothing was computed; mean of 2 x 2 pixels",
+                match geometry.crop {
+                    None => {
+                        "microtome: round(255 p), 0 in all channels where nothing was computed; mean of 2 x 2 pixels"
+                    }
+                    Some(_) => {
+                        "microtome: round(255 p), 0 in all channels where nothing was computed, certainty where a black border was cut off; mean of 2 x 2 pixels"
+                    }
+                },
                 Content::Image { channels: self.channels(&geometry.decision) },
             ),
             Product::Confidence => (
