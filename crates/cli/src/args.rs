@@ -35,6 +35,8 @@ pub(crate) enum Command {
     Read(Read),
     /// Compare every shard of a mask with the digests in the journal of its run
     Verify(Verify),
+    /// Apply to a finished mask what a model's authors found to improve it, or what you ask for
+    Postprocess(Postprocess),
     /// Inspect and import models
     #[command(subcommand)]
     Model(ModelCommand),
@@ -417,6 +419,57 @@ pub(crate) struct Verify {
     /// As JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Postprocess {
+    /// The mask; it stays as it is
+    #[arg(value_name = "MASK")]
+    pub(crate) mask: PathBuf,
+
+    /// The result
+    #[arg(short, long, value_name = "STORE")]
+    pub(crate) output: PathBuf,
+
+    /// Apply the post-processing that this model comes with
+    #[arg(
+        short,
+        long,
+        value_name = "MODEL",
+        conflicts_with = "keep_largest",
+        required_unless_present = "keep_largest"
+    )]
+    pub(crate) model: Option<PathBuf>,
+
+    /// Make background of all pixels with one of these values that are not in the largest connected component of such pixels; again for
+    /// a further step
+    #[arg(long, value_name = "VALUE,...", value_parser = values)]
+    pub(crate) keep_largest: Vec<Values>,
+
+    /// Replace a finished store at the output
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+
+    /// No progress
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+
+    /// Say what was done as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Values of a mask, separated by commas.
+#[derive(Debug, Clone)]
+pub(crate) struct Values(pub(crate) Vec<u16>);
+
+fn values(text: &str) -> Result<Values, String> {
+    let value = |part: &str| part.trim().parse().ok().filter(|v: &u16| *v > 0);
+    let all: Option<Vec<u16>> = text.split(',').map(value).collect();
+    let mut all = all.ok_or("values are whole numbers from 1 to 65535, separated by commas")?;
+    all.sort_unstable();
+    all.dedup();
+    Ok(Values(all))
 }
 
 #[derive(Debug, Subcommand)]

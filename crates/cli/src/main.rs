@@ -7,6 +7,7 @@ mod failure;
 mod heap;
 mod info;
 mod model;
+mod postprocess;
 mod preview;
 mod progress;
 mod read;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Command::Validate(a) => validate::run(&a),
         Command::Read(a) => read::run(&a).map(|()| 0),
         Command::Verify(a) => verify::run(&a),
+        Command::Postprocess(a) => postprocess::run(&a).map(|()| 0),
         Command::Model(ModelCommand::Import(a)) => model::import(&a).map(|()| 0),
         Command::Model(ModelCommand::Info(a)) => model::info(&a),
     };

@@ -40,6 +40,7 @@ mod norm_stats;
 mod output;
 mod pipeline;
 mod plan;
+mod postprocess;
 #[cfg(test)]
 mod power_loss;
 mod precision;
@@ -64,6 +65,7 @@ pub use microtome_unet as unet;
 pub use norm_stats::NormStats;
 pub use output::{Existing, store_of};
 pub use plan::{Geometry, MemoryPlan, STRIP_TILES};
+pub use postprocess::{Postprocessed, postprocess};
 pub use precision::measure_precision;
 pub use progress::{Observer, Phase, Silent};
 pub use region::{Region, RegionOrigin, RoiSource};

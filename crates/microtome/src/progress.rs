@@ -15,6 +15,8 @@ pub enum Phase {
     Segmentation,
     /// Decoding every tile of a slide.
     Validation,
+    /// A finished mask through a change of the whole.
+    Postprocessing,
 }
 
 /// Watches a run. Its methods are called from several threads and should return at once.

@@ -29,6 +29,7 @@
 
 mod accumulator;
 mod blender;
+mod components;
 mod error;
 mod half_accumulator;
 mod journal;
@@ -42,6 +43,7 @@ pub use accumulator::{
     Accumulation, Accumulator, BlockSums, CpuAccumulator, Planes, Sums, TileLogits, Wanted, WeightSum,
 };
 pub use blender::{Blender, Layout};
+pub use components::Components;
 pub use error::{Error, Result};
 pub use half_accumulator::HalfAccumulator;
 pub use journal::{Entry, Journal, Line, Record, UnreadableTile};
