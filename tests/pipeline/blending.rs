@@ -258,7 +258,7 @@ proptest! {
         (settings.chunk, settings.shard) = (chunk, 2 * chunk * shard_pairs);
         settings.memory = least_memory(&slide, &model, &settings) + spare;
         let (mask, summary) = segment(&slide, &model, &settings);
-        prop_assert_eq!(summary.geometry.window, window);
+        prop_assert_eq!(summary.geometry.tilings[0].window, window);
         let levels = levels_of(&mask);
         assert_same(size, &levels[0].1, &vec![winner as u16; size.area() as usize], "level 0");
         assert_pyramid(&levels, chunk, "pyramid");

@@ -84,9 +84,10 @@ pub(crate) struct Segment {
     #[command(flatten)]
     pub(crate) opening: Opening,
 
-    /// The model: an nnU-Net v2 result folder or a microtome package
-    #[arg(short, long)]
-    pub(crate) model: PathBuf,
+    /// The model: an nnU-Net v2 result folder or a microtome package. Given several times, the models run together, each with
+    /// its own tiles and folds, and the mean of their probabilities decides
+    #[arg(short, long = "model", value_name = "MODEL", required = true)]
+    pub(crate) models: Vec<PathBuf>,
 
     /// Where the mask goes; with several slides, the folder for NAME.ome.zarr of each
     #[arg(short, long, value_name = "OUT")]

@@ -21,24 +21,43 @@ pub(crate) fn run(args: &args::Segment) -> Result<u8> {
     if args.exact && !matches!(args.precision, None | Some(args::Precision::F32)) {
         bail!("--exact is f32 arithmetic: it does not go with another --precision");
     }
-    let model = Model::open(&args.model, &args.weights.options()).map_err(Error::Model)?;
     let arithmetic = if args.exact { Arithmetic::Exact } else { Arithmetic::Fast };
     let asked = args.precision.map(Into::into);
-    let precision = model.card().precision.choose(asked, args.device, arithmetic).map_err(Error::Model)?;
+    let open = |path| Model::open(path, &args.weights.options()).map_err(Error::Model);
+    let models = args.models.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let choose = |model: &Model| model.card().precision.choose(asked, args.device, arithmetic).map_err(Error::Model);
+    let precision = choose(&models[0])?;
+    for other in &models[1..] {
+        let choice = choose(other)?;
+        if choice.precision != precision.precision {
+            return Err(Error::Usage(format!(
+                "the models {} and {} recommend different precisions, {} and {}: --precision decides for all",
+                models[0].card().name,
+                other.card().name,
+                precision.precision,
+                choice.precision
+            ))
+            .into());
+        }
+    }
     let execution = Execution {
         device: args.device,
         mirroring: if args.no_tta { Mirroring::Off } else { Mirroring::AsTrained },
         precision: precision.precision,
         arithmetic,
     };
-    let predictor = model.predictor(&execution).map_err(Error::Model)?;
-    if let (Some(advice), false) = (predictor.advice(), args.quiet) {
+    let mut predictors = Vec::new();
+    for model in models {
+        predictors.push(model.predictor(&execution).map_err(Error::Model)?);
+    }
+    // The same for all: it is about how they are run.
+    if let (Some(advice), false) = (predictors.iter().find_map(|predictor| predictor.advice()), args.quiet) {
         failure::say(&format!("note: {advice}"));
     }
     let mut settings = settings(args);
     settings.norm_stats = norm_stats(&args.norm_stats)?;
     settings.precision = Some(precision);
-    let segmenter = Segmenter::new(predictor.as_ref(), settings)?;
+    let segmenter = Segmenter::ensemble(predictors.iter().map(AsRef::as_ref).collect(), settings)?;
     signals::watch().context("signals cannot be watched")?;
 
     let fresh = jobs.len() > 1 && !args.dry_run && !args.output.exists();
@@ -62,7 +81,12 @@ pub(crate) fn run(args: &args::Segment) -> Result<u8> {
         }
     }
     if args.profile {
-        profile(predictor.as_ref(), args)?;
+        for predictor in &predictors {
+            if predictors.len() > 1 && !args.json {
+                println(&format!("profile of {}", predictor.card().name))?;
+            }
+            profile(predictor.as_ref(), args)?;
+        }
     }
     let nothing = failures.len() == jobs.len() && !failures.contains(&WITH_FAULTS);
     if fresh && nothing {
@@ -82,7 +106,7 @@ fn profile(predictor: &dyn Predictor, args: &args::Segment) -> Result<()> {
     match predictor.profile() {
         // Done already, or failed before the network was asked: there is nothing to tell.
         Some(profile) if profile.passes == 0 => Ok(()),
-        Some(profile) if args.json => print(&json!({ "profile": profile })),
+        Some(profile) if args.json => print(&json!({ "model": predictor.card().name, "profile": profile })),
         Some(profile) => println(&profile.to_string()),
         None => {
             failure::say("warning: no profile: on this device layers are not timed one by one");

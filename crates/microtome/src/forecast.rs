@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use microtome_io::Rect;
 use microtome_stitch::Product;
-use microtome_tile::{Reader, Schedule, TileCount};
-use microtome_unet::{Normalizer, Predictor, Tile};
+use microtome_tile::{Lockstep, Reader, Schedule, TileCount, TileRow};
+use microtome_unet::Tile;
 use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::Result;
-use crate::pipeline::{Pools, network_tile};
+use crate::pipeline::{Member, Pools, network_tile};
 use crate::plan::{Geometry, MemoryPlan};
 use crate::units::Bytes;
 
@@ -20,7 +20,7 @@ use crate::units::Bytes;
 pub struct Forecast {
     /// Target grid, step, weights.
     pub geometry: Geometry,
-    /// Tiles of the grid, those that touch the region, and those that do not.
+    /// Tiles of the grid (of several models, of all of theirs), those that touch the region, and those that do not.
     pub tiles: TileCount,
     /// Share of the slide that the region covers, 0 to 1; `None` where every tile runs.
     pub region_share: Option<f64>,
@@ -51,12 +51,12 @@ pub struct DiskPlan {
     pub scratch: u64,
 }
 
-/// Seconds that a run will take, from one batch of its own tiles.
+/// Seconds that a run will take, from one batch of its own tiles for each model.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct ExpectedTime {
     /// Reading all tiles.
     pub reading: f64,
-    /// The network over all tiles.
+    /// The networks over all tiles.
     pub inference: f64,
     /// The first pass over the slide, where the normalisation needs one.
     pub statistics: f64,
@@ -67,7 +67,7 @@ pub struct ExpectedTime {
 impl DiskPlan {
     /// What a schedule takes that writes these products.
     pub(crate) fn of(
-        schedule: &Schedule<'_>,
+        schedule: &Lockstep<'_>,
         geometry: &Geometry,
         products: &[Product],
         shard: u64,
@@ -89,9 +89,12 @@ impl DiskPlan {
         // Each level has a quarter of the pixels of the one below.
         let stores = products.iter().map(bytes).sum::<u64>() * wanted * 4 / 3;
         let kept = |strip: &microtome_tile::Strip| -> u64 {
-            let tiles = schedule.rows(strip).flat_map(|row| row.tiles).filter(|tile| tile.again);
             let part = |rect: Rect| (rect.right() - strip.rect.right()).max(0) as u64 * rect.height;
-            tiles.map(|tile| part(schedule.grid().rect(tile.index))).sum()
+            let of = |(model, row): (usize, TileRow)| -> u64 {
+                let tiles = row.tiles.iter().filter(|tile| tile.again);
+                tiles.map(|tile| part(schedule.grid(model).rect(tile.index))).sum()
+            };
+            schedule.rows(strip).map(of).sum()
         };
         let widest = if scratch { schedule.strips().map(|strip| kept(&strip)).max().unwrap_or(0) } else { 0 };
         // Two strips' worth at once: what is taken, and what is kept.
@@ -99,16 +102,34 @@ impl DiskPlan {
     }
 }
 
-/// Runs one batch of tiles from the middle of the schedule, and reckons with that. `first_pass` says whether the slide is read once more.
+/// Runs one batch of tiles of each model from the middle of its schedule, and reckons with that. `first_pass` says whether the slide is
+/// read once more.
 pub(crate) fn calibrate(
     reader: Reader<'_>,
-    schedule: &Schedule<'_>,
-    predictor: &dyn Predictor,
-    normalizer: &Normalizer,
+    schedule: &Lockstep<'_>,
+    members: &[Member<'_>],
     pools: &Pools,
-    batch: usize,
     first_pass: FirstPass,
 ) -> Result<ExpectedTime> {
+    let mut time = ExpectedTime { reading: 0.0, inference: 0.0, statistics: 0.0, total: 0.0 };
+    for (n, (member, schedule)) in members.iter().zip(schedule.schedules()).enumerate() {
+        let first_pass = if n == 0 { first_pass } else { FirstPass::Not };
+        let own = calibrate_one(reader, schedule, member, pools, first_pass)?;
+        time.reading += own.reading;
+        time.inference += own.inference;
+        time.statistics += own.statistics;
+    }
+    Ok(ExpectedTime { total: time.statistics + time.reading.max(time.inference), ..time })
+}
+
+fn calibrate_one(
+    reader: Reader<'_>,
+    schedule: &Schedule<'_>,
+    member: &Member<'_>,
+    pools: &Pools,
+    first_pass: FirstPass,
+) -> Result<ExpectedTime> {
+    let batch = member.batch;
     let count = schedule.count();
     let all = count.run + count.repeated;
     let covered = schedule.grid().covered();
@@ -133,7 +154,7 @@ pub(crate) fn calibrate(
     let inputs: Vec<Tile<'_>> =
         tiles.iter().zip(&pixels).map(|((rect, _), pixels)| network_tile(*rect, covered, pixels)).collect();
     let start = Instant::now();
-    pools.network.install(|| predictor.predict(&inputs, normalizer))?;
+    pools.network.install(|| member.predictor.predict(&inputs, &member.normalizer))?;
     let inference = start.elapsed().as_secs_f64() / tiles.len() as f64;
     let pixels_read: u64 = tiles.iter().map(|(_, visible)| visible.size().area()).sum();
     let statistics = match first_pass {

@@ -17,7 +17,7 @@ use microtome_stitch::{
     Sums, TileLogits, UnreadableTile, Wanted, Window,
 };
 use microtome_tile::pyramid::Shard;
-use microtome_tile::{Reader, Schedule, ScheduledTile, Strip};
+use microtome_tile::{Lockstep, Reader, ScheduledTile, Strip, TileIndex};
 use microtome_unet::{Logits, Normalizer, Predictor, Tile};
 use rayon::prelude::*;
 
@@ -41,9 +41,10 @@ enum Event<T> {
     Finished(Range<u64>),
 }
 
-/// Which tile, and where it lies.
+/// Which tile of which model, and where it lies.
 #[derive(Debug, Clone, Copy)]
 struct Place {
+    model: usize,
     tile: ScheduledTile,
     rect: Rect,
 }
@@ -94,18 +95,25 @@ impl Pools {
     }
 }
 
+/// One of the models that run.
+pub(crate) struct Member<'a> {
+    pub(crate) predictor: &'a dyn Predictor,
+    pub(crate) normalizer: Normalizer,
+    pub(crate) window: Arc<Window>,
+    /// Tiles per call.
+    pub(crate) batch: usize,
+}
+
 /// Everything the stages share.
 pub(crate) struct Pipeline<'a> {
     pub(crate) slide_name: &'a str,
     pub(crate) reader: Reader<'a>,
-    pub(crate) predictor: &'a dyn Predictor,
-    pub(crate) normalizer: &'a Normalizer,
-    pub(crate) schedule: &'a Schedule<'a>,
+    pub(crate) members: &'a [Member<'a>],
+    /// Of all members, in their order.
+    pub(crate) schedule: &'a Lockstep<'a>,
     pub(crate) layout: Layout<'a>,
-    pub(crate) window: Arc<Window>,
     pub(crate) sums: Sums,
     pub(crate) accumulate: Accumulation,
-    pub(crate) batch: usize,
     pub(crate) on_bad_tile: OnBadTile,
     /// Where to keep logits for the next strip, in place of computing them twice.
     pub(crate) scratch: Option<&'a Path>,
@@ -155,9 +163,11 @@ impl Pipeline<'_> {
     }
 
     fn read(&self, mut out: Output<Vec<Event<Pixels>>>) -> Result<Option<StageTime>> {
-        let covered = self.schedule.grid().covered();
+        let covered = self.schedule.grid(0).covered();
         let mut batch: Vec<Event<Rect>> = Vec::new();
+        // Tiles in the batch, all of one model.
         let mut tiles = 0;
+        let mut of = 0;
         // The batch after the one that is read: the system fetches its bytes meanwhile.
         let mut ahead: Vec<Event<Rect>> = Vec::new();
         let mut flush = |batch: &mut Vec<Event<Rect>>| -> Result<Result<(), Stopped>> {
@@ -183,18 +193,24 @@ impl Pipeline<'_> {
         for strip in self.schedule.strips() {
             let rows = self.schedule.rows(&strip);
             batch.push(Event::Strip(strip));
-            for row in rows {
+            for (model, row) in rows {
                 for tile in row.tiles {
-                    let rect = self.schedule.grid().rect(tile.index);
+                    let rect = self.schedule.grid(model).rect(tile.index);
                     let Some(visible) = rect.intersect(covered) else { continue };
-                    let place = Place { tile, rect };
+                    let place = Place { model, tile, rect };
                     if tile.before && self.scratch.is_some() {
                         batch.push(Event::Kept(place));
                         continue;
                     }
+                    if tiles > 0 && of != model {
+                        tiles = 0;
+                        if flush(&mut batch)?.is_err() {
+                            return Ok(None);
+                        }
+                    }
                     batch.push(Event::Tile(place, visible));
-                    tiles += 1;
-                    if tiles == self.batch {
+                    (tiles, of) = (tiles + 1, model);
+                    if tiles == self.members[model].batch {
                         tiles = 0;
                         if flush(&mut batch)?.is_err() {
                             return Ok(None);
@@ -231,24 +247,26 @@ impl Pipeline<'_> {
         mut out: Output<Vec<Event<Logits>>>,
     ) -> Result<Option<StageTime>> {
         while let Some(events) = input.next() {
-            let tiles: Vec<(Rect, &Pixels)> = events
+            let tiles: Vec<(Place, &Pixels)> = events
                 .iter()
-                .filter_map(
-                    |event| if let Event::Tile(place, pixels) = event { Some((place.rect, pixels)) } else { None },
-                )
+                .filter_map(|event| if let Event::Tile(place, pixels) = event { Some((*place, pixels)) } else { None })
                 .collect();
-            let covered = self.schedule.grid().covered();
+            let covered = self.schedule.grid(0).covered();
             let inputs: Vec<Tile<'_>> =
-                tiles.iter().map(|(rect, pixels)| network_tile(*rect, covered, pixels)).collect();
-            let logits = if inputs.is_empty() {
-                Vec::new()
-            } else {
-                out.work(&self.pools.network, || self.predictor.predict(&inputs, self.normalizer)).map_err(
-                    |source| {
-                        let tiles = format!("from {} to {}", tiles[0].0, tiles[tiles.len() - 1].0);
+                tiles.iter().map(|(place, pixels)| network_tile(place.rect, covered, pixels)).collect();
+            let logits = match tiles.first() {
+                None => Vec::new(),
+                Some((first, _)) => {
+                    let Member { predictor, normalizer, .. } = &self.members[first.model];
+                    let predicted = out.work(&self.pools.network, || predictor.predict(&inputs, normalizer));
+                    predicted.map_err(|source| {
+                        let mut tiles = format!("from {} to {}", first.rect, tiles[tiles.len() - 1].0.rect);
+                        if self.members.len() > 1 {
+                            tiles = format!("{tiles} of the model {}", predictor.card().name);
+                        }
                         Error::Inference { slide: self.slide_name.into(), tiles, source: Box::new(source) }
-                    },
-                )?
+                    })?
+                }
             };
             let mut logits = logits.into_iter();
             let fewer = || Error::Usage("the predictor gave fewer logits than there are tiles".into());
@@ -281,10 +299,10 @@ impl Pipeline<'_> {
                         stage.add()?;
                         stage.begin(strip, wanted.clone())?;
                     }
-                    Event::Tile(place, logits) => stage.tiles.push((place, place.rect, logits.values)),
+                    Event::Tile(place, logits) => stage.push(place, place.rect, logits.values)?,
                     Event::Kept(place) => {
                         stage.take(place)?;
-                        if stage.tiles.len() >= self.batch {
+                        if stage.tiles.len() >= self.members[place.model].batch {
                             stage.add()?;
                         }
                     }
@@ -311,14 +329,20 @@ impl Pipeline<'_> {
         Ok(Some((stage.out.time.after(input.starved), scratch)))
     }
 
-    /// No sums yet.
-    fn accumulator(&self, wanted: Wanted) -> Box<dyn Accumulator> {
+    /// No sums yet of a model.
+    fn accumulator(&self, member: &Member<'_>, wanted: Wanted) -> Box<dyn Accumulator> {
         let Layout { image, block, .. } = self.layout;
-        let window = self.window.clone();
+        let window = member.window.clone();
         match self.accumulate {
             Accumulation::F32 => Box::new(CpuAccumulator::new(image, block, self.sums, window, wanted)),
             Accumulation::F16Nnunet => Box::new(HalfAccumulator::new(image, block, self.sums, window, wanted)),
         }
+    }
+
+    /// The name of a tile in the scratch file: those of a model follow on those of the models before.
+    fn key(&self, place: Place) -> TileIndex {
+        let before: u64 = self.schedule.schedules()[..place.model].iter().map(|schedule| schedule.grid().len()).sum();
+        TileIndex(before + place.tile.index.0)
     }
 
     /// Blocks that are wanted and not finished, row by row.
@@ -343,13 +367,15 @@ struct Blending<'p> {
     out: Output<Finished>,
     scratch: Option<Scratch>,
     strip: Option<(Strip, Blender<'p, Box<dyn Accumulator>>)>,
-    /// Tiles that are not added yet: the part of each that its logits are for.
+    /// Tiles of one model that are not added yet: the part of each that its logits are for.
     tiles: Vec<(Place, Rect, Vec<f32>)>,
 }
 
 impl Blending<'_> {
     fn begin(&mut self, strip: Strip, wanted: Arc<Vec<bool>>) -> Result<()> {
-        let sums = self.pipeline.accumulator(Wanted { rect: strip.rect, blocks: Some(wanted) });
+        let wanted = Wanted { rect: strip.rect, blocks: Some(wanted) };
+        let members = self.pipeline.members.iter();
+        let sums = members.map(|member| self.pipeline.accumulator(member, wanted.clone())).collect();
         let blender = Blender::new(self.pipeline.layout, strip.clone(), sums)?;
         self.strip = Some((strip, blender));
         match &mut self.scratch {
@@ -362,20 +388,30 @@ impl Blending<'_> {
         self.strip.as_ref().map_or(0, |(strip, _)| strip.rect.width)
     }
 
+    /// Gathers a tile, with those of its model.
+    fn push(&mut self, place: Place, part: Rect, values: Vec<f32>) -> Result<()> {
+        if self.tiles.first().is_some_and(|(first, ..)| first.model != place.model) {
+            self.add()?;
+        }
+        self.tiles.push((place, part, values));
+        Ok(())
+    }
+
     /// Adds the tiles gathered so far, keeps what the next strip needs of them, and forgets them.
     fn add(&mut self) -> Result<()> {
-        let (Some((strip, blender)), false) = (&mut self.strip, self.tiles.is_empty()) else { return Ok(()) };
+        let (Some((strip, blender)), Some((first, ..))) = (&mut self.strip, self.tiles.first()) else { return Ok(()) };
+        let model = first.model;
         let logits: Vec<_> = self
             .tiles
             .iter()
             .map(|(place, part, values)| TileLogits { tile: place.rect, part: *part, values })
             .collect();
-        self.out.work(&self.pipeline.pools.pixels, || blender.add(&logits))?;
+        self.out.work(&self.pipeline.pools.pixels, || blender.add(model, &logits))?;
         if let Some(scratch) = &mut self.scratch {
             for ((place, ..), logits) in self.tiles.iter().zip(&logits).filter(|((place, ..), _)| place.tile.again) {
                 let start = Instant::now();
                 if let Some((part, values)) = logits.from_column(strip.rect.right()) {
-                    scratch.keep(place.tile.index, &Kept::Logits { part, values })?;
+                    scratch.keep(self.pipeline.key(*place), &Kept::Logits { part, values })?;
                 }
                 self.out.time.busy += start.elapsed();
             }
@@ -389,10 +425,10 @@ impl Blending<'_> {
     fn take(&mut self, place: Place) -> Result<()> {
         let Some(scratch) = &mut self.scratch else { return Ok(()) };
         let start = Instant::now();
-        let kept = scratch.take(place.tile.index)?;
+        let kept = scratch.take(self.pipeline.key(place))?;
         self.out.time.busy += start.elapsed();
         match kept {
-            Kept::Logits { part, values } => self.tiles.push((place, part, values)),
+            Kept::Logits { part, values } => self.push(place, part, values)?,
             // Tiles are kept in their order: those before it first.
             Kept::Unreadable => {
                 self.add()?;
@@ -408,7 +444,7 @@ impl Blending<'_> {
             blender.exclude(place.rect);
         }
         if let (Some(scratch), true) = (&mut self.scratch, place.tile.again) {
-            scratch.keep(place.tile.index, &Kept::Unreadable)?;
+            scratch.keep(self.pipeline.key(place), &Kept::Unreadable)?;
         }
         for tile in tiles {
             if self.out.send(Finished::Unreadable(tile)).is_err() {

@@ -3,16 +3,17 @@
 use microtome_io::Size;
 use microtome_io::slide::{Colors, Resolution, ResolutionSource, SlideReader};
 use microtome_io::{Microns, SampleType};
-use microtome_stitch::{Accumulation, Decision, Product, Sums, WeightSum, Window, WindowShape};
+use microtome_stitch::{Accumulation, Decision, MeanProbabilities, Product, Sums, WeightSum, Window, WindowShape};
 use microtome_tile::{
-    ImageStatistics, Reader, Schedule, TargetGrid, TargetOptions, TargetResolution, TileGrid, check_channels, tissue,
+    Finished, ImageStatistics, Lockstep, Reader, Roi, Schedule, TargetGrid, TargetOptions, TargetResolution, TileGrid,
+    check_channels, tissue,
 };
-use microtome_unet::{Output, Predictor};
+use microtome_unet::{Card, Output, Predictor};
 use serde::Serialize;
 
 use crate::crop::Crop;
 use crate::settings::Settings;
-use crate::{Error, Result};
+use crate::{Error, Result, members};
 
 /// Batches that may wait between two stages.
 pub(crate) const QUEUE: usize = 2;
@@ -58,34 +59,43 @@ pub struct Geometry {
     /// Where the image is cropped to what is not black: what is left. All of it, before the slide has been looked at; `None` where it is
     /// not cropped.
     pub crop: Option<Crop>,
-    /// Step between tiles, as a fraction of a tile.
-    pub step: f64,
-    /// Weights of a tile.
-    pub window: WindowShape,
+    /// How each model goes over it.
+    pub tilings: Vec<Tiling>,
     /// With which numbers logits are summed.
     pub accumulate: Accumulation,
     /// From logits to labels.
     pub decision: Decision,
     /// How a label is stored.
     pub sample: SampleType,
+}
+
+/// How a model goes over the target grid.
+#[derive(Debug, Clone, Serialize)]
+pub struct Tiling {
+    /// The model's name.
+    pub model: String,
+    /// Its card's.
+    pub sha256: String,
+    /// One network input.
+    pub tile: Size,
+    /// Step between tiles, as a fraction of a tile.
+    pub step: f64,
+    /// Weights of a tile.
+    pub window: WindowShape,
     #[serde(skip)]
-    pub(crate) tiles: TileGrid,
+    pub(crate) grid: TileGrid,
 }
 
 impl Geometry {
-    pub(crate) fn new(slide: &dyn SlideReader, predictor: &dyn Predictor, settings: &Settings) -> Result<Self> {
-        let card = predictor.card();
+    /// The geometry of a run of these models, which agree in what their mask is.
+    pub(crate) fn new(slide: &dyn SlideReader, predictors: &[&dyn Predictor], settings: &Settings) -> Result<Self> {
+        let cards: Vec<&Card> = predictors.iter().map(|predictor| predictor.card()).collect();
+        let card = cards[0];
         check_channels(slide, card.channels.len())?;
         let resolution = resolution(slide, settings)?;
-        let target = match (settings.model_mpp, card.mpp) {
-            (Some(target), _) => target,
-            (None, Some(mpp)) => TargetResolution::Mpp(mpp),
-            (None, None) => {
-                return Err(Error::Usage(format!(
-                    "the model {} does not say at which resolution it works: give it (--model-mpp, micrometres per pixel), or --model-mpp native to run on level 0 as it is",
-                    card.name
-                )));
-            }
+        let target = match settings.model_mpp {
+            Some(target) => target,
+            None => TargetResolution::Mpp(members::mpp(&cards, settings.mpp_tolerance)?),
         };
         let options = TargetOptions {
             resolution: target,
@@ -93,60 +103,92 @@ impl Geometry {
             max_enlargement: settings.max_enlargement,
         };
         let target = TargetGrid::plan(slide.info(), resolution.as_ref().map(|r| r.mpp), &options)?;
-        let step = settings.step.unwrap_or(card.step);
         let decision = match &card.output {
             Output::Labels => Decision::Argmax { classes: card.classes.len() },
             Output::Regions { class_order } => Decision::Regions { values: class_order.clone() },
         };
-        let window = settings.window.unwrap_or(match card.window {
-            microtome_unet::Window::Gaussian => WindowShape::Gaussian,
-            microtome_unet::Window::Constant => WindowShape::Constant,
-        });
-        let accumulate = settings.accumulate;
-        if accumulate == Accumulation::F16Nnunet && !matches!(window, WindowShape::Gaussian | WindowShape::Constant) {
-            let message = "f16-nnunet sums as nnU-Net does (--accumulate), which has no such window: gaussian and constant are its (--window)";
-            return Err(Error::Usage(message.into()));
-        }
-        let tiles = TileGrid::new(target.size, card.tile, step)?;
-        let crops = settings.crop_nonzero.crops(card.crop_to_nonzero);
+        let tilings = cards.iter().map(|card| Tiling::new(card, target.size, settings)).collect::<Result<_>>()?;
+        let crops = settings.crop_nonzero.crops(members::crop(&cards, settings.crop_nonzero)?);
         let crop = crops.then(|| Crop::new(target.size.rect(), &target, slide.info().size()));
         Ok(Self {
             resolution,
             colors: slide.info().colors,
             crop,
             target,
-            step,
-            window,
-            accumulate,
+            tilings,
+            accumulate: settings.accumulate,
             sample: decision.sample(),
             decision,
-            tiles,
         })
     }
-}
 
-impl Geometry {
+    /// What has to be summed of each model for these products. Labels of one model need no mean logits; those of several are decided by
+    /// probabilities, which do.
+    pub(crate) fn sums(&self, products: &[Product]) -> Sums {
+        let labels_alone = products.iter().all(|&product| product == Product::Labels);
+        let weights = if labels_alone && self.tilings.len() == 1 { WeightSum::Omitted } else { WeightSum::Kept };
+        Sums { planes: self.decision.planes(), weights }
+    }
+
     /// The same for an image that is cropped.
     pub(crate) fn cropped(mut self, crop: Crop) -> Result<Self> {
-        self.tiles = TileGrid::within(self.target.size, crop.target, self.tiles.tile(), self.step)?;
+        for tiling in &mut self.tilings {
+            tiling.grid = TileGrid::within(self.target.size, crop.target, tiling.tile, tiling.step)?;
+        }
         self.crop = Some(crop);
         Ok(self)
     }
 
-    /// What has to be summed for these products.
-    pub(crate) fn sums(&self, products: &[Product]) -> Sums {
-        let labels_alone = products.iter().all(|&product| product == Product::Labels);
-        let weights = if labels_alone { WeightSum::Omitted } else { WeightSum::Kept };
-        Sums { planes: self.decision.planes(), weights }
+    /// Tiles of all models.
+    pub(crate) fn tiles(&self) -> u64 {
+        self.tilings.iter().map(|tiling| tiling.grid.len()).sum()
+    }
+
+    /// The order of work, in strips of so many pixels. Without a region every tile runs.
+    pub(crate) fn schedule<'a>(
+        &'a self,
+        roi: Option<&'a Roi>,
+        settings: &Settings,
+        strip_width: u64,
+        finished: Option<Finished<'a>>,
+    ) -> Result<Lockstep<'a>> {
+        let block = Size::new(settings.chunk, settings.chunk);
+        let schedule = |tiling: &'a Tiling| {
+            let all = Schedule::new(&tiling.grid, roi, block, strip_width.div_ceil(settings.chunk))?;
+            Ok(match finished {
+                None => all,
+                Some(finished) => all.without(finished),
+            })
+        };
+        let schedules = self.tilings.iter().map(schedule).collect::<microtome_tile::Result<_>>()?;
+        Ok(Lockstep::new(schedules)?)
+    }
+}
+
+impl Tiling {
+    fn new(card: &Card, image: Size, settings: &Settings) -> Result<Self> {
+        let step = settings.step.unwrap_or(card.step);
+        let window = settings.window.unwrap_or(match card.window {
+            microtome_unet::Window::Gaussian => WindowShape::Gaussian,
+            microtome_unet::Window::Constant => WindowShape::Constant,
+        });
+        let nnunets = matches!(window, WindowShape::Gaussian | WindowShape::Constant);
+        if settings.accumulate == Accumulation::F16Nnunet && !nnunets {
+            let message = "f16-nnunet sums as nnU-Net does (--accumulate), which has no such window: gaussian and constant are its (--window)";
+            return Err(Error::Usage(message.into()));
+        }
+        let grid = TileGrid::new(image, card.tile, step)?;
+        let (model, sha256) = (card.name.clone(), card.sha256.clone());
+        Ok(Self { model, sha256, tile: card.tile, step, window, grid })
     }
 }
 
 /// Bytes that each part of a run holds at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct MemoryPlan {
-    /// Weights of the network.
+    /// Weights of the networks, all of which stay.
     pub weights: u64,
-    /// Activations of one batch.
+    /// Activations of one batch, of the model that needs most.
     pub activations: u64,
     /// The region of interest that the user gave.
     pub region: u64,
@@ -160,7 +202,7 @@ pub struct MemoryPlan {
     pub reading: u64,
     /// Logits waiting to be blended.
     pub logits: u64,
-    /// Weighted sums.
+    /// Weighted sums of each model, and of several the probabilities of a block per thread.
     pub sums: u64,
     /// Labels (and probabilities, and confidence) of unfinished shards.
     pub labels: u64,
@@ -168,7 +210,7 @@ pub struct MemoryPlan {
     pub writing: u64,
     /// Everything else.
     pub fixed: u64,
-    /// Tiles per call of the network.
+    /// Tiles per call of the network, at most: of several models, one with large tiles takes fewer.
     pub batch: usize,
     /// Width of a strip, in pixels: [`STRIP_TILES`] tiles, or what the budget allows.
     pub strip_width: u64,
@@ -199,7 +241,7 @@ const LEAST_CACHE: u64 = 8 << 20;
 /// What a plan is made of.
 struct Planner<'a> {
     slide: &'a dyn SlideReader,
-    predictor: &'a dyn Predictor,
+    predictors: &'a [&'a dyn Predictor],
     geometry: &'a Geometry,
     settings: &'a Settings,
     threads: usize,
@@ -237,7 +279,7 @@ impl MemoryPlan {
     /// The plan with the widest useful strip that fits the budget.
     pub(crate) fn fit(
         slide: &dyn SlideReader,
-        predictor: &dyn Predictor,
+        predictors: &[&dyn Predictor],
         geometry: &Geometry,
         settings: &Settings,
         threads: usize,
@@ -250,13 +292,14 @@ impl MemoryPlan {
                 settings.shard, settings.chunk
             )));
         }
-        let planner = Planner { slide, predictor, geometry, settings, threads, region };
+        let planner = Planner { slide, predictors, geometry, settings, threads, region };
         let Some((batch, cache)) = planner.largest()? else {
             return Err(planner.refusal()?);
         };
         // The need grows with the width: the widest that fits is found by bisection.
         let shards = geometry.target.size.width.div_ceil(settings.shard);
-        let useful = (STRIP_TILES * geometry.tiles.tile().width).div_ceil(settings.shard);
+        let widest = geometry.tilings.iter().map(|tiling| tiling.tile.width).max().unwrap_or(1);
+        let useful = (STRIP_TILES * widest).div_ceil(settings.shard);
         let (mut fits, mut too_wide) = (1, shards.min(useful) + 1);
         while too_wide - fits > 1 {
             let middle = fits + (too_wide - fits) / 2;
@@ -268,14 +311,24 @@ impl MemoryPlan {
         }
         planner.plan(batch, fits, cache)
     }
+
+    /// Tiles per call of a model's network.
+    pub(crate) fn batch_of(&self, tile: Size, settings: &Settings, threads: usize) -> usize {
+        self.batch.min(most_tiles(tile, settings, threads))
+    }
+}
+
+/// Tiles per call of a network for as long as memory allows: so many as are asked for, or as keep all threads busy.
+fn most_tiles(tile: Size, settings: &Settings, threads: usize) -> usize {
+    let tiles = (BATCH_PIXELS / tile.area().max(1)).clamp(FEWEST_TILES, MOST_TILES) as usize;
+    settings.batch.unwrap_or(threads.max(tiles))
 }
 
 impl Planner<'_> {
     /// Batches that may be chosen, the largest first: the one that is asked for, or those that keep all threads busy, and smaller ones.
     fn batches(&self) -> impl Iterator<Item = usize> {
-        let tiles = (BATCH_PIXELS / self.predictor.card().tile.area().max(1)).clamp(FEWEST_TILES, MOST_TILES) as usize;
-        let (least, most) = self.settings.batch.map_or((1, self.threads.max(tiles)), |batch| (batch, batch));
-        (least..=most).rev()
+        let most = self.geometry.tilings.iter().map(|tiling| most_tiles(tiling.tile, self.settings, self.threads));
+        (self.settings.batch.unwrap_or(1)..=most.max().unwrap_or(1)).rev()
     }
 
     /// The largest batch with which the narrowest strip fits the budget, with a cache that is large enough if there is any such batch.
@@ -290,20 +343,12 @@ impl Planner<'_> {
         Ok(None)
     }
 
-    /// What a run of batches of so many tiles in strips of so many shards holds.
+    /// What a run of batches of at most so many tiles in strips of so many shards holds.
     fn plan(&self, tiles: usize, strip_shards: u64, cache: Cache) -> Result<MemoryPlan> {
-        let &Self { slide, predictor, geometry, settings, threads, region } = self;
-        let card = predictor.card();
+        let &Self { slide, predictors, geometry, settings, threads, region } = self;
         let size = geometry.target.size;
-        let block = Size::new(settings.chunk, settings.chunk);
         let strip_width = (strip_shards * settings.shard).min(size.width);
-        let schedule = Schedule::new(&geometry.tiles, None, block, strip_width.div_ceil(settings.chunk))?;
-        // Where tiles begin is not known yet if the image will be cropped.
-        let rows = match geometry.crop {
-            None => schedule.block_rows_in_flight(),
-            Some(_) => schedule.most_block_rows_in_flight(),
-        };
-        let rows = rows * settings.chunk;
+        let schedule = geometry.schedule(None, settings, strip_width, None)?;
         let planes = geometry.decision.planes();
         let products = settings.products();
         let sums = geometry.sums(&products);
@@ -315,16 +360,39 @@ impl Planner<'_> {
         };
         let pixel: u64 = products.iter().map(bytes).sum();
         let info = slide.info();
-        let tile = card.tile.area() * (info.channels * info.sample.bytes()) as u64;
-        let logits = card.tile.area() * planes.logits() as u64 * 4;
-        let network = predictor.memory(tiles);
-        let batch = tiles as u64;
+        let sample = (info.channels * info.sample.bytes()) as u64;
         let shard = settings.shard * settings.shard * pixel;
         let reader = Reader::new(slide, &geometry.target);
         let enough = self.decoded_row(strip_width);
+        // Tiles of one model at a time travel from stage to stage: what counts is that of which most does.
+        let (mut weights, mut sum_bytes, mut windows) = (0, 0, 0);
+        let (mut activations, mut batches, mut logits, mut tile_readers) = (0, 0, 0, 0);
+        for ((predictor, tiling), schedule) in predictors.iter().zip(&geometry.tilings).zip(schedule.schedules()) {
+            let batch = tiles.min(most_tiles(tiling.tile, settings, threads));
+            let network = predictor.memory(batch);
+            weights += network.weights;
+            activations = activations.max(network.activations);
+            let pixels = batch as u64 * tiling.tile.area();
+            batches = batches.max(pixels * sample);
+            logits = logits.max(pixels * planes.logits() as u64 * 4);
+            tile_readers = tile_readers.max(reader.memory(tiling.tile));
+            // Blocks in flight, and one row of them being turned into labels.
+            // Where tiles begin is not known yet if the image will be cropped.
+            let rows = match geometry.crop {
+                None => schedule.block_rows_in_flight(),
+                Some(_) => schedule.most_block_rows_in_flight(),
+            };
+            let rows = rows * settings.chunk;
+            sum_bytes += strip_width * (held * rows + taken * settings.chunk);
+            windows += Window::new(tiling.window, tiling.tile).bytes();
+        }
+        if predictors.len() > 1 {
+            let block = settings.chunk * settings.chunk;
+            sum_bytes += threads as u64 * block * MeanProbabilities::bytes_per_pixel(&geometry.decision);
+        }
         Ok(MemoryPlan {
-            weights: network.weights,
-            activations: network.activations,
+            weights,
+            activations,
             region,
             slide: slide.resident_bytes(),
             cache: match cache {
@@ -332,20 +400,20 @@ impl Planner<'_> {
                 Cache::Least => enough.min(LEAST_CACHE),
             },
             first_pass: threads as u64 * reader.memory(ImageStatistics::PIECE).max(tissue::band_bytes(slide)),
-            reading: (QUEUE as u64 + 2) * batch * tile + threads as u64 * reader.memory(card.tile),
-            logits: (QUEUE as u64 + 2) * batch * logits,
-            // Blocks in flight, and one row of them being turned into labels.
-            sums: strip_width * (held * rows + taken * settings.chunk),
+            reading: (QUEUE as u64 + 2) * batches + threads as u64 * tile_readers,
+            logits: (QUEUE as u64 + 2) * logits,
+            sums: sum_bytes,
             labels: strip_width * settings.shard * pixel,
             writing: (QUEUE as u64 + 1) * shard + 3 * shard + products.len() as u64 * (PYRAMID_BYTES + DIRTY_BYTES),
-            fixed: FIXED_BYTES + Window::new(geometry.window, card.tile).bytes(),
+            fixed: FIXED_BYTES + windows,
             batch: tiles,
             strip_width,
         })
     }
 
     /// Bytes of the stored tiles that lie under a row of network tiles across a strip, and under the next row: between the two uses
-    /// of a stored tile the reader asks for no more than these.
+    /// of a stored tile the reader asks for no more than these. Of several models, between two rows of the one with the largest step others
+    /// reach as far below as their tiles are high.
     fn decoded_row(&self, strip_width: u64) -> u64 {
         let (target, info) = (&self.geometry.target, self.slide.info());
         let level = &info.levels[target.level.0];
@@ -353,13 +421,15 @@ impl Planner<'_> {
             // A picture that is decoded as a whole, and kept so.
             return 0;
         }
-        let tile = self.geometry.tiles.tile();
+        let tilings = &self.geometry.tilings;
+        let most = |of: fn(&Tiling) -> u64| tilings.iter().map(of).max().unwrap_or(0);
+        let (width, height) = (most(|t| t.tile.width), most(|t| t.tile.height));
         // So many target pixels lie over at most so many stored tiles; resampling reaches one pixel further to each side.
         let cells = |pixels: u64, step: f64, stored: u64, all: u64| {
             (((pixels as f64 * step).ceil() as u64 + 2).div_ceil(stored) + 1).min(all.div_ceil(stored))
         };
-        let rows = tile.height + (tile.height as f64 * self.geometry.step).ceil() as u64;
-        let stored = cells(strip_width + 2 * tile.width, target.step.x, level.tile.width, level.size.width)
+        let rows = height + most(|t| (t.tile.height as f64 * t.step).ceil() as u64);
+        let stored = cells(strip_width + 2 * width, target.step.x, level.tile.width, level.size.width)
             * cells(rows, target.step.y, level.tile.height, level.size.height);
         let bytes = level.tile.area() * (info.channels * info.sample.bytes()) as u64;
         // A quarter more, because the cache spreads tiles over parts that do not fill evenly.

@@ -1,4 +1,4 @@
-//! A slide, a model, a mask.
+//! A slide, a model or several, a mask.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,19 +12,20 @@ use microtome_io::{Class, Level, Microns, Rect, Size, TileCoord};
 use microtome_stitch::{Decision, Journal, Layout, Product, PyramidWriter, Record, Window};
 use microtome_tile::pyramid::level_sizes;
 use microtome_tile::tissue::{self, Tissue, TissueOptions};
-use microtome_tile::{ChannelSums, Damage, Finished, ImageStatistics, Reader, Roi, Schedule, TileCount};
-use microtome_unet::{ChannelStatistics, Normalizer, Predictor, needs_statistics};
+use microtome_tile::{ChannelSums, Damage, Finished, ImageStatistics, Lockstep, Reader, Roi, TileCount};
+use microtome_unet::{Card, ChannelStatistics, Normalizer, Predictor, needs_statistics};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::crop::Crop;
 use crate::damaged::Conspicuous;
 use crate::forecast::{self, DiskPlan, FirstPass, Forecast};
+use crate::members;
 use crate::memory;
 use crate::norm_stats::{self, NormStats};
 use crate::output::{Claim, Existing, Fingerprint, RunFolder, Stores, UNREADABLE, put};
-use crate::pipeline::{Pipeline, Pools};
-use crate::plan::{Geometry, MemoryPlan, PYRAMID_BYTES};
+use crate::pipeline::{Member, Pipeline, Pools};
+use crate::plan::{Geometry, MemoryPlan, PYRAMID_BYTES, Tiling};
 use crate::progress::{Observer, Phase};
 use crate::region::{self, Place, Region, RegionOrigin};
 use crate::report::{ClassArea, GivenRoi, Page, RegionArea, RegionKind, StageTime, StageTimes, Summary};
@@ -34,10 +35,11 @@ use crate::{Error, Result};
 /// Tiles per batch at most: far more than any device takes, and few enough to reckon with.
 const MAX_BATCH: usize = 1 << 16;
 
-/// Runs a model over slides.
+/// Runs a model over slides, or several together.
 #[derive(Debug)]
 pub struct Segmenter<'p> {
-    predictor: &'p dyn Predictor,
+    /// At least one; all mean the same by their masks, and where one speaks for all it is the first.
+    predictors: Vec<&'p dyn Predictor>,
     settings: Settings,
     pools: Pools,
     threads: usize,
@@ -76,7 +78,8 @@ pub enum Outcome {
 pub struct Plan {
     /// Target grid, step, weights.
     pub geometry: Geometry,
-    /// Tiles of the grid, if no border is black that will be cut off. Which of them touch tissue is not known before the slide has been looked at.
+    /// Tiles of the grid, of all models, if no border is black that will be cut off. Which of them touch tissue is not known before the
+    /// slide has been looked at.
     pub tiles: u64,
     /// Bytes each part holds at most.
     pub memory: MemoryPlan,
@@ -88,6 +91,18 @@ impl<'p> Segmenter<'p> {
     /// # Errors
     /// [`Error::Usage`] if the settings ask for no threads or an impossible batch, or threads cannot be started.
     pub fn new(predictor: &'p dyn Predictor, settings: Settings) -> Result<Self> {
+        Self::ensemble(vec![predictor], settings)
+    }
+
+    /// A segmenter that runs several models over each slide: each has tiles, window, folds and normalisation of its own, and the
+    /// probabilities that they give a pixel are averaged, all models counting the same. The mask has the names and colours of the first.
+    ///
+    /// All weights are in memory at once. Their order decides in which order probabilities are added, and so can change a last bit.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); and [`Error::Usage`] that names the model whose classes, regions or channels are not the first one's.
+    pub fn ensemble(predictors: Vec<&'p dyn Predictor>, settings: Settings) -> Result<Self> {
+        members::check(&predictors.iter().map(|predictor| predictor.card()).collect::<Vec<_>>())?;
         if settings.threads == Some(0) {
             return Err(Error::Usage("a run needs at least one thread".into()));
         }
@@ -96,7 +111,7 @@ impl<'p> Segmenter<'p> {
         }
         let threads =
             settings.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
-        Ok(Self { predictor, settings, pools: Pools::new(threads)?, threads })
+        Ok(Self { predictors, settings, pools: Pools::new(threads)?, threads })
     }
 
     /// Decides everything that can be decided without decoding a pixel.
@@ -104,7 +119,7 @@ impl<'p> Segmenter<'p> {
     /// # Errors
     /// What [`segment`](Self::segment) would refuse: channels or resolutions that do not fit, too little memory.
     pub fn plan(&self, slide: &dyn SlideReader) -> Result<Plan> {
-        self.plan_beside(slide, Geometry::new(slide, self.predictor, &self.settings)?, None)
+        self.plan_beside(slide, Geometry::new(slide, &self.predictors, &self.settings)?, None)
     }
 
     /// The plan of a run that holds a user's region besides.
@@ -114,8 +129,8 @@ impl<'p> Segmenter<'p> {
         let memory = self
             .pools
             .network
-            .install(|| MemoryPlan::fit(slide, self.predictor, &geometry, &self.settings, self.threads, region))?;
-        Ok(Plan { tiles: geometry.tiles.len(), geometry, memory })
+            .install(|| MemoryPlan::fit(slide, &self.predictors, &geometry, &self.settings, self.threads, region))?;
+        Ok(Plan { tiles: geometry.tiles(), geometry, memory })
     }
 
     /// Segments a slide into an OME-Zarr store at `output`.
@@ -145,7 +160,7 @@ impl<'p> Segmenter<'p> {
         observer: &dyn Observer,
         wrap: impl Fn(ZarrImage) -> S,
     ) -> Result<Outcome> {
-        let geometry = Geometry::new(slide, self.predictor, &self.settings)?;
+        let geometry = Geometry::new(slide, &self.predictors, &self.settings)?;
         let given = self.given(slide, &geometry)?;
         let plan = self.plan_beside(slide, geometry, given.as_ref())?;
         let fingerprint = self.fingerprint(slide, &plan.geometry, given.as_ref())?;
@@ -198,7 +213,7 @@ impl<'p> Segmenter<'p> {
                     slide,
                     roi: given.as_ref().or(tissue.as_ref()).map(|region| &region.roi),
                     mask: output,
-                    card: self.predictor.card(),
+                    cards: &self.cards().collect::<Vec<_>>(),
                     attributes: &fingerprint.attributes(),
                     summary: &summary,
                 };
@@ -227,7 +242,7 @@ impl<'p> Segmenter<'p> {
         sink: impl FnOnce(StoredImage) -> microtome_io::Result<S>,
         observer: &dyn Observer,
     ) -> Result<(S, Summary)> {
-        let geometry = Geometry::new(slide, self.predictor, &self.settings)?;
+        let geometry = Geometry::new(slide, &self.predictors, &self.settings)?;
         let given = self.given(slide, &geometry)?;
         let plan = self.plan_beside(slide, geometry, given.as_ref())?;
         let fingerprint = self.fingerprint(slide, &plan.geometry, given.as_ref())?;
@@ -247,9 +262,9 @@ impl<'p> Segmenter<'p> {
         let reader = Reader::new(slide, &plan.geometry.target);
         let mut stages = StageTimes::default();
         let geometry = self.cropped(reader, plan.geometry.clone(), &mut stages.crop, observer, folder)?;
-        let plan = &Plan { tiles: geometry.tiles.len(), geometry, memory: plan.memory };
+        let plan = &Plan { tiles: geometry.tiles(), geometry, memory: plan.memory };
         let geometry = &plan.geometry;
-        let covered = geometry.tiles.covered();
+        let covered = geometry.tilings[0].grid.covered();
 
         let (tissue, tissue_note) = if given.is_none() && self.settings.tissue == TissueMode::Auto {
             observer.phase(Phase::Tissue);
@@ -264,12 +279,11 @@ impl<'p> Segmenter<'p> {
             return Err(Error::Interrupted);
         }
         let roi = region.map(|region| &region.roi);
-        let normalizer = self.normalizer(reader, covered, roi, &mut stages.statistics, observer, folder)?;
+        let normalizers = self.normalizers(reader, covered, roi, &mut stages.statistics, observer, folder)?;
         if let (Some(roi), Some(folder)) = (roi, folder) {
             region::picture::write(roi, &geometry.target, &folder.roi())?;
         }
         let block = Size::new(self.settings.chunk, self.settings.chunk);
-        let strip_blocks = plan.memory.strip_width.div_ceil(self.settings.chunk);
         let shard = Size::new(self.settings.shard, self.settings.shard);
         let finished: BTreeSet<TileCoord> = record
             .iter()
@@ -277,10 +291,12 @@ impl<'p> Segmenter<'p> {
             .filter(|key| (key.0, key.1) == (Product::Labels, Level::FINEST))
             .map(|key| key.2)
             .collect();
-        let all = Schedule::new(&geometry.tiles, roi, block, strip_blocks)?;
+        let strip_width = plan.memory.strip_width;
+        let all = geometry.schedule(roi, &self.settings, strip_width, None)?;
         let tiles = all.count();
         observer.planned(&self.forecast_of(plan, region, &all, tiles, sinks.iter().map(|(product, _)| *product)));
-        let schedule = all.without(Finished { cells: &finished, cell: shard });
+        let finished_shards = Finished { cells: &finished, cell: shard };
+        let schedule = geometry.schedule(roi, &self.settings, strip_width, Some(finished_shards))?;
         let mut writer =
             PyramidWriter::new(sinks.iter().copied(), journal, self.settings.sync_every, PYRAMID_BYTES as usize);
         if let Some(record) = record {
@@ -292,14 +308,11 @@ impl<'p> Segmenter<'p> {
         let outcome = Pipeline {
             slide_name: &slide.info().path.display().to_string(),
             reader,
-            predictor: self.predictor,
-            normalizer: &normalizer,
+            members: &self.members(plan, normalizers),
             schedule: &schedule,
             layout: Layout { image: geometry.target.size, covered, block, shard, roi, decision, products: &products },
-            window: Arc::new(Window::new(geometry.window, geometry.tiles.tile())),
             sums: geometry.sums(&products),
             accumulate: geometry.accumulate,
-            batch: plan.memory.batch,
             on_bad_tile: self.settings.on_bad_tile,
             scratch: self.settings.scratch.as_deref(),
             pools: &self.pools,
@@ -342,13 +355,13 @@ impl<'p> Segmenter<'p> {
     /// # Errors
     /// As [`segment`](Self::segment), but for what concerns the output path.
     pub fn forecast(&self, slide: &dyn SlideReader, observer: &dyn Observer) -> Result<Forecast> {
-        let geometry = Geometry::new(slide, self.predictor, &self.settings)?;
+        let geometry = Geometry::new(slide, &self.predictors, &self.settings)?;
         let given = self.given(slide, &geometry)?;
         let plan = self.plan_beside(slide, geometry, given.as_ref())?;
         slide.keep_decoded(plan.memory.cache);
         let reader = Reader::new(slide, &plan.geometry.target);
         let geometry = self.cropped(reader, plan.geometry.clone(), &mut StageTime::default(), observer, None)?;
-        let plan = Plan { tiles: geometry.tiles.len(), geometry, memory: plan.memory };
+        let plan = Plan { tiles: geometry.tiles(), geometry, memory: plan.memory };
         let geometry = &plan.geometry;
         let tissue = match self.settings.tissue {
             TissueMode::Auto if given.is_none() => {
@@ -358,22 +371,25 @@ impl<'p> Segmenter<'p> {
             _ => None,
         };
         let region = given.as_ref().or(tissue.as_ref());
-        let block = Size::new(self.settings.chunk, self.settings.chunk);
-        let strip_blocks = plan.memory.strip_width.div_ceil(self.settings.chunk);
-        let schedule = Schedule::new(&geometry.tiles, region.map(|r| &r.roi), block, strip_blocks)?;
+        let roi = region.map(|region| &region.roi);
+        let schedule = geometry.schedule(roi, &self.settings, plan.memory.strip_width, None)?;
         let tiles = schedule.count();
         let mut forecast = self.forecast_of(&plan, region, &schedule, tiles, self.settings.products());
 
-        // Numbers of no slide in particular: how long the network takes does not depend on them.
-        let card = self.predictor.card();
-        let schemes = &card.normalization;
+        // Numbers of no slide in particular: how long a network takes does not depend on them.
         let usual = ChannelStatistics { mean: 128.0, std: 64.0, min: 0.0, max: 255.0 };
-        let normalizer = Normalizer::new(schemes, &vec![usual; schemes.len()])?;
-        let known = self.settings.norm_stats.known(card)?.is_some();
-        let first_pass = if needs_statistics(schemes) && !known { FirstPass::Needed } else { FirstPass::Not };
+        let mut first_pass = FirstPass::Not;
+        let mut normalizers = Vec::new();
+        for card in self.cards() {
+            let schemes = &card.normalization;
+            normalizers.push(Normalizer::new(schemes, &vec![usual; schemes.len()])?);
+            if needs_statistics(schemes) && self.settings.norm_stats.known(card)?.is_none() {
+                first_pass = FirstPass::Needed;
+            }
+        }
         let reader = Reader::new(slide, &geometry.target);
-        let batch = plan.memory.batch;
-        let time = forecast::calibrate(reader, &schedule, self.predictor, &normalizer, &self.pools, batch, first_pass)?;
+        let members = self.members(&plan, normalizers);
+        let time = forecast::calibrate(reader, &schedule, &members, &self.pools, first_pass)?;
         forecast.seconds = Some(time);
         Ok(forecast)
     }
@@ -382,11 +398,11 @@ impl<'p> Segmenter<'p> {
         &self,
         plan: &Plan,
         region: Option<&Region>,
-        schedule: &Schedule<'_>,
+        schedule: &Lockstep<'_>,
         tiles: TileCount,
         products: impl IntoIterator<Item = Product>,
     ) -> Forecast {
-        let blocks = schedule.grid().image().cells(schedule.block());
+        let blocks = schedule.image().cells(schedule.block());
         let wanted = |i: &u64| schedule.wants_block(TileCoord { row: i / blocks.width, column: i % blocks.width });
         let products: Vec<Product> = products.into_iter().collect();
         let scratch = self.settings.scratch.is_some();
@@ -418,7 +434,6 @@ impl<'p> Segmenter<'p> {
         stages: StageTimes,
         start: Instant,
     ) -> Summary {
-        let card = self.predictor.card();
         let target = &plan.geometry.target;
         let mm2 = |pixels: u64| target.mpp.map(|m| pixels as f64 * m.x * m.y / 1e6);
         let kind = match region.map(|region| &region.origin) {
@@ -427,7 +442,8 @@ impl<'p> Segmenter<'p> {
             Some(RegionOrigin::File(_)) => RegionKind::Region,
         };
         let wanted = region.map_or(target.size.area(), |region| region.roi.pixels(target.size));
-        let areas = card
+        let areas = self
+            .card()
             .classes
             .iter()
             .filter(|class| class.value > 0)
@@ -440,7 +456,7 @@ impl<'p> Segmenter<'p> {
         Summary {
             format: slide.info().format.clone(),
             slide: slide.info().size(),
-            model: card.name.clone(),
+            model: members::name(self.cards()),
             precision: self.settings.precision.clone(),
             geometry: plan.geometry.clone(),
             tiles,
@@ -502,8 +518,20 @@ impl<'p> Segmenter<'p> {
         geometry.cropped(crop)
     }
 
-    /// The normalisation, with statistics where it needs them. Those that are taken from the slide are kept with the run.
-    fn normalizer(
+    /// The models of a run, each with its normalisation.
+    fn members(&self, plan: &Plan, normalizers: Vec<Normalizer>) -> Vec<Member<'_>> {
+        let tilings = plan.geometry.tilings.iter();
+        let member = |((predictor, tiling), normalizer): ((&&'p dyn Predictor, &Tiling), Normalizer)| Member {
+            predictor: *predictor,
+            normalizer,
+            window: Arc::new(Window::new(tiling.window, tiling.tile)),
+            batch: plan.memory.batch_of(tiling.tile, &self.settings, self.threads),
+        };
+        self.predictors.iter().zip(tilings).zip(normalizers).map(member).collect()
+    }
+
+    /// The normalisation of each model. Statistics of the slide are taken once for all that need them.
+    fn normalizers(
         &self,
         reader: Reader<'_>,
         covered: Rect,
@@ -511,25 +539,49 @@ impl<'p> Segmenter<'p> {
         time: &mut StageTime,
         observer: &dyn Observer,
         folder: Option<&RunFolder>,
-    ) -> Result<Normalizer> {
-        let schemes = &self.predictor.card().normalization;
-        if !needs_statistics(schemes) {
-            return Ok(Normalizer::new(schemes, &[])?);
-        }
-        if let Some(known) = self.settings.norm_stats.known(self.predictor.card())? {
-            return Ok(Normalizer::new(schemes, &known)?);
-        }
+    ) -> Result<Vec<Normalizer>> {
+        let mut taken = None;
+        let mut normalizer = |card: &Card| {
+            let schemes = &card.normalization;
+            if !needs_statistics(schemes) {
+                return Ok(Normalizer::new(schemes, &[])?);
+            }
+            if let Some(known) = self.settings.norm_stats.known(card)? {
+                return Ok(Normalizer::new(schemes, &known)?);
+            }
+            let numbers = match &taken {
+                Some(numbers) => numbers,
+                None => taken.insert(self.image_statistics(
+                    schemes.len(),
+                    (reader, covered),
+                    region,
+                    time,
+                    observer,
+                    folder,
+                )?),
+            };
+            Ok(Normalizer::new(schemes, numbers)?)
+        };
+        self.cards().map(&mut normalizer).collect()
+    }
+
+    /// The statistics of the slide, or of the region if so asked. Those that are taken are kept with the run.
+    fn image_statistics(
+        &self,
+        channels: usize,
+        (reader, covered): (Reader<'_>, Rect),
+        region: Option<&Roi>,
+        time: &mut StageTime,
+        observer: &dyn Observer,
+        folder: Option<&RunFolder>,
+    ) -> Result<Vec<ChannelStatistics>> {
         let region = self.settings.norm_stats.region(region)?;
         if region.is_some_and(|region| !region.touches(covered)) {
-            return Ok(Normalizer::new(schemes, &norm_stats::nothing(schemes.len()))?);
+            return Ok(norm_stats::nothing(channels));
         }
         let kept = folder.and_then(|f| std::fs::read(f.statistics()).ok());
         let sums = match kept.and_then(|bytes| serde_json::from_slice::<ImageStatistics>(&bytes).ok()) {
-            Some(sums)
-                if sums.channels.len() == schemes.len() && sums.channels.iter().all(ChannelSums::is_possible) =>
-            {
-                sums
-            }
+            Some(sums) if sums.channels.len() == channels && sums.channels.iter().all(ChannelSums::is_possible) => sums,
             _ => {
                 let sums = self.statistics(reader, covered, region, time, observer)?;
                 if let Some(folder) = folder {
@@ -541,7 +593,7 @@ impl<'p> Segmenter<'p> {
                 sums
             }
         };
-        Ok(Normalizer::new(schemes, &norm_stats::numbers(&sums))?)
+        Ok(norm_stats::numbers(&sums))
     }
 
     fn statistics(
@@ -586,11 +638,12 @@ impl<'p> Segmenter<'p> {
         set("colors", json!(geometry.colors));
         set("resolution", json!(geometry.resolution));
         set("target", json!(geometry.target));
-        set("model", self.predictor.card().sha256.clone().into());
-        set("classes", json!(self.predictor.card().classes));
-        set("execution", self.predictor.identity().into());
-        set("step", json!(geometry.step));
-        set("window", json!(geometry.window));
+        let tilings = || geometry.tilings.iter();
+        set("model", self.models());
+        set("classes", json!(self.card().classes));
+        set("execution", one_or_all(self.predictors.iter().map(|predictor| predictor.identity().into())));
+        set("step", one_or_all(tilings().map(|tiling| json!(tiling.step))));
+        set("window", one_or_all(tilings().map(|tiling| json!(tiling.window))));
         set("accumulate", json!(geometry.accumulate));
         set("crop_nonzero", geometry.crop.is_some().into());
         set("tissue", tissue);
@@ -606,24 +659,42 @@ impl<'p> Segmenter<'p> {
 
     /// Whose statistics are used, and the numbers that are known; nothing where the normalisation needs none.
     fn norm_stats(&self, given: Option<&Region>) -> Result<Value> {
-        let card = self.predictor.card();
-        if !needs_statistics(&card.normalization) {
-            return Ok(Value::Null);
-        }
         let norm_stats = &self.settings.norm_stats;
-        if *norm_stats == NormStats::Tissue && given.is_none() && self.settings.tissue == TissueMode::None {
-            return Err(norm_stats::no_region());
-        }
-        Ok(norm_stats.known(card)?.map_or_else(|| json!(norm_stats), |known| json!(known)))
+        let nowhere = given.is_none() && self.settings.tissue == TissueMode::None;
+        let of = |card: &Card| {
+            if !needs_statistics(&card.normalization) {
+                return Ok(Value::Null);
+            }
+            if *norm_stats == NormStats::Tissue && nowhere {
+                return Err(norm_stats::no_region());
+            }
+            Ok(norm_stats.known(card)?.map_or_else(|| json!(norm_stats), |known| json!(known)))
+        };
+        Ok(one_or_all(self.cards().map(of).collect::<Result<Vec<_>>>()?))
+    }
+
+    /// What the models say of themselves.
+    fn cards(&self) -> impl Iterator<Item = &Card> {
+        self.predictors.iter().map(|predictor| predictor.card())
+    }
+
+    /// The card that speaks for all of them.
+    fn card(&self) -> &Card {
+        self.predictors[0].card()
+    }
+
+    /// Digests of the models.
+    fn models(&self) -> Value {
+        one_or_all(self.cards().map(|card| card.sha256.clone().into()))
     }
 
     fn name(&self) -> String {
-        self.settings.name.clone().unwrap_or_else(|| self.predictor.card().name.clone())
+        self.settings.name.clone().unwrap_or_else(|| members::name(self.cards()))
     }
 
     /// The image of a product, but for its pixels.
     fn image(&self, product: Product, geometry: &Geometry, attributes: Map<String, Value>) -> StoredImage {
-        let (target, card) = (&geometry.target, self.predictor.card());
+        let target = &geometry.target;
         let level0 = geometry.resolution.as_ref().map_or(Microns::square(1.0), |r| r.mpp);
         // The centre of a target pixel lies half its extent from the slide's corner, that of a level-0 pixel half of its own.
         let translation = Translation {
@@ -636,7 +707,7 @@ impl<'p> Segmenter<'p> {
             Product::Labels => (
                 self.name(),
                 "microtome: majority of 2 x 2 pixels, ties to the lower label",
-                Content::Labels { classes: card.classes.clone() },
+                Content::Labels { classes: self.card().classes.clone() },
             ),
             Product::Probabilities => (
                 format!("{}: probabilities", self.name()),
@@ -658,7 +729,7 @@ impl<'p> Segmenter<'p> {
         };
         metadata.insert("method".into(), method.into());
         metadata.insert("version".into(), env!("CARGO_PKG_VERSION").into());
-        metadata.insert("args".into(), json!({ "model": card.sha256, "colors": geometry.colors }));
+        metadata.insert("args".into(), json!({ "model": self.models(), "colors": geometry.colors }));
         StoredImage {
             name,
             levels: StoreLevel { size: target.size, mpp: target.mpp, translation }.pyramid(levels),
@@ -674,7 +745,7 @@ impl<'p> Segmenter<'p> {
 
     /// A channel for each class, or for each region.
     fn channels(&self, decision: &Decision) -> Vec<Channel> {
-        let classes = &self.predictor.card().classes;
+        let classes = &self.card().classes;
         let channel = |value: u16| {
             let class = classes.iter().find(|class| class.value == value).cloned();
             let class = class.unwrap_or_else(|| Class::with_default_color(value, format!("class {value}")));
@@ -692,7 +763,7 @@ impl<'p> Segmenter<'p> {
     /// [`Error::Region`] if the user's region cannot be read, does not fit the slide or holds no pixel of it; [`Error::Read`] if the slide
     /// cannot be read.
     pub fn region(&self, slide: &dyn SlideReader) -> Result<Option<Region>> {
-        let geometry = Geometry::new(slide, self.predictor, &self.settings)?;
+        let geometry = Geometry::new(slide, &self.predictors, &self.settings)?;
         match self.given(slide, &geometry)? {
             None if self.settings.tissue == TissueMode::Auto => {
                 Ok(Some(Region::new(self.tissue(slide, &geometry)?.roi, RegionOrigin::Tissue)))
@@ -726,6 +797,15 @@ impl<'p> Segmenter<'p> {
             return Err(Error::Region { path: source.path.clone(), message });
         }
         Ok(Some(region))
+    }
+}
+
+/// What is said of the only model, or of each of several.
+fn one_or_all(values: impl IntoIterator<Item = Value>) -> Value {
+    let mut values: Vec<Value> = values.into_iter().collect();
+    match values.len() {
+        1 => values.swap_remove(0),
+        _ => Value::Array(values),
     }
 }
 

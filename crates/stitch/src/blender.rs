@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::accumulator::{Accumulator, TileLogits};
 use crate::labels::Decision;
-use crate::product::Product;
+use crate::product::{MeanProbabilities, Product};
 use crate::{Error, Result};
 
 /// Where labels are kept from block to shard, and how they come about.
@@ -34,12 +34,13 @@ pub struct Layout<'a> {
 
 /// Blends one strip. Rows of blocks are finished from top to bottom; a shard is given away with its last row.
 ///
-/// Memory: the accumulator's blocks, and the pixels of the shards of one row of shards that are not background.
+/// Memory: the accumulators' blocks, of several models their mean for a block per thread, and the pixels of the shards of one row of shards that are not background.
 #[derive(Debug)]
 pub struct Blender<'a, A> {
     layout: Layout<'a>,
     strip: Strip,
-    accumulator: A,
+    /// One for each model.
+    accumulators: Vec<A>,
     shards: BTreeMap<(Product, TileCoord), Pixels>,
     /// Tiles that could not be read: what they touch is background.
     excluded: Vec<Rect>,
@@ -48,11 +49,12 @@ pub struct Blender<'a, A> {
 }
 
 impl<'a, A: Accumulator> Blender<'a, A> {
-    /// A blender for `strip`, whose edges must be edges of shards (or of the image).
+    /// A blender for `strip`, whose edges must be edges of shards (or of the image), with an accumulator for each model.
+    /// Of several models the sums of the weights are needed, because probabilities are: see [`MeanProbabilities`].
     ///
     /// # Errors
-    /// [`Error::Usage`] if they are not, or a shard is not made of whole blocks.
-    pub fn new(layout: Layout<'a>, strip: Strip, accumulator: A) -> Result<Self> {
+    /// [`Error::Usage`] if they are not, a shard is not made of whole blocks, or there is no accumulator.
+    pub fn new(layout: Layout<'a>, strip: Strip, accumulators: Vec<A>) -> Result<Self> {
         let Layout { image, block, shard, .. } = layout;
         if !shard.width.is_multiple_of(block.width) || !shard.height.is_multiple_of(block.height) {
             return Err(Error::Usage(format!("shards of {shard} pixels are not made of whole blocks of {block}")));
@@ -61,10 +63,13 @@ impl<'a, A: Accumulator> Blender<'a, A> {
         if !aligned(strip.rect.x) || !aligned(strip.rect.right()) {
             return Err(Error::Usage(format!("the strip {} cuts a shard of {shard} pixels", strip.rect)));
         }
+        if accumulators.is_empty() {
+            return Err(Error::Usage("there is no model to blend the tiles of".into()));
+        }
         Ok(Self {
             layout,
             strip,
-            accumulator,
+            accumulators,
             shards: BTreeMap::new(),
             excluded: Vec::new(),
             next_block_row: 0,
@@ -72,16 +77,17 @@ impl<'a, A: Accumulator> Blender<'a, A> {
         })
     }
 
-    /// Adds the logits of tiles, in ascending order of their index.
+    /// Adds the logits that a model gives of its tiles, in ascending order of their index.
     ///
     /// # Errors
-    /// The accumulator's; [`Error::Usage`] if a tile reaches into rows that are finished.
-    pub fn add(&mut self, tiles: &[TileLogits<'_>]) -> Result<()> {
+    /// The accumulator's; [`Error::Usage`] if a tile reaches into rows that are finished, or there is no such model.
+    pub fn add(&mut self, model: usize, tiles: &[TileLogits<'_>]) -> Result<()> {
         let finished = (self.next_block_row * self.layout.block.height) as i64;
         if let Some(tile) = tiles.iter().find(|t| t.part.y.max(0) < finished) {
             return Err(Error::Usage(format!("the tile {} reaches into finished rows", tile.tile)));
         }
-        self.accumulator.add(tiles)?;
+        let accumulator = self.accumulators.get_mut(model);
+        accumulator.ok_or_else(|| Error::Usage(format!("tiles of model {model}, which is not there")))?.add(tiles)?;
         self.peak_bytes = self.peak_bytes.max(self.bytes());
         Ok(())
     }
@@ -136,7 +142,10 @@ impl<'a, A: Accumulator> Blender<'a, A> {
         for column in self.strip.block_columns.clone() {
             let at = TileCoord { row, column };
             let Some(rect) = at.rect(block).intersect(image.rect()) else { continue };
-            let taken = self.accumulator.take(at)?;
+            let taken: Vec<_> = self.accumulators.iter_mut().map(|a| a.take(at)).collect::<Result<_>>()?;
+            // Where tiles of one model touch a block and those of another do not, none of its pixels is wanted, or all of those tiles could
+            // not be read: it is background.
+            let taken: Option<Vec<_>> = taken.into_iter().collect();
             if taken.is_some() || (certain && !covered.contains(rect)) {
                 sums.push((rect, taken));
             }
@@ -145,11 +154,14 @@ impl<'a, A: Accumulator> Blender<'a, A> {
         let made: Vec<Vec<Option<Pixels>>> = sums
             .par_iter()
             .map(|(rect, sums)| {
+                let several = sums.as_deref().filter(|sums| sums.len() > 1);
+                let mean = several.map(|sums| MeanProbabilities::of(decision, sums));
                 let make = |product: &Product| {
                     let sample = product.sample(decision);
-                    let mut pixels = match sums {
-                        Some(sums) => product.of(decision, sums),
-                        None => Pixels::filled(rect.size(), sample, &vec![0; product.channels(decision)]),
+                    let mut pixels = match (sums.as_deref(), &mean) {
+                        (_, Some(mean)) => product.of_mean(decision, mean),
+                        (Some([sums, ..]), None) => product.of(decision, sums),
+                        _ => Pixels::filled(rect.size(), sample, &vec![0; product.channels(decision)]),
                     };
                     let background = vec![0; pixels.channels()];
                     for common in excluded.iter().filter_map(|tile| tile.intersect(*rect)) {
@@ -169,8 +181,8 @@ impl<'a, A: Accumulator> Blender<'a, A> {
             })
             .collect();
         for ((rect, sums), made) in sums.into_iter().zip(made) {
-            if let Some(sums) = sums {
-                self.accumulator.recycle(sums);
+            for (accumulator, sums) in self.accumulators.iter_mut().zip(sums.into_iter().flatten()) {
+                accumulator.recycle(sums);
             }
             let at = TileCoord { row: rect.y as u64 / shard.height, column: rect.x as u64 / shard.width };
             let Some(shard_rect) = at.rect(shard).intersect(image.rect()) else { continue };
@@ -185,7 +197,8 @@ impl<'a, A: Accumulator> Blender<'a, A> {
     }
 
     fn bytes(&self) -> u64 {
-        self.accumulator.bytes() + self.shards.values().map(|p| p.bytes() as u64).sum::<u64>()
+        let sums: u64 = self.accumulators.iter().map(Accumulator::bytes).sum();
+        sums + self.shards.values().map(|p| p.bytes() as u64).sum::<u64>()
     }
 
     /// The most bytes held at once, sums and labels together.

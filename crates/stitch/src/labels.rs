@@ -4,6 +4,7 @@ use microtome_io::{Pixels, SampleType};
 use serde::{Deserialize, Serialize};
 
 use crate::accumulator::{BlockSums, Planes};
+use crate::product::MeanProbabilities;
 
 /// How the logits of a pixel become its label. The weights are positive, so sums decide as means would, without division.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +52,24 @@ impl Decision {
         match self.sample() {
             SampleType::U8 => Pixels::from_u8(sums.size, 1, self.labels(sums, |label| label as u8)),
             SampleType::U16 => Pixels::from_u16(sums.size, 1, self.labels(sums, |label| label)),
+        }
+    }
+
+    /// The labels of a block of which several models have each said something: the index of the largest probability, the lowest of several
+    /// equal ones; or each region in order whose probability is above one half.
+    pub(crate) fn decide_mean(&self, mean: &MeanProbabilities) -> Pixels {
+        let label = |probabilities: &[f32]| match self {
+            Self::Argmax { .. } => {
+                let larger = |best: (u16, f32), (class, &p): (u16, &f32)| if p > best.1 { (class, p) } else { best };
+                (0..).zip(probabilities).fold((0, f32::NEG_INFINITY), larger).0
+            }
+            Self::Regions { values } => {
+                values.iter().zip(probabilities).fold(0, |label, (&value, &p)| if p > 0.5 { value } else { label })
+            }
+        };
+        match self.sample() {
+            SampleType::U8 => Pixels::from_u8(mean.size, 1, mean.pixels().map(|p| label(p) as u8).collect()),
+            SampleType::U16 => Pixels::from_u16(mean.size, 1, mean.pixels().map(label).collect()),
         }
     }
 

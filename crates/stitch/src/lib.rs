@@ -1,7 +1,7 @@
 //! Weighted fusion of overlapping tiles, in bounded memory, and the label pyramid over the result.
 //!
 //! A [`Blender`] adds weighted logits of tiles into blocks (through an [`Accumulator`], on the CPU or on a device), turns
-//! blocks that no further tile touches into labels, and gives away shards; a [`PyramidWriter`] writes them, level by level.
+//! blocks that no further tile touches into labels (of several models by the mean of their probabilities), and gives away shards; a [`PyramidWriter`] writes them, level by level.
 //!
 //! This crate never runs a network, and never holds more than the blocks under the tiles in flight and one row of shards
 //! of a strip. Only the [`PyramidWriter`] writes masks.
@@ -48,7 +48,7 @@ pub use error::{Error, Result};
 pub use half_accumulator::HalfAccumulator;
 pub use journal::{Entry, Journal, Line, Record, UnreadableTile};
 pub use labels::Decision;
-pub use product::Product;
+pub use product::{MeanProbabilities, Product};
 pub use scratch::{Kept, Scratch};
 pub use window::{Window, WindowShape};
 pub use writer::PyramidWriter;

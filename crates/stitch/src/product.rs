@@ -1,6 +1,6 @@
 //! What a run makes of the sums: labels, and if asked probabilities and how sure they are.
 
-use microtome_io::{Pixels, SampleType};
+use microtome_io::{Pixels, SampleType, Size};
 use microtome_tile::pyramid::Reduction;
 use serde::{Deserialize, Serialize};
 
@@ -83,20 +83,87 @@ impl Product {
             }
             Self::Confidence => {
                 let mut samples = Vec::with_capacity(sums.size.area() as usize);
-                each_pixel(decision, sums, |probabilities| {
-                    let sure = match decision {
-                        Decision::Argmax { .. } => lead(probabilities),
-                        Decision::Regions { .. } => {
-                            probabilities.iter().fold(1.0, |least: f32, p| least.min((2.0 * p - 1.0).abs()))
-                        }
-                    };
-                    let computed = probabilities.iter().any(|&p| p > 0.0);
-                    samples.push(if computed { quantised(sure) } else { 0 });
-                });
+                each_pixel(decision, sums, |probabilities| samples.push(confidence(decision, probabilities)));
                 Pixels::from_u8(sums.size, 1, samples)
             }
         }
     }
+
+    /// The pixels of a block of which several models have each said something.
+    #[must_use]
+    pub fn of_mean(self, decision: &Decision, mean: &MeanProbabilities) -> Pixels {
+        match self {
+            Self::Labels => decision.decide_mean(mean),
+            Self::Probabilities => {
+                let samples = mean.values.iter().map(|&p| quantised(p)).collect();
+                Pixels::from_u8(mean.size, mean.channels, samples)
+            }
+            Self::Confidence => {
+                let samples = mean.pixels().map(|probabilities| confidence(decision, probabilities)).collect();
+                Pixels::from_u8(mean.size, 1, samples)
+            }
+        }
+    }
+}
+
+/// What several models say of a block: the mean of the probabilities that each gives, all models counting the same, as nnU-Net takes it over
+/// configurations.
+///
+/// In f32: the probabilities of the models are added in their order, and the sum is divided by their number.
+/// Source: nnU-Net 2.8.1, `nnunetv2.ensembling.ensemble.average_probabilities`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MeanProbabilities {
+    pub(crate) size: Size,
+    channels: usize,
+    /// One of each class or region, pixel by pixel, row by row. All 0 where a model has computed nothing.
+    values: Vec<f32>,
+}
+
+impl MeanProbabilities {
+    /// The mean over models, of each of which `sums` holds the sums of the same block, with those of the weights.
+    ///
+    /// # Panics
+    /// If there is no model, or the sums of weights were not kept.
+    #[must_use]
+    pub fn of(decision: &Decision, sums: &[BlockSums]) -> Self {
+        let (size, channels) = (sums[0].size, decision.planes().logits());
+        let mut values = vec![0.0; size.area() as usize * channels];
+        for sums in sums {
+            let mut pixels = values.chunks_exact_mut(channels);
+            each_pixel(decision, sums, |probabilities| {
+                pixels.next().into_iter().flatten().zip(probabilities).for_each(|(sum, p)| *sum += p);
+            });
+        }
+        let models = sums.len() as f32;
+        values.iter_mut().for_each(|p| *p /= models);
+        for weights in sums.iter().filter_map(BlockSums::weights) {
+            for (pixel, _) in values.chunks_exact_mut(channels).zip(weights).filter(|(_, weight)| **weight == 0.0) {
+                pixel.fill(0.0);
+            }
+        }
+        Self { size, channels, values }
+    }
+
+    /// The bytes that it holds for each pixel.
+    #[must_use]
+    pub fn bytes_per_pixel(decision: &Decision) -> u64 {
+        decision.planes().logits() as u64 * 4
+    }
+
+    /// The probabilities of each pixel, row by row.
+    pub(crate) fn pixels(&self) -> impl Iterator<Item = &[f32]> {
+        self.values.chunks_exact(self.channels)
+    }
+}
+
+/// How sure the probabilities of a pixel are.
+fn confidence(decision: &Decision, probabilities: &[f32]) -> u8 {
+    let sure = match decision {
+        Decision::Argmax { .. } => lead(probabilities),
+        Decision::Regions { .. } => probabilities.iter().fold(1.0, |least: f32, p| least.min((2.0 * p - 1.0).abs())),
+    };
+    let computed = probabilities.iter().any(|&p| p > 0.0);
+    if computed { quantised(sure) } else { 0 }
 }
 
 /// A number from 0 to 1 in 8 bits.
@@ -172,8 +239,6 @@ fn exp(x: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use microtome_io::Size;
-
     use super::*;
     use crate::{Sums, WeightSum};
 
@@ -222,5 +287,51 @@ mod tests {
         let sums = sums(Planes::Each(2), vec![4.0, -2.0, 2.0]);
         assert_eq!(Product::Probabilities.of(&decision, &sums).as_u8().unwrap(), [225, 69]);
         assert_eq!(Product::Confidence.of(&decision, &sums).as_u8().unwrap(), [118]);
+    }
+
+    // import numpy as np; from scipy.special import softmax
+    // m = (softmax([1., 2., 4.]) + softmax([5., 0., 4.5])) / 2; np.round(255 * m), 255 * (m[2] - m[0]) -> [84, 15, 156], 71.13
+    // A mean of logits would say otherwise of the second pixel: 0 is barely right once, and 2 is barely right twice.
+    // m = (softmax([9., 0., 0.]) + softmax([0., 0., 5.])) / 2; np.round(255 * m) -> [128, 1, 126]
+    #[test]
+    fn the_mean_of_models_is_that_of_their_probabilities() {
+        let decision = Decision::Argmax { classes: 3 };
+        // The third pixel has no weight in the second model.
+        let models = [
+            sums(Planes::Each(3), vec![0.5, 9.0, 3.0, 1.0, 0.0, 3.0, 2.0, 0.0, 9.0, 0.5, 1.0, 1.0]),
+            sums(Planes::Each(3), vec![10.0, 0.0, 7.0, 0.0, 0.0, 1.0, 9.0, 10.0, 0.0, 2.0, 2.0, 0.0]),
+        ];
+        let mean = MeanProbabilities::of(&decision, &models);
+        let of = |product: Product| product.of_mean(&decision, &mean).as_u8().unwrap().to_vec();
+        assert_eq!(of(Product::Probabilities), [84, 15, 156, 128, 1, 126, 0, 0, 0]);
+        assert_eq!(of(Product::Labels), [2, 0, 0]);
+        assert_eq!(of(Product::Confidence)[0], 71);
+        assert_eq!(of(Product::Confidence)[2], 0);
+        assert_eq!(MeanProbabilities::bytes_per_pixel(&decision), 12);
+    }
+
+    #[test]
+    fn the_mean_of_one_model_is_what_it_says() {
+        let values: Vec<f32> = (0..40).map(|i| ((i * 37) % 83) as f32 / 8.0 - 5.0).chain([1.0; 20]).collect();
+        let rows = Planes::Each(2);
+        for decision in [Decision::Argmax { classes: 2 }, Decision::Regions { values: vec![3, 1] }] {
+            let sums = sums(rows, values.clone());
+            let mean = MeanProbabilities::of(&decision, std::slice::from_ref(&sums));
+            for product in [Product::Labels, Product::Probabilities, Product::Confidence] {
+                assert_eq!(product.of_mean(&decision, &mean), product.of(&decision, &sums), "{decision:?} {product:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn of_several_models_a_region_needs_more_than_half() {
+        let decision = Decision::Regions { values: vec![300, 2] };
+        // The second region is just not there in the first pixel, and just there in the second.
+        let models = [
+            sums(Planes::Each(2), vec![4.0, 4.0, -2.1, -1.5, 1.0, 1.0]),
+            sums(Planes::Each(2), vec![-1.0, -9.0, 2.0, 2.0, 1.0, 1.0]),
+        ];
+        let labels = Product::Labels.of_mean(&decision, &MeanProbabilities::of(&decision, &models));
+        assert_eq!(labels, Pixels::from_u16(Size::new(2, 1), 1, vec![300, 2]));
     }
 }

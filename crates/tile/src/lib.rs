@@ -1,7 +1,8 @@
 //! The pyramid tiler: between a slide's stored levels and a network's tiles.
 //!
 //! - [`TargetGrid`] decides which virtual image a model works on, and [`Reader`] computes any rectangle of it;
-//! - [`TileGrid`] places tiles as nnU-Net does, [`Roi`] and [`tissue`] say which are wanted, [`Schedule`] in which order they run;
+//! - [`TileGrid`] places tiles as nnU-Net does, [`Roi`] and [`tissue`] say which are wanted, [`Schedule`] in which order they run,
+//!   and [`Lockstep`] in which order those of several models do;
 //! - a [`Roi`] is built row by row, from [`Polygon`]s, or from the rows of a mask by its [`Placement`];
 //! - [`nonzero`] finds the part of an image that is not black, for models that were trained on no more;
 //! - [`ImageStatistics`] streams over the whole image for the normalizations that need it;
@@ -28,6 +29,7 @@
 mod crop;
 mod error;
 mod grid;
+mod lockstep;
 mod placement;
 mod polygon;
 pub mod pyramid;
@@ -41,6 +43,7 @@ pub mod tissue;
 pub use crop::nonzero;
 pub use error::{Error, Result};
 pub use grid::{TileGrid, TileIndex};
+pub use lockstep::Lockstep;
 pub use placement::{PlacedRoi, Placement};
 pub use polygon::{Polygon, Vertex};
 pub use reader::{Reader, check_channels};

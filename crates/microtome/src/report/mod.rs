@@ -14,7 +14,7 @@ use microtome_unet::PrecisionChoice;
 use serde::Serialize;
 
 use crate::memory::PeakMemory;
-use crate::plan::{Geometry, MemoryPlan};
+use crate::plan::{Geometry, MemoryPlan, Tiling};
 use crate::region::RoiSource;
 
 pub(crate) use page::Page;
@@ -136,13 +136,13 @@ pub struct Summary {
     pub format: String,
     /// Size of level 0, in pixels.
     pub slide: microtome_io::Size,
-    /// Name of the model.
+    /// Name of the model, or names of several; more of each is in [`Geometry::tilings`].
     pub model: String,
     /// In which numbers the network computed, and why, where whoever chose them said so.
     pub precision: Option<PrecisionChoice>,
     /// Target grid, tiles, weights.
     pub geometry: Geometry,
-    /// Tiles run and skipped.
+    /// Tiles run and skipped, of all models.
     pub tiles: TileCount,
     /// Shards of level 0 that an earlier process had finished; the tiles above count as run all the same.
     pub resumed_shards: u64,
@@ -188,7 +188,7 @@ impl Summary {
 
 impl std::fmt::Display for Summary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Geometry { resolution, target, step, tiles: grid, .. } = &self.geometry;
+        let Geometry { resolution, target, tilings, .. } = &self.geometry;
         write!(f, "slide        {} pixels, {}", self.slide, self.format)?;
         match resolution {
             Some(r) => writeln!(f, ", {} x {} um per pixel ({})", r.mpp.x, r.mpp.y, r.source)?,
@@ -208,7 +208,15 @@ impl std::fmt::Display for Summary {
             let how = if self.scratch_bytes > 0 { "kept" } else { "run twice" };
             write!(f, ", {} {how} between strips", t.repeated)?;
         }
-        writeln!(f, "; {} pixels, step {step}, model {}", grid.tile(), self.model)?;
+        match tilings.as_slice() {
+            [Tiling { tile, step, model, .. }] => writeln!(f, "; {tile} pixels, step {step}, model {model}")?,
+            several => {
+                writeln!(f, "; {} models, the mean of their probabilities", several.len())?;
+                for Tiling { tile, step, model, grid, .. } in several {
+                    writeln!(f, "model        {model}: {} tiles of {tile} pixels, step {step}", grid.len())?;
+                }
+            }
+        }
         if let Some(choice) = &self.precision {
             writeln!(f, "precision    {choice}")?;
         }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::html::{Cell, Html};
 use super::pictures::Pictures;
 use super::{RegionKind, Summary, level_and_resampling};
-use crate::plan::Geometry;
+use crate::plan::{Geometry, Tiling};
 use crate::units::Bytes;
 use crate::{Error, Result};
 
@@ -23,7 +23,8 @@ pub(crate) struct Page<'a> {
     pub(crate) roi: Option<&'a Roi>,
     /// The finished mask.
     pub(crate) mask: &'a Path,
-    pub(crate) card: &'a Card,
+    /// Of each model.
+    pub(crate) cards: &'a [&'a Card],
     /// The root attribute `microtome` of the mask: the fingerprint, and the settings it stands for.
     pub(crate) attributes: &'a Map<String, Value>,
     pub(crate) summary: &'a Summary,
@@ -136,7 +137,7 @@ impl Page<'_> {
 
     fn work(&self, page: &mut Html) {
         let Summary { geometry, tiles, .. } = self.summary;
-        let Geometry { target, step, window, accumulate, tiles: grid, .. } = geometry;
+        let Geometry { target, tilings, accumulate, .. } = geometry;
         let mpp = target.mpp.map_or_else(String::new, |mpp| format!(" of {:.4} x {:.4} µm", mpp.x, mpp.y));
         let repeated = match (tiles.repeated, self.summary.scratch_bytes) {
             (0, _) => "none".into(),
@@ -144,16 +145,23 @@ impl Page<'_> {
             (n, bytes) => format!("{n} kept between strips, through {} of scratch file", Bytes(bytes)),
         };
         page.heading("Work");
-        page.facts(&[
-            ("target grid", format!("{} pixels{mpp}", target.size)),
-            ("read from", level_and_resampling(target)),
-            ("tile", format!("{} pixels, step {step} of a tile", grid.tile())),
-            ("weights and sums", format!("{}, {}", plain(window), plain(accumulate))),
+        let mut facts =
+            vec![("target grid", format!("{} pixels{mpp}", target.size)), ("read from", level_and_resampling(target))];
+        for Tiling { model, tile, step, window, .. } in tilings {
+            let of = if tilings.len() > 1 { format!(", {model}") } else { String::new() };
+            facts.push(("tile", format!("{tile} pixels, step {step} of a tile{of}")));
+            facts.push(("weights and sums", format!("{}, {}{of}", plain(window), plain(accumulate))));
+        }
+        if tilings.len() > 1 {
+            facts.push(("models", format!("{}, the mean of their probabilities", tilings.len())));
+        }
+        facts.extend([
             ("tiles run", format!("{} of {}", tiles.run, tiles.grid)),
             ("tiles skipped", format!("{}, which touch nothing that was wanted", tiles.skipped)),
             ("tiles repeated", repeated),
             ("resumed", format!("{} shards were finished by an earlier process", self.summary.resumed_shards)),
         ]);
+        page.facts(&facts);
     }
 
     fn times(&self, page: &mut Html) {
@@ -200,17 +208,19 @@ impl Page<'_> {
     }
 
     fn model(&self, page: &mut Html) {
-        let card = self.card;
-        let mut facts = vec![
-            ("name", card.name.clone()),
-            ("architecture", card.architecture.clone()),
-            ("SHA-256", card.sha256.clone()),
-        ];
-        let words =
-            [("licence", &card.licence), ("provenance", &card.provenance), ("intended use", &card.intended_use)];
-        facts.extend(words.into_iter().filter_map(|(name, text)| Some((name, text.clone()?))));
-        page.heading("Model");
-        page.facts(&facts);
+        for (card, number) in self.cards.iter().zip(1..) {
+            let mut facts = vec![
+                ("name", card.name.clone()),
+                ("architecture", card.architecture.clone()),
+                ("SHA-256", card.sha256.clone()),
+            ];
+            let words =
+                [("licence", &card.licence), ("provenance", &card.provenance), ("intended use", &card.intended_use)];
+            facts.extend(words.into_iter().filter_map(|(name, text)| Some((name, text.clone()?))));
+            let several = self.cards.len() > 1;
+            page.heading(&if several { format!("Model {number}") } else { "Model".into() });
+            page.facts(&facts);
+        }
         page.heading("Versions");
         let system = format!("{} on {}", std::env::consts::OS, std::env::consts::ARCH);
         page.facts(&[
