@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use microtome::io::Pixels;
+use microtome_testkit::{Weights, small_package};
 use serde_json::Value;
 
 use crate::{Place, content, microtome, repository, run};
@@ -235,4 +236,42 @@ fn a_recommendation_is_measured_and_followed_where_the_device_is_fast() {
     assert_eq!(segment("a.ome.zarr", &[]), without);
     assert_eq!(segment("b.ome.zarr", &["--exact"]), "f32, as exact arithmetic is");
     assert_eq!(segment("c.ome.zarr", &["--precision", "bf16"]), "bf16, as asked for");
+#[test]
+fn several_models_run_together_or_are_refused_by_name() {
+    let place = Place::new();
+    let slide = place.slide("slide.png");
+    let nuclei = repository("models/nuclei");
+    let command = |models: &[&Path], output: &str| {
+        let mut command = microtome();
+        command.arg("segment").arg(&slide).arg("-o").arg(place.path(output));
+        command.args(["--model-mpp", "native", "--no-tta", "--tissue", "none", "--step-size", "1"]);
+        models.iter().for_each(|model| {
+            command.arg("-m").arg(model);
+        });
+        command
+    };
+    // The same model twice says what it says alone.
+    run(&mut command(&[&nuclei], "once.ome.zarr")).ended(0);
+    let planned = run(command(&[&nuclei, &nuclei], "twice.ome.zarr").args(["--dry-run", "--json"])).ended(0).stdout;
+    let planned: Value = serde_json::from_str(&planned).unwrap();
+    assert_eq!(planned["forecast"]["geometry"]["tilings"].as_array().unwrap().len(), 2);
+    let text = run(&mut command(&[&nuclei, &nuclei], "twice.ome.zarr")).ended(0).stdout;
+    assert!(text.contains("2 models, the mean of their probabilities"), "{text}");
+    let [once, twice] = ["once.ome.zarr", "twice.ome.zarr"].map(|output| {
+        let store = microtome::io::store::OmeZarr::open(place.path(output)).unwrap();
+        let size = store.info().levels[0].size;
+        store.read_region(microtome::io::Level::FINEST, size.rect()).unwrap().as_u8().unwrap().to_vec()
+    });
+    assert!(once == twice && once.contains(&1));
+    run(microtome().arg("verify").arg(place.path("twice.ome.zarr"))).ended(0);
+    // Another run, and done already.
+    run(&mut command(&[&nuclei], "twice.ome.zarr")).refused(5, &["model: ["]);
+    run(&mut command(&[&nuclei, &nuclei], "twice.ome.zarr")).ended(0);
+
+    let small = place.path("small");
+    small_package(&small, Weights::Plain);
+    run(&mut command(&[&nuclei, &small], "mask.ome.zarr")).refused(2, &["nuclei and small cannot run together", "something"]);
+    run(&mut command(&[&nuclei, &place.path("missing")], "mask.ome.zarr")).refused(2, &["missing"]);
+    run(command(&[&nuclei, &nuclei], "mask.ome.zarr").args(["--memory", "90MiB"])).refused(6, &["--memory"]);
+    assert!(!place.path("mask.ome.zarr").exists());
 }

@@ -9,6 +9,7 @@ mod constant;
 mod crop;
 mod damage;
 mod determinism;
+mod ensemble;
 mod function;
 mod levels;
 mod norm_stats;

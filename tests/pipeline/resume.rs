@@ -8,13 +8,13 @@ use microtome_testkit::{CountingSlide, FailingSlide, FunctionModel, SyntheticSli
 use super::*;
 
 /// Asks the run to stop once so many pixels of the mask are done.
-struct StopAfter {
+pub(crate) struct StopAfter {
     pixels: u64,
     reached: AtomicBool,
 }
 
 impl StopAfter {
-    fn new(pixels: u64) -> Self {
+    pub(crate) fn new(pixels: u64) -> Self {
         Self { pixels, reached: AtomicBool::new(pixels == 0) }
     }
 }

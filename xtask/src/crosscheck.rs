@@ -49,6 +49,12 @@ pub(crate) fn run_nnunet(workspace: &Workspace, venv: &Venv) -> Result<()> {
             .arg(data.join(NNUNET).join(NNUNET_FOLDER))
             .arg(workspace.demo_slide()?)
             .arg(workspace.target.join("crosscheck-nnunet")),
+    )?;
+    shell::run(
+        venv.script(workspace, "check_ensemble.py")
+            .arg(workspace.binary(Profile::Dev))
+            .arg(workspace.demo_slide()?)
+            .arg(workspace.target.join("crosscheck-ensemble")),
     )
 }
 
