@@ -5,10 +5,12 @@
 mod layers;
 mod plain_conv_unet;
 mod residual_encoder_unet;
+mod smp_unet;
 mod unet;
 
 pub use plain_conv_unet::PlainConvUnet;
 pub use residual_encoder_unet::ResidualEncoderUnet;
+pub use smp_unet::{Enlargement, Resnet, SmpUnet};
 #[cfg(test)]
 pub(crate) use {plain_conv_unet::tests, residual_encoder_unet::tests as residual};
 
@@ -57,7 +59,8 @@ pub(crate) trait Constructor: Sized {
 }
 
 /// Those that can be constructed: framework, class, and how.
-const CONSTRUCTORS: &[(&str, &str, fn(&Object<'_>) -> Result<Architecture>)] = &[];
+const CONSTRUCTORS: &[(&str, &str, fn(&Object<'_>) -> Result<Architecture>)] =
+    &[(SmpUnet::FRAMEWORK, SmpUnet::NAME, |arguments| Ok(SmpUnet::construct(arguments)?.into()))];
 
 /// The network that a framework's class makes of these arguments.
 ///
@@ -104,6 +107,8 @@ families! {
     PlainConvUnet,
     /// nnU-Net's `ResidualEncoderUNet` in two dimensions.
     ResidualEncoderUnet,
+    /// `Unet` of segmentation-models-pytorch with a ResNet as its encoder.
+    SmpUnet,
 }
 
 impl Architecture {
