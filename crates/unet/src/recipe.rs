@@ -2,77 +2,47 @@
 //!
 //! The file names the framework, the class of the network and the arguments that its constructor was called with, and gives what a
 //! package's `model.toml` gives, under the same keys: tile, normalisation, classes and so on. Format: `docs/model-package.md`.
+//! Keys are read one by one, so that a message can say which is wrong and where.
 
 use std::path::{Path, PathBuf};
 
 use microtome_io::{Class, Size};
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Value, json};
 
-use crate::architecture;
-use crate::arguments::{Object, read_object};
+use crate::arguments::{Object, as_count, read_object};
 use crate::model::{self, Folds, Model, ModelOptions};
 use crate::state_dict::StateDict;
 use crate::weights::Fold;
-use crate::{Card, Error, MirrorAxes, Normalization, Output, Result, Window};
+use crate::{Architecture, Card, Error, MirrorAxes, Normalization, Output, Result, Window, architecture};
 
 /// The file's name in a folder.
 const NAME: &str = "recipe.json";
 /// Keys under which frameworks and their users put the state dict.
 const NESTED: [&str; 6] = ["state_dict", "model_state_dict", "model", "network", "net", "network_weights"];
-
-/// What the file holds. Optional keys have the value that is the plain case.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Recipe {
-    /// `monai` or `segmentation-models-pytorch`.
-    framework: String,
-    /// The class, such as `UNet`.
-    network: String,
-    /// The arguments of its constructor by their names; those that are missing have the framework's defaults.
-    arguments: Map<String, Value>,
-    /// Files beside this one, a fold each; their logits are averaged.
-    weights: Vec<PathBuf>,
-    tile: Size,
-    normalization: Vec<Normalization>,
-    classes: Vec<ClassEntry>,
-    #[serde(default)]
-    channels: Option<Vec<String>>,
-    #[serde(default)]
-    output: Option<Output>,
-    #[serde(default)]
-    mirror_axes: MirrorAxes,
-    #[serde(default)]
-    mpp: Option<f64>,
-    #[serde(default = "half")]
-    step: f64,
-    #[serde(default = "gaussian")]
-    window: Window,
-    #[serde(default)]
-    name: Option<String>,
-    #[serde(default)]
-    licence: Option<String>,
-    #[serde(default)]
-    provenance: Option<String>,
-    #[serde(default)]
-    intended_use: Option<String>,
-}
-
-/// A class, or only its name: then its value is its place in the list.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(untagged)]
-enum ClassEntry {
-    Name(String),
-    Class(Class),
-}
-
-fn half() -> f64 {
-    0.5
-}
-
-fn gaussian() -> Window {
-    Window::Gaussian
-}
+/// The keys of the file.
+const KEYS: [&str; 17] = [
+    "framework",
+    "network",
+    "arguments",
+    "weights",
+    "tile",
+    "normalization",
+    "classes",
+    "output",
+    "channels",
+    "mirror_axes",
+    "mpp",
+    "step",
+    "window",
+    "name",
+    "licence",
+    "provenance",
+    "intended_use",
+];
+/// Mean and standard deviation of ImageNet's red, green and blue, in samples from 0 to 1, as torchvision gives them.
+const IMAGENET: [(f64, f64); 3] = [(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)];
+/// More channels than any network may have: lists are not made longer, whatever a file claims.
+const MOST_CHANNELS: usize = 1 << 16;
 
 /// The recipe that a path is or holds.
 pub(crate) fn find(path: &Path) -> Option<PathBuf> {
@@ -84,64 +54,429 @@ pub(crate) fn find(path: &Path) -> Option<PathBuf> {
 /// Loads the model that a recipe describes.
 pub(crate) fn load(path: &Path, options: &ModelOptions) -> Result<Model> {
     let map = read_object(path)?;
-    let recipe: Recipe = serde_json::from_value(Value::Object(map)).map_err(|e| Error::format(path, e.to_string()))?;
-    let arguments = Object { path, place: "arguments".into(), map: &recipe.arguments };
-    let architecture = architecture::construct(&recipe.framework, &recipe.network, &arguments)?;
-    let entry = |(place, entry): (usize, ClassEntry)| match entry {
-        ClassEntry::Name(name) => Class::with_default_color(place.try_into().unwrap_or(u16::MAX), name),
-        ClassEntry::Class(class) => class,
-    };
-    let channels = architecture.channels();
-    let names = |count: usize| match count {
-        3 => ["red", "green", "blue"].map(Into::into).to_vec(),
-        n => (0..n.min(1 << 16)).map(|c| format!("channel {c}")).collect(),
-    };
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let named = |f: &Path| f.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let mut card = Card {
-        name: recipe.name.unwrap_or_else(|| named(if path.ends_with(NAME) { folder } else { path })),
-        architecture: String::new(),
-        tile: recipe.tile,
-        channels: recipe.channels.unwrap_or_else(|| names(channels)),
-        classes: recipe.classes.into_iter().enumerate().map(entry).collect(),
-        output: recipe.output.unwrap_or(Output::Labels),
-        mirror_axes: recipe.mirror_axes,
-        normalization: recipe.normalization,
-        training: None,
-        mpp: recipe.mpp,
-        step: recipe.step,
-        window: recipe.window,
-        postprocessing: None,
-        crop_to_nonzero: false,
-        folds: Vec::new(),
-        parameters: 0,
-        sha256: String::new(),
-        licence: recipe.licence,
-        provenance: recipe.provenance,
-        intended_use: recipe.intended_use,
-        test_vector: None,
-        precision: crate::PrecisionNote::default(),
-    };
+    let recipe = Object::file(path, &map);
+    let (mut card, architecture) = describe(&recipe)?;
     model::check(path, &card, &architecture)?;
+    let files = weights(&recipe)?;
     let wanted: Vec<usize> = match &options.folds {
-        Folds::Auto | Folds::All => (0..recipe.weights.len()).collect(),
+        Folds::Auto | Folds::All => (0..files.len()).collect(),
         Folds::List(numbers) => numbers.iter().map(|n| *n as usize).collect(),
     };
-    if wanted.is_empty() {
-        return Err(Error::format(path, "weights must name a file"));
-    }
     let fold = |index: usize| {
-        let Some(file) = recipe.weights.get(index) else {
-            let message = format!("fold_{index} is missing; there are {}", recipe.weights.len());
-            return Err(Error::format(path, message));
-        };
-        if file.components().any(|c| !matches!(c, std::path::Component::Normal(_))) {
-            return Err(Error::format(path, format!("weights: {} is not beside this file", file.display())));
-        }
-        let weights = StateDict::open(&folder.join(file), &NESTED)?.weights(&architecture)?;
+        let missing = || Error::format(path, format!("fold_{index} is missing; there are {}", files.len()));
+        let file = files.get(index).ok_or_else(missing)?;
+        let weights = StateDict::open(file, &NESTED)?.weights(&architecture)?;
         Ok(Fold { name: format!("fold_{index}"), weights })
     };
     let folds = wanted.into_iter().map(fold).collect::<Result<Vec<_>>>()?;
     model::complete(&mut card, &architecture, &folds);
     Ok(Model::new(card, architecture, folds, None))
+}
+
+/// The card, without what follows from the weights, and the network.
+fn describe(recipe: &Object<'_>) -> Result<(Card, Architecture)> {
+    // First, so that any other JSON file is told what it is not.
+    let Some(framework) = recipe.text("framework")? else {
+        return Err(recipe.wrong("framework", "is missing: a recipe says which one the network comes from"));
+    };
+    recipe.only(&KEYS)?;
+    let text = |key: &str| recipe.text(key).map(|t| t.map(str::to_owned));
+    recipe.need("network")?;
+    let network = recipe.text("network")?.unwrap_or_default();
+    let architecture = architecture::construct(framework, network, &recipe.child("arguments")?)?;
+    let channels = architecture.channels().min(MOST_CHANNELS);
+    let classes = classes(recipe)?;
+    let folder = recipe.path.parent().unwrap_or(Path::new(""));
+    let stem = |path: &Path| path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let card = Card {
+        name: text("name")?.unwrap_or_else(|| stem(if recipe.path.ends_with(NAME) { folder } else { recipe.path })),
+        architecture: String::new(),
+        tile: tile(recipe)?,
+        channels: channel_names(recipe, channels)?,
+        output: output(recipe, architecture.heads(), &classes)?,
+        classes,
+        mirror_axes: mirror_axes(recipe)?,
+        normalization: normalization(recipe, channels)?,
+        training: None,
+        mpp: recipe.number("mpp")?,
+        step: recipe.number("step")?.unwrap_or(0.5),
+        window: window(recipe)?,
+        folds: Vec::new(),
+        parameters: 0,
+        sha256: String::new(),
+        licence: text("licence")?,
+        provenance: text("provenance")?,
+        intended_use: text("intended_use")?,
+        test_vector: None,
+        precision: crate::PrecisionNote::default(),
+        postprocessing: None,
+        crop_to_nonzero: false,
+    };
+    Ok((card, architecture))
+}
+
+/// One file, or a list of them, a fold each, whose logits are averaged.
+fn weights(recipe: &Object<'_>) -> Result<Vec<PathBuf>> {
+    let folder = recipe.path.parent().unwrap_or(Path::new(""));
+    let names = match recipe.need("weights")? {
+        Value::String(name) => vec![name.as_str()],
+        _ => texts(recipe, "weights")?,
+    };
+    if names.is_empty() {
+        return Err(recipe.wrong("weights", "names no file"));
+    }
+    let beside = |name: &str| {
+        let file = Path::new(name);
+        let plain = |c| matches!(c, std::path::Component::Normal(_));
+        if file.components().next().is_none() || !file.components().all(plain) {
+            return Err(recipe.wrong("weights", &format!("names \"{name}\", which is no file beside this one")));
+        }
+        Ok(folder.join(file))
+    };
+    names.into_iter().map(beside).collect()
+}
+
+/// Width and height, or one number for both.
+fn tile(recipe: &Object<'_>) -> Result<Size> {
+    let value = recipe.get("tile").ok_or_else(|| {
+        recipe.wrong("tile", "is missing: width and height in pixels of what the network is given, best as in training")
+    })?;
+    if let Some(side) = as_count(value) {
+        return Ok(Size::new(side as u64, side as u64));
+    }
+    if !value.is_object() {
+        return Err(recipe.wrong("tile", r#"is neither a number of pixels nor {"width": .., "height": ..}"#));
+    }
+    let tile = recipe.child("tile")?;
+    tile.only(&["width", "height"])?;
+    Ok(Size::new(tile.count("width")? as u64, tile.count("height")? as u64))
+}
+
+fn channel_names(recipe: &Object<'_>, channels: usize) -> Result<Vec<String>> {
+    if recipe.get("channels").is_some() {
+        return Ok(texts(recipe, "channels")?.into_iter().map(str::to_owned).collect());
+    }
+    Ok(match channels {
+        3 => ["red", "green", "blue"].map(str::to_owned).to_vec(),
+        n => (0..n).map(|c| format!("channel {c}")).collect(),
+    })
+}
+
+/// A list with an entry for each channel, one entry for all of them, or `imagenet`. An entry is a table, or only its scheme.
+fn normalization(recipe: &Object<'_>, channels: usize) -> Result<Vec<Normalization>> {
+    let value = recipe.get("normalization").ok_or_else(|| {
+        recipe.wrong("normalization", "is missing: a scheme for each channel, one for all of them, or \"imagenet\"")
+    })?;
+    let scheme = |place: &str, value: &Value| {
+        let table = if value.is_string() { json!({ "scheme": value }) } else { value.clone() };
+        if !table.is_object() {
+            return Err(recipe.wrong(place, "is neither the name of a scheme nor a table with one"));
+        }
+        serde_json::from_value::<Normalization>(table).map_err(|e| recipe.wrong(place, &format!("is wrong: {e}")))
+    };
+    match value {
+        Value::String(name) if name == "imagenet" => {
+            if channels != IMAGENET.len() {
+                let message =
+                    format!("is imagenet, which is for red, green and blue; the network has {channels} channels");
+                return Err(recipe.wrong("normalization", &message));
+            }
+            Ok(IMAGENET.map(|(mean, std)| Normalization::standardized(255.0, mean, std)).to_vec())
+        }
+        Value::Array(entries) => {
+            entries.iter().enumerate().map(|(c, entry)| scheme(&format!("normalization[{c}]"), entry)).collect()
+        }
+        one => Ok(vec![scheme("normalization", one)?; channels]),
+    }
+}
+
+/// Each class is its name, then its value is its place in the list, or a table.
+fn classes(recipe: &Object<'_>) -> Result<Vec<Class>> {
+    let class = |(i, entry): (usize, &Value)| {
+        let here = u16::try_from(i).unwrap_or(u16::MAX);
+        let place = format!("classes[{i}]");
+        let map = match entry {
+            Value::String(name) => return Ok(Class::with_default_color(here, name)),
+            Value::Object(map) => map,
+            _ => return Err(recipe.wrong(&place, "is neither a name nor a table")),
+        };
+        let table = Object { path: recipe.path, place, map };
+        table.only(&["value", "name", "color", "code"])?;
+        table.need("name")?;
+        let value = match table.get("value") {
+            Some(value) => {
+                mask_value(value).ok_or_else(|| table.wrong("value", "is no value of a mask, 0 to 65535"))?
+            }
+            None => here,
+        };
+        let mut class = Class::with_default_color(value, table.text("name")?.unwrap_or_default());
+        if let Some(color) = table.get("color") {
+            class.color = serde_json::from_value(color.clone())
+                .map_err(|_| table.wrong("color", "must be a list of red, green and blue, each from 0 to 255"))?;
+        }
+        class.code = table.text("code")?.map(str::to_owned);
+        Ok(class)
+    };
+    recipe.list("classes")?.iter().enumerate().map(class).collect()
+}
+
+/// What the logits mean. Where the file does not say: one for each class, the largest wins; or a single one for the second of two
+/// classes, which is where it is positive (its sigmoid is above one half).
+fn output(recipe: &Object<'_>, heads: usize, classes: &[Class]) -> Result<Output> {
+    let foreground = || classes.iter().skip(1).map(|c| c.value).collect();
+    match recipe.get("output") {
+        None if heads == 1 && classes.len() == 2 => Ok(Output::Regions { class_order: foreground() }),
+        None if heads == classes.len() => Ok(Output::Labels),
+        None => {
+            let message = format!(
+                "is missing, and the network gives {heads} logits for {} classes: \"labels\" if one belongs to each class, \
+                 \"regions\" if one belongs to each class but the first",
+                classes.len()
+            );
+            Err(recipe.wrong("output", &message))
+        }
+        Some(Value::String(kind)) if kind == "labels" => Ok(Output::Labels),
+        Some(Value::String(kind)) if kind == "regions" => Ok(Output::Regions { class_order: foreground() }),
+        Some(Value::Object(map)) => {
+            let table = Object { path: recipe.path, place: "output".into(), map };
+            table.only(&["kind", "class_order"])?;
+            match (table.text("kind")?, table.get("class_order")) {
+                (Some("labels"), None) => Ok(Output::Labels),
+                (Some("regions"), None) => Ok(Output::Regions { class_order: foreground() }),
+                (Some("regions"), Some(_)) => {
+                    let values: Option<_> = table.list("class_order")?.iter().map(mask_value).collect();
+                    let class_order =
+                        values.ok_or_else(|| table.wrong("class_order", "must be a list of values of classes"))?;
+                    Ok(Output::Regions { class_order })
+                }
+                (Some("labels"), Some(_)) => Err(table.wrong("class_order", "is for regions only")),
+                _ => Err(table.wrong("kind", "must be labels or regions")),
+            }
+        }
+        Some(_) => Err(recipe.wrong("output", "must be labels or regions")),
+    }
+}
+
+fn mirror_axes(recipe: &Object<'_>) -> Result<MirrorAxes> {
+    if recipe.get("mirror_axes").is_none() {
+        return Ok(MirrorAxes::NONE);
+    }
+    let axes = recipe.child("mirror_axes")?;
+    axes.only(&["horizontal", "vertical"])?;
+    let flag = |key: &str| axes.flag(key).map(Option::unwrap_or_default);
+    Ok(MirrorAxes { vertical: flag("vertical")?, horizontal: flag("horizontal")? })
+}
+
+fn window(recipe: &Object<'_>) -> Result<Window> {
+    match recipe.text("window")? {
+        None | Some("gaussian") => Ok(Window::Gaussian),
+        Some("constant") => Ok(Window::Constant),
+        Some(other) => Err(recipe.wrong("window", &format!("is {other}; there are gaussian and constant"))),
+    }
+}
+
+fn mask_value(value: &Value) -> Option<u16> {
+    as_count(value).and_then(|v| v.try_into().ok())
+}
+
+fn texts<'a>(recipe: &Object<'a>, key: &str) -> Result<Vec<&'a str>> {
+    let texts = recipe.list(key)?.iter().map(Value::as_str).collect::<Option<_>>();
+    texts.ok_or_else(|| recipe.wrong(key, "must be texts"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The least that a recipe must say.
+    fn least() -> Value {
+        json!({
+            "framework": "segmentation-models-pytorch",
+            "network": "Unet",
+            "arguments": { "encoder_name": "resnet18", "encoder_weights": "imagenet" },
+            "weights": "model.pth",
+            "tile": 256,
+            "normalization": "imagenet",
+            "classes": ["background", "nucleus"],
+        })
+    }
+
+    /// What a recipe comes to with these keys in place of the least ones.
+    fn with(changes: Value) -> Result<(Card, Vec<PathBuf>)> {
+        let (mut recipe, Value::Object(changes)) = (least(), changes) else { panic!("changes are no object") };
+        recipe.as_object_mut().unwrap().extend(changes);
+        let object = Object::file(Path::new("nuclei/recipe.json"), recipe.as_object().unwrap());
+        let (card, architecture) = describe(&object)?;
+        model::check(object.path, &card, &architecture)?;
+        Ok((card, weights(&object)?))
+    }
+
+    fn message(changes: Value) -> String {
+        let message = with(changes).unwrap_err().to_string();
+        message.strip_prefix("nuclei/recipe.json: ").unwrap().to_owned()
+    }
+
+    #[test]
+    fn what_is_missing_is_the_plain_case() {
+        let (card, weights) = with(json!({})).unwrap();
+        assert_eq!(weights, [Path::new("nuclei/model.pth")]);
+        assert_eq!((card.name.as_str(), card.tile), ("nuclei", Size::new(256, 256)));
+        assert_eq!(card.channels, ["red", "green", "blue"]);
+        assert_eq!(card.output, Output::Regions { class_order: vec![1] }, "one logit for two classes");
+        assert_eq!(
+            (card.mirror_axes, card.mpp, card.step, card.window),
+            (MirrorAxes::NONE, None, 0.5, Window::Gaussian)
+        );
+        assert_eq!(card.classes[1], Class::with_default_color(1, "nucleus"));
+        let red = Normalization::Linear { shift: 255.0 * 0.485, divisor: 255.0 * 0.229, lower: None, upper: None };
+        assert_eq!((card.normalization.len(), card.normalization[0]), (3, red));
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let stroma = json!({ "value": 1, "name": "stroma", "color": [1, 2, 3], "code": "SCT 65801008" });
+        let (card, weights) = with(json!({
+            "arguments": { "classes": 3, "in_channels": 2 },
+            "weights": ["a.pth", "folds/b.pth"],
+            "tile": { "width": 256, "height": 128 },
+            "normalization": ["z-score", { "scheme": "ct", "lower": 1, "upper": 9, "mean": 4, "std": 2 }],
+            "classes": ["background", stroma, "tumour"],
+            "output": { "kind": "regions", "class_order": [2, 1, 2] },
+            "channels": ["H", "E"],
+            "mirror_axes": { "horizontal": true },
+            "mpp": 0.5, "step": 0.25, "window": "constant",
+            "name": "n", "licence": "l", "provenance": "p", "intended_use": "i",
+        }))
+        .unwrap();
+        assert_eq!(weights, ["nuclei/a.pth", "nuclei/folds/b.pth"].map(Path::new));
+        assert_eq!((card.tile, card.channels), (Size::new(256, 128), vec!["H".into(), "E".into()]));
+        let ct = Normalization::Ct { lower: 1.0, upper: 9.0, mean: 4.0, std: 2.0 };
+        assert_eq!(card.normalization, [Normalization::ZScore, ct]);
+        assert_eq!((card.classes[1].color, card.classes[1].code.as_deref()), ([1, 2, 3], Some("SCT 65801008")));
+        assert_eq!(card.output, Output::Regions { class_order: vec![2, 1, 2] });
+        assert_eq!(card.mirror_axes, MirrorAxes { vertical: false, horizontal: true });
+        assert_eq!((card.mpp, card.step, card.window), (Some(0.5), 0.25, Window::Constant));
+        let texts = [Some(card.name), card.licence, card.provenance, card.intended_use].map(Option::unwrap);
+        assert_eq!(texts, ["n", "l", "p", "i"]);
+    }
+
+    #[test]
+    fn logits_and_classes_decide_the_output_where_the_file_does_not() {
+        let output = |heads: usize, classes: &[&str], output: Value| {
+            with(json!({ "arguments": { "classes": heads }, "classes": classes, "output": output }))
+                .map(|(c, _)| c.output)
+        };
+        let regions = |values: &[u16]| Output::Regions { class_order: values.to_vec() };
+        assert_eq!(output(2, &["none", "a"], Value::Null).unwrap(), Output::Labels);
+        assert_eq!(output(2, &["none", "a"], json!("labels")).unwrap(), Output::Labels);
+        assert_eq!(output(1, &["none", "a"], json!("regions")).unwrap(), regions(&[1]));
+        assert_eq!(output(2, &["none", "a", "b"], json!({ "kind": "regions" })).unwrap(), regions(&[1, 2]));
+        assert_eq!(
+            output(2, &["none", "a", "b"], Value::Null).unwrap_err().to_string(),
+            "nuclei/recipe.json: output is missing, and the network gives 2 logits for 3 classes: \"labels\" if one belongs to \
+             each class, \"regions\" if one belongs to each class but the first"
+        );
+        let message = output(2, &["none", "a", "b"], json!("labels")).unwrap_err().to_string();
+        assert_eq!(message, "nuclei/recipe.json: 2 logits, but 3 classes or regions");
+    }
+
+    #[test]
+    fn one_normalization_serves_all_channels() {
+        let of = |value: Value| with(json!({ "normalization": value })).unwrap().0.normalization;
+        assert_eq!(of(json!("rgb-to01")), [Normalization::RgbTo01; 3]);
+        let scheme = Normalization::Linear { shift: 127.5, divisor: 127.5, lower: None, upper: None };
+        assert_eq!(of(json!({ "scheme": "linear", "shift": 127.5, "divisor": 127.5 })), [scheme; 3]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_place() {
+        let missing = "is missing: width and height in pixels of what the network is given, best as in training";
+        assert_eq!(message(json!({ "tile": null })), format!("tile {missing}"));
+        assert_eq!(
+            message(json!({ "normalization": null })),
+            "normalization is missing: a scheme for each channel, one for all of them, or \"imagenet\""
+        );
+        assert_eq!(
+            message(json!({ "framework": null })),
+            "framework is missing: a recipe says which one the network comes from"
+        );
+        for (key, expected) in [("network", "is missing"), ("arguments", "is missing"), ("classes", "is missing")] {
+            assert_eq!(message(json!({ key: null })), format!("{key} {expected}"));
+        }
+        assert!(
+            message(json!({ "titel": 3 })).starts_with("titel is unknown; there are framework, network, arguments, ")
+        );
+        let wrong: [(Value, &str); 20] = [
+            (json!({ "tile": [256, 256] }), r#"tile is neither a number of pixels nor {"width": .., "height": ..}"#),
+            (json!({ "tile": { "width": 64 } }), "tile.height is missing"),
+            (
+                json!({ "tile": { "width": 64, "height": 64, "depth": 1 } }),
+                "tile.depth is unknown; there are width, height",
+            ),
+            (
+                json!({ "tile": 100 }),
+                "the network has a tile of 100 x 100; with these strides it must be a multiple of 32 x 32",
+            ),
+            (json!({ "weights": [] }), "weights names no file"),
+            (json!({ "weights": "../model.pth" }), "weights names \"../model.pth\", which is no file beside this one"),
+            (json!({ "weights": "" }), "weights names \"\", which is no file beside this one"),
+            (json!({ "weights": [3] }), "weights must be texts"),
+            (
+                json!({ "arguments": { "in_channels": 1 } }),
+                "normalization is imagenet, which is for red, green and blue; the network has 1 channels",
+            ),
+            (
+                json!({ "normalization": ["rgb-to01", { "scheme": "ct", "lower": 0 }, "none"] }),
+                "normalization[1] is wrong: missing field `upper`",
+            ),
+            (
+                json!({ "normalization": [255] }),
+                "normalization[0] is neither the name of a scheme nor a table with one",
+            ),
+            (json!({ "normalization": ["none"] }), "3 input channels, but 3 names and 1 normalisations"),
+            (json!({ "classes": ["background", 7] }), "classes[1] is neither a name nor a table"),
+            (json!({ "classes": ["background", { "value": 1 }] }), "classes[1].name is missing"),
+            (
+                json!({ "classes": ["background", { "name": "a", "value": 70_000 }] }),
+                "classes[1].value is no value of a mask, 0 to 65535",
+            ),
+            (
+                json!({ "classes": ["background", { "name": "a", "color": [0, 0, 256] }] }),
+                "classes[1].color must be a list of red, green and blue, each from 0 to 255",
+            ),
+            (json!({ "output": "softmax" }), "output must be labels or regions"),
+            (json!({ "output": { "kind": "labels", "class_order": [1] } }), "output.class_order is for regions only"),
+            (json!({ "mirror_axes": { "horizontal": 1 } }), "mirror_axes.horizontal is neither true nor false"),
+            (json!({ "window": "hann" }), "window is hann; there are gaussian and constant"),
+        ];
+        for (changes, expected) in wrong {
+            assert_eq!(message(changes), expected);
+        }
+        let scheme = message(json!({ "normalization": "zscore" }));
+        assert!(scheme.starts_with("normalization is wrong: unknown variant `zscore`, expected one of `z-score`, "));
+    }
+
+    #[test]
+    fn a_claim_of_many_channels_makes_no_long_list() {
+        let arguments = json!({ "in_channels": 1e14 });
+        let message = message(json!({ "arguments": arguments, "normalization": "none" }));
+        assert_eq!(message, "the network has 100000000000000 channels in a layer; 1 to 16384 are supported");
+    }
+
+    #[test]
+    fn a_recipe_is_a_json_file_or_a_folder_with_one() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(find(folder.path()), None);
+        let file = folder.path().join(NAME);
+        std::fs::write(&file, least().to_string()).unwrap();
+        let other = folder.path().join("other.JSON");
+        std::fs::write(&other, "[]").unwrap();
+        assert_eq!(find(folder.path()), Some(file.clone()));
+        assert_eq!(find(&file), Some(file.clone()));
+        let open = |path: &Path, options: &ModelOptions| Model::open(path, options).unwrap_err().to_string();
+        assert!(open(&other, &ModelOptions::default()).ends_with("other.JSON: not a JSON object"));
+        assert!(open(folder.path(), &ModelOptions::default()).contains("model.pth: No such file"));
+        let second = ModelOptions { folds: Folds::List(vec![1]), ..ModelOptions::default() };
+        assert!(open(&file, &second).ends_with("fold_1 is missing; there are 1"));
+    }
 }
