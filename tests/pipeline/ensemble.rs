@@ -97,7 +97,8 @@ fn reference(slide: &SyntheticSlide, models: &[&Leaning]) -> Vec<Vec<f64>> {
         for (&top, &left) in grid.rows().iter().flat_map(|y| grid.columns().iter().map(move |x| (y, x))) {
             let tile = Rect::new(left, top, card.tile.width, card.tile.height);
             let Some(visible) = tile.intersect(image.rect()) else { continue };
-            for (y, x) in (visible.y..visible.bottom()).flat_map(|y| (visible.x..visible.right()).map(move |x| (y, x))) {
+            for (y, x) in (visible.y..visible.bottom()).flat_map(|y| (visible.x..visible.right()).map(move |x| (y, x)))
+            {
                 let (u, v) = ((x - left) as u64, (y - top) as u64);
                 let weight = f64::from(window.row(v as usize)[u as usize]);
                 let darkness = 255.0 - f32::from(slide.pixel(x as u64, y as u64)[0]);
@@ -478,7 +479,8 @@ fn a_tile_that_cannot_be_read_is_background_for_all() {
 fn the_plan_counts_all_models() {
     let slide = slide();
     let (a, b) = two();
-    let plan = |models: &[&Leaning]| ensemble(models, &with(&settings(), |s| s.probabilities = true)).plan(&slide).unwrap();
+    let plan =
+        |models: &[&Leaning]| ensemble(models, &with(&settings(), |s| s.probabilities = true)).plan(&slide).unwrap();
     let (alone, other, both) = (plan(&[&a]), plan(&[&b]), plan(&[&a, &b]));
     let [a_plan, b_plan, plan] = [&alone, &other, &both].map(|plan| plan.memory);
     assert_eq!(both.tiles, alone.tiles + other.tiles);
@@ -539,7 +541,9 @@ fn the_report_and_the_store_name_all_models() {
     assert!(text.contains("2 models, the mean of their probabilities"), "{text}");
     assert!(text.contains("model        large: "), "{text}");
     let page = std::fs::read_to_string(folder.path().join("mask.ome.zarr.run/report.html")).unwrap();
-    for words in ["Model 1", "Model 2", "16 x 16 pixels, step 0.5 of a tile, small", "40 x 56 pixels, step 0.7 of a tile, large"] {
+    for words in
+        ["Model 1", "Model 2", "16 x 16 pixels, step 0.5 of a tile, small", "40 x 56 pixels, step 0.7 of a tile, large"]
+    {
         assert!(page.contains(words), "{words}");
     }
     let report = std::fs::read(folder.path().join("mask.ome.zarr.run/report.json")).unwrap();
@@ -607,7 +611,10 @@ fn models_that_mean_something_else_are_refused_by_name() {
     };
     let (one, other) = (regions(&[1, 2, 2]), regions(&[2, 1, 2]));
     let error = Segmenter::ensemble(vec![&one, &other], settings()).unwrap_err().to_string();
-    assert!(error.ends_with("the regions of one set the values [1, 2, 2], those of the other [2, 1, 2], in this order"), "{error}");
+    assert!(
+        error.ends_with("the regions of one set the values [1, 2, 2], those of the other [2, 1, 2], in this order"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -68,7 +68,6 @@ pub use output::{Existing, store_of};
 pub use plan::{Geometry, MemoryPlan, STRIP_TILES, Tiling};
 pub use postprocess::{Postprocessed, postprocess};
 pub use precision::measure_precision;
-pub use precision::measure_precision;
 pub use progress::{Observer, Phase, Silent};
 pub use region::{Region, RegionOrigin, RoiSource};
 pub use report::{ClassArea, GivenRoi, RegionArea, RegionKind, StageTime, StageTimes, Summary};

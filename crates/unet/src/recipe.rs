@@ -11,14 +11,12 @@ use serde_json::{Value, json};
 
 use crate::arguments::{Object, as_count, read_object};
 use crate::model::{self, Folds, Model, ModelOptions};
-use crate::state_dict::StateDict;
+use crate::state_dict::{NESTED, StateDict};
 use crate::weights::Fold;
 use crate::{Architecture, Card, Error, MirrorAxes, Normalization, Output, Result, Window, architecture};
 
 /// The file's name in a folder.
 const NAME: &str = "recipe.json";
-/// Keys under which frameworks and their users put the state dict.
-const NESTED: [&str; 6] = ["state_dict", "model_state_dict", "model", "network", "net", "network_weights"];
 /// The keys of the file.
 const KEYS: [&str; 17] = [
     "framework",

@@ -15,6 +15,8 @@ const PREFIX: &str = "crossval_results_folds_";
 const NAME: &str = "postprocessing.json";
 /// The only function that nnU-Net has.
 const KEEP_LARGEST: &str = "remove_all_but_largest_component_from_segmentation";
+/// Its argument.
+const LABELS: &str = "labels_or_regions";
 
 /// What was found with these folds; if nobody looked at exactly these, what was found with the most.
 pub(super) fn read(trainer: &Path, folds: &[String], classes: &[Class]) -> Result<Option<Vec<Postprocessing>>> {
@@ -53,7 +55,6 @@ fn parse(file: &Object<'_>, classes: &[Class]) -> Result<Vec<Postprocessing>> {
             return Err(file.wrong("postprocessing_kwargs", "holds what is no object"));
         };
         let arguments = Object { path: file.path, place: format!("postprocessing_kwargs.{i}"), map };
-        const LABELS: &str = "labels_or_regions";
         if arguments.get("background_label").is_some_and(|v| as_count(v) != Some(0)) {
             return Err(arguments.unsupported("background_label", "must be 0; another one is not supported"));
         }

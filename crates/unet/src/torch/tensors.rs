@@ -219,7 +219,8 @@ fn another_format(archive: &Archive) -> Option<&'static str> {
             "a Keras archive; networks of PyTorch are supported, by the weights that torch.save(model.state_dict(), \"weights.pth\") saves",
         );
     }
-    let arrays = archive.names().all(|n| n.ends_with(".npy")) && archive.names().next().is_some();
+    let arrays = archive.names().all(|n| Path::new(n).extension().is_some_and(|e| e == "npy"))
+        && archive.names().next().is_some();
     arrays.then_some("arrays of NumPy (.npz); in Python, torch.save({name: torch.from_numpy(array)}, \"weights.pth\") saves them as tensors")
 }
 
