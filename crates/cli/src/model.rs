@@ -7,7 +7,8 @@ use anyhow::{Context, Result, bail};
 use microtome::io::Pixels;
 use microtome::io::slide::{self, OpenOptions};
 use microtome::unet::{
-    Card, ClassChange, Execution, Measurement, Model, Output, PackageOptions, Precision, TestVector, WeightFormat,
+    Card, ClassChange, Execution, Measurement, Model, Output, PackageOptions, Placement, Precision, TestVector,
+    WeightFormat,
 };
 use microtome::{Error, Settings, TargetResolution, measure_precision};
 use serde_json::json;
@@ -186,8 +187,12 @@ fn describe(out: &mut impl Write, card: &Card, model: &Model) -> Result<()> {
     let multiplications = model.network().multiplications(tile);
     writeln!(
         out,
-        "tile         {tile} pixels, step {}; {:.3} billion multiplications per tile and pass",
+        "tile         {tile} pixels, step {}{}; {:.3} billion multiplications per tile and pass",
         card.step,
+        match card.placement {
+            Placement::Nnunet => "",
+            Placement::Monai => " placed as MONAI does",
+        },
         multiplications as f64 / 1e9
     )?;
     match card.mpp {

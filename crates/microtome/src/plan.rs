@@ -5,8 +5,8 @@ use microtome_io::slide::{Colors, Resolution, ResolutionSource, SlideReader};
 use microtome_io::{Microns, SampleType};
 use microtome_stitch::{Accumulation, Decision, MeanProbabilities, Product, Sums, WeightSum, Window, WindowShape};
 use microtome_tile::{
-    Finished, ImageStatistics, Lockstep, Reader, Roi, Schedule, TargetGrid, TargetOptions, TargetResolution, TileGrid,
-    check_channels, tissue,
+    Finished, ImageStatistics, Lockstep, Reader, Roi, Schedule, StepRule, TargetGrid, TargetOptions, TargetResolution,
+    TileGrid, check_channels, tissue,
 };
 use microtome_unet::{Card, Output, Predictor};
 use serde::Serialize;
@@ -80,6 +80,8 @@ pub struct Tiling {
     pub tile: Size,
     /// Step between tiles, as a fraction of a tile.
     pub step: f64,
+    /// Whose rule says where tiles lie.
+    pub placement: StepRule,
     /// Weights of a tile.
     pub window: WindowShape,
     #[serde(skip)]
@@ -133,7 +135,8 @@ impl Geometry {
     /// The same for an image that is cropped.
     pub(crate) fn cropped(mut self, crop: Crop) -> Result<Self> {
         for tiling in &mut self.tilings {
-            tiling.grid = TileGrid::within(self.target.size, crop.target, tiling.tile, tiling.step)?;
+            let &mut Tiling { tile, step, placement, .. } = tiling;
+            tiling.grid = TileGrid::placed(self.target.size, crop.target, tile, step, placement)?;
         }
         self.crop = Some(crop);
         Ok(self)
@@ -170,6 +173,7 @@ impl Tiling {
         let step = settings.step.unwrap_or(card.step);
         let window = settings.window.unwrap_or(match card.window {
             microtome_unet::Window::Gaussian => WindowShape::Gaussian,
+            microtome_unet::Window::GaussianMonai => WindowShape::GaussianMonai,
             microtome_unet::Window::Constant => WindowShape::Constant,
         });
         let nnunets = matches!(window, WindowShape::Gaussian | WindowShape::Constant);
@@ -177,9 +181,13 @@ impl Tiling {
             let message = "f16-nnunet sums as nnU-Net does (--accumulate), which has no such window: gaussian and constant are its (--window)";
             return Err(Error::Usage(message.into()));
         }
-        let grid = TileGrid::new(image, card.tile, step)?;
+        let placement = match card.placement {
+            microtome_unet::Placement::Nnunet => StepRule::Nnunet,
+            microtome_unet::Placement::Monai => StepRule::Monai,
+        };
+        let grid = TileGrid::placed(image, image.rect(), card.tile, step, placement)?;
         let (model, sha256) = (card.name.clone(), card.sha256.clone());
-        Ok(Self { model, sha256, tile: card.tile, step, window, grid })
+        Ok(Self { model, sha256, tile: card.tile, step, placement, window, grid })
     }
 }
 

@@ -643,6 +643,7 @@ impl<'p> Segmenter<'p> {
         set("classes", json!(self.card().classes));
         set("execution", one_or_all(self.predictors.iter().map(|predictor| predictor.identity().into())));
         set("step", one_or_all(tilings().map(|tiling| json!(tiling.step))));
+        set("placement", one_or_all(tilings().map(|tiling| json!(tiling.placement))));
         set("window", one_or_all(tilings().map(|tiling| json!(tiling.window))));
         set("accumulate", json!(geometry.accumulate));
         set("crop_nonzero", geometry.crop.is_some().into());

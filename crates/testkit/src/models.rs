@@ -2,7 +2,8 @@
 
 use microtome_io::{Class, Samples, Size};
 use microtome_unet::{
-    Card, Error, Logits, MemoryEstimate, MirrorAxes, Normalization, Normalizer, Output, Predictor, Result, Tile, Window,
+    Card, Error, Logits, MemoryEstimate, MirrorAxes, Normalization, Normalizer, Output, Placement, Predictor, Result,
+    Tile, Window,
 };
 use rayon::prelude::*;
 
@@ -189,6 +190,7 @@ fn card(name: &str, tile: Size, classes: usize) -> Card {
         training: None,
         mpp: None,
         step: 0.5,
+        placement: Placement::Nnunet,
         window: Window::Gaussian,
         postprocessing: None,
         crop_to_nonzero: false,

@@ -1,6 +1,7 @@
-//! Where the tiles lie: nnU-Net's sliding window.
+//! Where the tiles lie: nnU-Net's sliding window, or MONAI's.
 
 use microtome_io::{Rect, Size};
+use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
@@ -8,13 +9,26 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TileIndex(pub u64);
 
-/// The tiles of an image, as nnU-Net v2 places them.
+/// Whose rule says how far tiles are apart. Along an axis of `n` pixels with tiles of `p` pixels and a step of `t` (a fraction of
+/// the tile), `n > p`:
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StepRule {
+    /// `k = ceil((n - p) / (p t)) + 1` tiles, tile `i` starting at `round((n - p) / (k - 1) i)`, ties to even: the first tile lies at the
+    /// beginning, the last one flush with the end, and the steps are stretched evenly between them.
+    /// Source: nnU-Net 2.8.1, `compute_steps_for_sliding_window`.
+    #[default]
+    Nnunet,
+    /// A tile every `max(1, floor(p t))` pixels from the beginning on, the last one, which would stick out, moved back until it is flush with
+    /// the end. MONAI's overlap is `1 - t`.
+    /// Source: MONAI 1.6.1, `monai.data.utils.dense_patch_slices` and `monai.inferers.utils._get_scan_interval`.
+    Monai,
+}
+
+/// The tiles of an image, as nnU-Net v2 or MONAI places them.
 ///
-/// Along an axis of `n` pixels with tiles of `p` pixels and a step of `t` (a fraction of the tile) there are
-/// `k = ceil((n - p) / (p t)) + 1` tiles, tile `i` starting at `round((n - p) / (k - 1) i)`, ties to even: the first
-/// tile lies at the beginning, the last one flush with the end, and the steps are stretched evenly between them.
-/// An axis shorter than a tile is padded, `(p - n) / 2` pixels (rounded down) before it and the rest behind.
-/// Source: nnU-Net 2.8.1, `compute_steps_for_sliding_window` and `pad_nd_image`.
+/// An axis shorter than a tile is padded, `(p - n) / 2` pixels (rounded down) before it and the rest behind, by both alike.
+/// Source: nnU-Net 2.8.1, `pad_nd_image`; MONAI 1.6.1, `sliding_window_inference`.
 ///
 /// The grid may cover a part of the image only: then the tiles lie as they would on that part alone, and what lies outside is no
 /// part of any of them, but positions remain the image's.
@@ -28,20 +42,20 @@ pub struct TileGrid {
 }
 
 impl TileGrid {
-    /// Places tiles of `tile` pixels on an image, `step` being a fraction of the tile.
+    /// Places tiles of `tile` pixels on an image as nnU-Net does, `step` being a fraction of the tile.
     ///
     /// # Errors
-    /// [`Error::Usage`] if the image or the tile is empty, or the step is not in `0.1..=1`.
-    /// (nnU-Net allows any positive step; below a tenth a slide has over a hundred times its own area to compute.)
+    /// As [`placed`](Self::placed).
     pub fn new(image: Size, tile: Size, step: f64) -> Result<Self> {
-        Self::within(image, image.rect(), tile, step)
+        Self::placed(image, image.rect(), tile, step, StepRule::Nnunet)
     }
 
-    /// Places tiles on a part of an image.
+    /// Places tiles of `tile` pixels on a part of an image, `step` being a fraction of the tile.
     ///
     /// # Errors
-    /// As [`new`](Self::new); [`Error::Usage`] also if the part is not one of the image.
-    pub fn within(image: Size, covered: Rect, tile: Size, step: f64) -> Result<Self> {
+    /// [`Error::Usage`] if the part or the tile is empty, the part is not one of the image, or the step is not in `0.1..=1`.
+    /// (nnU-Net allows any positive step; below a tenth a slide has over a hundred times its own area to compute.)
+    pub fn placed(image: Size, covered: Rect, tile: Size, step: f64, rule: StepRule) -> Result<Self> {
         if covered.is_empty() || tile.is_empty() {
             let size = covered.size();
             return Err(Error::Usage(format!("cannot lay tiles of {tile} pixels over an image of {size} pixels")));
@@ -52,8 +66,8 @@ impl TileGrid {
         if !(0.1..=1.0).contains(&step) {
             return Err(Error::Usage(format!("the step between tiles is {step} of a tile; it must be in 0.1 to 1")));
         }
-        let columns = starts(covered.width, tile.width, step).into_iter().map(|x| covered.x + x).collect();
-        let rows = starts(covered.height, tile.height, step).into_iter().map(|y| covered.y + y).collect();
+        let columns = starts(covered.width, tile.width, step, rule).into_iter().map(|x| covered.x + x).collect();
+        let rows = starts(covered.height, tile.height, step, rule).into_iter().map(|y| covered.y + y).collect();
         Ok(Self { image, covered, tile, columns, rows })
     }
 
@@ -118,9 +132,13 @@ impl TileGrid {
 }
 
 /// Tile origins along one axis.
-fn starts(n: u64, p: u64, step: f64) -> Vec<i64> {
+fn starts(n: u64, p: u64, step: f64, rule: StepRule) -> Vec<i64> {
     if n <= p {
         return vec![-(((p - n) / 2) as i64)];
+    }
+    if rule == StepRule::Monai {
+        let (last, interval) = (n - p, ((p as f64 * step) as u64).max(1));
+        return (0..=last.div_ceil(interval)).map(|i| (i * interval).min(last) as i64).collect();
     }
     let span = (n - p) as f64;
     let k = (span / (p as f64 * step)).ceil() as u64 + 1;
@@ -137,12 +155,28 @@ mod tests {
     //   f((110,), (64,), .5); f((2967, 2220), (128, 128), .5)
     #[test]
     fn starts_are_nnunets() {
+        let starts = |n, p, step| starts(n, p, step, StepRule::Nnunet);
         assert_eq!(starts(110, 64, 0.5), [0, 23, 46]);
         let rows = starts(2967, 128, 0.5);
         assert_eq!((rows.len(), rows[1], rows[2], *rows.last().unwrap()), (46, 63, 126, 2967 - 128));
         for (p, k) in [(512, 390), (1024, 195), (1280, 156), (256, 781)] {
             assert_eq!(starts(100_000, p, 0.5).len(), k, "tile {p}");
         }
+    }
+
+    // From MONAI 1.6.1:
+    //   from monai.data.utils import dense_patch_slices as d; from monai.inferers.utils import _get_scan_interval as g
+    //   f = lambda n, p, o: [s[0].start for s in d((n, p), (p, p), g((n, p), (p, p), 2, (o, o)))]
+    //   f(110, 64, .5); f(110, 64, .25); f(128, 64, 0.); f(65, 64, .9); f(100, 10, .85)[:3]; f(100, 10, .85)[-2:]
+    #[test]
+    fn starts_are_monais() {
+        let starts = |n, p, overlap: f64| starts(n, p, 1.0 - overlap, StepRule::Monai);
+        assert_eq!(starts(110, 64, 0.5), [0, 32, 46]);
+        assert_eq!(starts(110, 64, 0.25), [0, 46]);
+        assert_eq!(starts(128, 64, 0.0), [0, 64]);
+        assert_eq!(starts(65, 64, 0.9), [0, 1]);
+        let many = starts(100, 10, 0.85);
+        assert_eq!((&many[..3], &many[many.len() - 2..]), (&[0, 1, 2][..], &[89, 90][..]));
     }
 
     #[test]
@@ -157,8 +191,10 @@ mod tests {
     fn a_part_has_the_tiles_that_it_would_have_alone() {
         let (image, tile) = (Size::new(700, 300), Size::new(64, 64));
         for part in [Rect::new(37, 11, 211, 187), Rect::new(601, 290, 30, 10), Rect::new(0, 0, 700, 300)] {
-            let (grid, alone) =
-                (TileGrid::within(image, part, tile, 0.5).unwrap(), TileGrid::new(part.size(), tile, 0.5).unwrap());
+            let (grid, alone) = (
+                TileGrid::placed(image, part, tile, 0.5).unwrap(),
+                TileGrid::new(part.size(), tile, 0.5, StepRule::Nnunet).unwrap(),
+            );
             assert_eq!((grid.image(), grid.covered(), grid.len()), (image, part, alone.len()));
             for index in (0..grid.len()).map(TileIndex) {
                 let (here, there) = (grid.rect(index), alone.rect(index));
@@ -166,7 +202,7 @@ mod tests {
             }
         }
         for wrong in [Rect::new(690, 0, 11, 5), Rect::new(-1, 0, 5, 5), Rect::new(5, 5, 0, 5)] {
-            assert!(TileGrid::within(image, wrong, tile, 0.5).is_err(), "{wrong}");
+            assert!(TileGrid::placed(image, wrong, tile, 0.5, StepRule::Nnunet).is_err(), "{wrong}");
         }
     }
 
@@ -174,9 +210,18 @@ mod tests {
         #[test]
         fn tiles_cover_the_image_and_overlap_as_asked(n in 1u64..5000, p in 1u64..300, tenths in 1u32..=10) {
             let step = f64::from(tenths) / 10.0;
-            let s = starts(n, p, step);
-            proptest::prop_assert!(s[0] <= 0);
-            proptest::prop_assert!(s.last().unwrap() + p as i64 >= n as i64);
+            for rule in [StepRule::Nnunet, StepRule::Monai] {
+                let s = starts(n, p, step, rule);
+                proptest::prop_assert!(s[0] <= 0);
+                proptest::prop_assert!(n <= p || s.last().unwrap() + p as i64 == n as i64);
+                proptest::prop_assert!(n > p || s == [-(((p - n) / 2) as i64)]);
+            }
+            let s = starts(n, p, step, StepRule::Monai);
+            for pair in s.windows(2) {
+                let d = pair[1] - pair[0];
+                proptest::prop_assert!(d > 0 && d as f64 <= (p as f64 * step).max(1.0));
+            }
+            let s = starts(n, p, step, StepRule::Nnunet);
             for pair in s.windows(2) {
                 let d = pair[1] - pair[0];
                 // Rounding may stretch a single step by one pixel beyond the nominal one.

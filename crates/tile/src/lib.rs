@@ -1,7 +1,7 @@
 //! The pyramid tiler: between a slide's stored levels and a network's tiles.
 //!
 //! - [`TargetGrid`] decides which virtual image a model works on, and [`Reader`] computes any rectangle of it;
-//! - [`TileGrid`] places tiles as nnU-Net does, [`Roi`] and [`tissue`] say which are wanted, [`Schedule`] in which order they run,
+//! - [`TileGrid`] places tiles as nnU-Net or MONAI does, [`Roi`] and [`tissue`] say which are wanted, [`Schedule`] in which order they run,
 //!   and [`Lockstep`] in which order those of several models do;
 //! - a [`Roi`] is built row by row, from [`Polygon`]s, or from the rows of a mask by its [`Placement`];
 //! - [`nonzero`] finds the part of an image that is not black, for models that were trained on no more;
@@ -42,7 +42,7 @@ pub mod tissue;
 
 pub use crop::nonzero;
 pub use error::{Error, Result};
-pub use grid::{TileGrid, TileIndex};
+pub use grid::{StepRule, TileGrid, TileIndex};
 pub use lockstep::Lockstep;
 pub use placement::{PlacedRoi, Placement};
 pub use polygon::{Polygon, Vertex};

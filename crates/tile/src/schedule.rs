@@ -248,7 +248,7 @@ mod tests {
             let part = Size::new(width - left - cut[2] % (width - left), height - top - cut[3] % (height - top));
             let covered = Rect::new(left as i64, top as i64, part.width, part.height);
             let (tile, step) = (Size::new(tile, tile), f64::from(tenths) / 10.0);
-            let grid = TileGrid::within(Size::new(width, height), covered, tile, step).unwrap();
+            let grid = TileGrid::placed(Size::new(width, height), covered, tile, step, StepRule::Nnunet).unwrap();
             let schedule = Schedule::new(&grid, None, Size::new(block, block), strip).unwrap();
             let mut covered = 0;
             for s in schedule.strips() {

@@ -31,6 +31,8 @@ pub struct Card {
     pub mpp: Option<f64>,
     /// Distance between tile origins as a fraction of the tile.
     pub step: f64,
+    /// Whose rule says how far tiles are apart, given `step`.
+    pub placement: Placement,
     /// How overlapping tiles are weighted.
     pub window: Window,
     /// What the model's authors found to improve their masks, in the order in which it is applied: `None` if they did not look, empty if
@@ -47,7 +49,7 @@ pub struct Card {
     /// (architecture, normalisation, tile, mirroring axes, mask values), in lower-case hexadecimal.
     ///
     /// It is the same for an nnU-Net folder and for the package made from it, unless that keeps its weights in bf16; names, colours,
-    /// resolution, step, window, cropping and the training set's statistics are not part of it.
+    /// resolution, step, placement, window, cropping and the training set's statistics are not part of it.
     pub sha256: String,
     /// The licence of the weights.
     pub licence: Option<String>,
@@ -153,12 +155,25 @@ impl std::fmt::Display for Postprocessing {
 
 /// The weights with which overlapping tiles are blended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Window {
     /// nnU-Net's: a Gaussian of one eighth of the tile along each axis, centred on pixel `n / 2`, its smallest value positive.
     Gaussian,
+    /// MONAI's: a Gaussian of one eighth of the tile along each axis, symmetric, raised to 0.001 where it is less.
+    GaussianMonai,
     /// Every pixel counts the same.
     Constant,
+}
+
+/// Where tiles lie. Both rules put the first at the beginning of an axis and the last flush with its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    /// nnU-Net's: as many tiles as are needed, the steps between them stretched evenly.
+    #[default]
+    Nnunet,
+    /// MONAI's: a tile every `floor(tile * step)` pixels, but for the last.
+    Monai,
 }
 
 #[cfg(test)]

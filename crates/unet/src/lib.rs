@@ -57,7 +57,7 @@ mod transposed;
 mod weights;
 
 pub use architecture::Architecture;
-pub use card::{Card, MirrorAxes, Output, Postprocessing, Window};
+pub use card::{Card, MirrorAxes, Output, Placement, Postprocessing, Window};
 pub use error::{Error, Result};
 pub use model::{Agreement, Checkpoint, Folds, Model, ModelOptions};
 pub use network::Network;

@@ -398,6 +398,7 @@ pub(crate) mod tests {
             training: None,
             mpp: None,
             step: 0.5,
+            placement: crate::Placement::Nnunet,
             window: Window::Gaussian,
             postprocessing: None,
             crop_to_nonzero: false,

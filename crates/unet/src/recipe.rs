@@ -13,12 +13,12 @@ use crate::arguments::{Object, as_count, read_object};
 use crate::model::{self, Folds, Model, ModelOptions};
 use crate::state_dict::{NESTED, StateDict};
 use crate::weights::Fold;
-use crate::{Architecture, Card, Error, MirrorAxes, Normalization, Output, Result, Window, architecture};
+use crate::{Architecture, Card, Error, MirrorAxes, Normalization, Output, Placement, Result, Window, architecture};
 
 /// The file's name in a folder.
 const NAME: &str = "recipe.json";
 /// The keys of the file.
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 18] = [
     "framework",
     "network",
     "arguments",
@@ -31,6 +31,7 @@ const KEYS: [&str; 17] = [
     "mirror_axes",
     "mpp",
     "step",
+    "placement",
     "window",
     "name",
     "licence",
@@ -98,6 +99,7 @@ fn describe(recipe: &Object<'_>) -> Result<(Card, Architecture)> {
         training: None,
         mpp: recipe.number("mpp")?,
         step: recipe.number("step")?.unwrap_or(0.5),
+        placement: placement(recipe)?,
         window: window(recipe)?,
         folds: Vec::new(),
         parameters: 0,
@@ -268,8 +270,19 @@ fn mirror_axes(recipe: &Object<'_>) -> Result<MirrorAxes> {
 fn window(recipe: &Object<'_>) -> Result<Window> {
     match recipe.text("window")? {
         None | Some("gaussian") => Ok(Window::Gaussian),
+        Some("gaussian-monai") => Ok(Window::GaussianMonai),
         Some("constant") => Ok(Window::Constant),
-        Some(other) => Err(recipe.wrong("window", &format!("is {other}; there are gaussian and constant"))),
+        Some(other) => {
+            Err(recipe.wrong("window", &format!("is {other}; there are gaussian, gaussian-monai and constant")))
+        }
+    }
+}
+
+fn placement(recipe: &Object<'_>) -> Result<Placement> {
+    match recipe.text("placement")? {
+        None | Some("nnunet") => Ok(Placement::Nnunet),
+        Some("monai") => Ok(Placement::Monai),
+        Some(other) => Err(recipe.wrong("placement", &format!("is {other}; there are nnunet and monai"))),
     }
 }
 

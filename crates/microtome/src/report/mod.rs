@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use microtome_io::Class;
 use microtome_stitch::UnreadableTile;
-use microtome_tile::{Resampling, TargetGrid, TileCount};
+use microtome_tile::{Resampling, StepRule, TargetGrid, TileCount};
 use microtome_unet::PrecisionChoice;
 use serde::Serialize;
 
@@ -208,12 +208,19 @@ impl std::fmt::Display for Summary {
             let how = if self.scratch_bytes > 0 { "kept" } else { "run twice" };
             write!(f, ", {} {how} between strips", t.repeated)?;
         }
+        let rule = |placement: StepRule| match placement {
+            StepRule::Nnunet => "",
+            StepRule::Monai => " placed as MONAI does",
+        };
         match tilings.as_slice() {
-            [Tiling { tile, step, model, .. }] => writeln!(f, "; {tile} pixels, step {step}, model {model}")?,
+            [Tiling { tile, step, model, placement, .. }] => {
+                writeln!(f, "; {tile} pixels, step {step}{}, model {model}", rule(*placement))?;
+            }
             several => {
                 writeln!(f, "; {} models, the mean of their probabilities", several.len())?;
-                for Tiling { tile, step, model, grid, .. } in several {
-                    writeln!(f, "model        {model}: {} tiles of {tile} pixels, step {step}", grid.len())?;
+                for Tiling { tile, step, model, placement, grid, .. } in several {
+                    let rule = rule(*placement);
+                    writeln!(f, "model        {model}: {} tiles of {tile} pixels, step {step}{rule}", grid.len())?;
                 }
             }
         }

@@ -147,9 +147,10 @@ impl Page<'_> {
         page.heading("Work");
         let mut facts =
             vec![("target grid", format!("{} pixels{mpp}", target.size)), ("read from", level_and_resampling(target))];
-        for Tiling { model, tile, step, window, .. } in tilings {
+        for Tiling { model, tile, step, placement, window, .. } in tilings {
             let of = if tilings.len() > 1 { format!(", {model}") } else { String::new() };
-            facts.push(("tile", format!("{tile} pixels, step {step} of a tile{of}")));
+            let placed = plain(placement);
+            facts.push(("tile", format!("{tile} pixels, step {step} of a tile, placed as {placed} does{of}")));
             facts.push(("weights and sums", format!("{}, {}{of}", plain(window), plain(accumulate))));
         }
         if tilings.len() > 1 {

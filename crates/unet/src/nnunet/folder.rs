@@ -9,7 +9,7 @@ use super::postprocessing;
 use crate::architecture::Norm;
 use crate::model::{self, Folds, Model, ModelOptions};
 use crate::weights::Fold;
-use crate::{Card, Error, Result, Window};
+use crate::{Card, Error, Placement, Result, Window};
 
 /// How deep below a given path trainer folders are looked for: `nnUNet_results/Dataset/Trainer__Plans__Configuration`.
 const SEARCH_DEPTH: usize = 3;
@@ -98,6 +98,7 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
         training: configuration.training,
         mpp: None,
         step: 0.5,
+        placement: Placement::Nnunet,
         window: Window::Gaussian,
         postprocessing,
         crop_to_nonzero: true,

@@ -9,8 +9,8 @@ use super::classes::change;
 use super::{PackageOptions, TestVector};
 use crate::model::Model;
 use crate::{
-    Architecture, Card, ChannelStatistics, Error, Measurement, MirrorAxes, Normalization, Output, Postprocessing,
-    Precision, PrecisionNote, Result, WeightFormat, Window,
+    Architecture, Card, ChannelStatistics, Error, Measurement, MirrorAxes, Normalization, Output, Placement,
+    Postprocessing, Precision, PrecisionNote, Result, WeightFormat, Window,
 };
 
 /// The version that this build writes, and the only one that it reads.
@@ -31,6 +31,8 @@ pub(super) struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mpp: Option<f64>,
     step: f64,
+    #[serde(default)]
+    placement: Placement,
     window: Window,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     crop_to_nonzero: bool,
@@ -124,6 +126,7 @@ impl Manifest {
             intended_use: options.intended_use.clone().or(card.intended_use),
             mpp: options.mpp.or(card.mpp),
             step: card.step,
+            placement: card.placement,
             window: card.window,
             crop_to_nonzero: card.crop_to_nonzero,
             channels: card.channels,
@@ -164,6 +167,7 @@ impl Manifest {
             training: manifest.training,
             mpp: manifest.mpp,
             step: manifest.step,
+            placement: manifest.placement,
             window: manifest.window,
             postprocessing: manifest.postprocessing,
             crop_to_nonzero: manifest.crop_to_nonzero,
