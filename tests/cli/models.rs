@@ -236,6 +236,8 @@ fn a_recommendation_is_measured_and_followed_where_the_device_is_fast() {
     assert_eq!(segment("a.ome.zarr", &[]), without);
     assert_eq!(segment("b.ome.zarr", &["--exact"]), "f32, as exact arithmetic is");
     assert_eq!(segment("c.ome.zarr", &["--precision", "bf16"]), "bf16, as asked for");
+}
+
 #[test]
 fn several_models_run_together_or_are_refused_by_name() {
     let place = Place::new();
@@ -270,7 +272,8 @@ fn several_models_run_together_or_are_refused_by_name() {
 
     let small = place.path("small");
     small_package(&small, Weights::Plain);
-    run(&mut command(&[&nuclei, &small], "mask.ome.zarr")).refused(2, &["nuclei and small cannot run together", "something"]);
+    run(&mut command(&[&nuclei, &small], "mask.ome.zarr"))
+        .refused(2, &["nuclei and small cannot run together", "something"]);
     run(&mut command(&[&nuclei, &place.path("missing")], "mask.ome.zarr")).refused(2, &["missing"]);
     run(command(&[&nuclei, &nuclei], "mask.ome.zarr").args(["--memory", "90MiB"])).refused(6, &["--memory"]);
     assert!(!place.path("mask.ome.zarr").exists());

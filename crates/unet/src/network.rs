@@ -4,6 +4,8 @@
 //! An engine lowers it: with candle on any device, in place on the CPU. What can be said about a network without running it
 //! (shapes, parameters, multiplications, memory) is computed here, once for all engines.
 
+use std::collections::BTreeSet;
+
 use microtome_io::Size;
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +37,12 @@ impl Extent {
     #[must_use]
     pub const fn area(self) -> usize {
         self.height.saturating_mul(self.width)
+    }
+
+    /// With the axes exchanged.
+    #[must_use]
+    pub const fn transposed(self) -> Self {
+        Self { height: self.width, width: self.height }
     }
 }
 
@@ -309,12 +317,15 @@ impl Network {
         &self.layers
     }
 
-    /// Every weight that the network uses, in the order of its layers.
+    /// Every weight that the network uses, in the order of its layers; one that several layers share comes once.
     #[must_use]
     pub fn weights(&self) -> Vec<WeightShape> {
         let mut weights = Vec::new();
-        let mut add = |name: &String, shape: &[usize]| {
-            weights.push(WeightShape { name: name.clone(), shape: shape.to_vec() });
+        let mut seen: BTreeSet<(&str, Vec<usize>)> = BTreeSet::new();
+        let mut add = |name, shape: &[usize]| {
+            if seen.insert((name, shape.to_vec())) {
+                weights.push(WeightShape { name: name.to_owned(), shape: shape.to_vec() });
+            }
         };
         for layer in &self.layers {
             match &layer.operation {

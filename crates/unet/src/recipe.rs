@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use microtome_io::{Class, Size};
 use serde_json::{Value, json};
 
+use crate::architecture::Axes;
 use crate::arguments::{Object, as_count, read_object};
 use crate::model::{self, Folds, Model, ModelOptions};
 use crate::state_dict::{NESTED, StateDict};
@@ -18,7 +19,7 @@ use crate::{Architecture, Card, Error, MirrorAxes, Normalization, Output, Placem
 /// The file's name in a folder.
 const NAME: &str = "recipe.json";
 /// The keys of the file.
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 19] = [
     "framework",
     "network",
     "arguments",
@@ -28,6 +29,7 @@ const KEYS: [&str; 18] = [
     "classes",
     "output",
     "channels",
+    "axes",
     "mirror_axes",
     "mpp",
     "step",
@@ -54,26 +56,63 @@ pub(crate) fn find(path: &Path) -> Option<PathBuf> {
 pub(crate) fn load(path: &Path, options: &ModelOptions) -> Result<Model> {
     let map = read_object(path)?;
     let recipe = Object::file(path, &map);
-    let (mut card, architecture) = describe(&recipe)?;
-    model::check(path, &card, &architecture)?;
-    let files = weights(&recipe)?;
+    let (card, networks) = describe(&recipe)?;
+    load_described(path, card, &networks, &weights(&recipe)?, options)
+}
+
+/// A network as it sees pictures upright, and as its framework has it if that takes x for the first axis: then kernels are transposed.
+#[derive(Debug)]
+pub(crate) struct Networks {
+    upright: Architecture,
+    transposed: Option<Architecture>,
+}
+
+impl Networks {
+    /// What the framework's class makes of these arguments.
+    ///
+    /// # Errors
+    /// As [`architecture::construct`].
+    pub(crate) fn construct(framework: &str, class: &str, arguments: &Object<'_>, axes: Axes) -> Result<Self> {
+        let of = |axes| architecture::construct(framework, class, arguments, axes);
+        Ok(Self { upright: of(axes)?, transposed: (axes == Axes::XY).then(|| of(Axes::YX)).transpose()? })
+    }
+
+    /// The network that runs.
+    pub(crate) fn upright(&self) -> &Architecture {
+        &self.upright
+    }
+}
+
+/// Loads a model of which all is known but the weights: a fold in each of the files. `path` is the file that says so, for messages.
+pub(crate) fn load_described(
+    path: &Path,
+    mut card: Card,
+    networks: &Networks,
+    files: &[PathBuf],
+    options: &ModelOptions,
+) -> Result<Model> {
+    let architecture = &networks.upright;
+    model::check(path, &card, architecture)?;
     let wanted: Vec<usize> = match &options.folds {
         Folds::Auto | Folds::All => (0..files.len()).collect(),
         Folds::List(numbers) => numbers.iter().map(|n| *n as usize).collect(),
     };
     let fold = |index: usize| {
         let missing = || Error::format(path, format!("fold_{index} is missing; there are {}", files.len()));
-        let file = files.get(index).ok_or_else(missing)?;
-        let weights = StateDict::open(file, &NESTED)?.weights(&architecture)?;
+        let state = StateDict::open(files.get(index).ok_or_else(missing)?, &NESTED)?;
+        let weights = match &networks.transposed {
+            None => state.weights(architecture)?,
+            Some(held) => state.weights(held)?.into_iter().map(|(name, weight)| (name, weight.transposed())).collect(),
+        };
         Ok(Fold { name: format!("fold_{index}"), weights })
     };
     let folds = wanted.into_iter().map(fold).collect::<Result<Vec<_>>>()?;
-    model::complete(&mut card, &architecture, &folds);
-    Ok(Model::new(card, architecture, folds, None))
+    model::complete(&mut card, architecture, &folds);
+    Ok(Model::new(card, architecture.clone(), folds, None))
 }
 
 /// The card, without what follows from the weights, and the network.
-fn describe(recipe: &Object<'_>) -> Result<(Card, Architecture)> {
+fn describe(recipe: &Object<'_>) -> Result<(Card, Networks)> {
     // First, so that any other JSON file is told what it is not.
     let Some(framework) = recipe.text("framework")? else {
         return Err(recipe.wrong("framework", "is missing: a recipe says which one the network comes from"));
@@ -82,7 +121,8 @@ fn describe(recipe: &Object<'_>) -> Result<(Card, Architecture)> {
     let text = |key: &str| recipe.text(key).map(|t| t.map(str::to_owned));
     recipe.need("network")?;
     let network = recipe.text("network")?.unwrap_or_default();
-    let architecture = architecture::construct(framework, network, &recipe.child("arguments")?)?;
+    let networks = Networks::construct(framework, network, &recipe.child("arguments")?, axes(recipe)?)?;
+    let architecture = networks.upright();
     let channels = architecture.channels().min(MOST_CHANNELS);
     let classes = classes(recipe)?;
     let folder = recipe.path.parent().unwrap_or(Path::new(""));
@@ -112,7 +152,7 @@ fn describe(recipe: &Object<'_>) -> Result<(Card, Architecture)> {
         postprocessing: None,
         crop_to_nonzero: false,
     };
-    Ok((card, architecture))
+    Ok((card, networks))
 }
 
 /// One file, or a list of them, a fold each, whose logits are averaged.
@@ -278,6 +318,15 @@ fn window(recipe: &Object<'_>) -> Result<Window> {
     }
 }
 
+/// Which axis of a picture the network takes for its first; `tile` is of the picture itself.
+fn axes(recipe: &Object<'_>) -> Result<Axes> {
+    match recipe.text("axes")? {
+        None | Some("yx") => Ok(Axes::YX),
+        Some("xy") => Ok(Axes::XY),
+        Some(other) => Err(recipe.wrong("axes", &format!("is {other}; there are yx and xy"))),
+    }
+}
+
 fn placement(recipe: &Object<'_>) -> Result<Placement> {
     match recipe.text("placement")? {
         None | Some("nnunet") => Ok(Placement::Nnunet),
@@ -317,8 +366,8 @@ mod tests {
         let (mut recipe, Value::Object(changes)) = (least(), changes) else { panic!("changes are no object") };
         recipe.as_object_mut().unwrap().extend(changes);
         let object = Object::file(Path::new("nuclei/recipe.json"), recipe.as_object().unwrap());
-        let (card, architecture) = describe(&object)?;
-        model::check(object.path, &card, &architecture)?;
+        let (card, networks) = describe(&object)?;
+        model::check(object.path, &card, networks.upright())?;
         Ok((card, weights(&object)?))
     }
 

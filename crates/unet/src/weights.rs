@@ -14,6 +14,19 @@ pub(crate) struct Weight {
     pub(crate) values: Arc<[f32]>,
 }
 
+impl Weight {
+    /// The same with the axes of kernels exchanged.
+    pub(crate) fn transposed(self) -> Self {
+        let [outer, inner, height, width] = self.shape[..] else { return self };
+        let plane = |p: usize| {
+            let values = &self.values[p * height * width..][..height * width];
+            (0..width).flat_map(move |x| (0..height).map(move |y| values[y * width + x]))
+        };
+        let values = (0..outer * inner).flat_map(plane).collect();
+        Self { shape: vec![outer, inner, width, height], values }
+    }
+}
+
 /// One set of weights: exactly those that the network uses.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Fold {
@@ -58,5 +71,20 @@ fn list(names: &[&str]) -> String {
         0 => "none".into(),
         n if n <= SHOWN => names.join(", "),
         n => format!("{} and {} more", names[..SHOWN].join(", "), n - SHOWN),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_transposed_and_nothing_else() {
+        let values = |n: u16| (0..n).map(f32::from).collect();
+        let kernel = Weight { shape: vec![1, 2, 2, 3], values: values(12) }.transposed();
+        assert_eq!(kernel.shape, [1, 2, 3, 2]);
+        assert_eq!(*kernel.values, [0.0, 3.0, 1.0, 4.0, 2.0, 5.0, 6.0, 9.0, 7.0, 10.0, 8.0, 11.0]);
+        let bias = Weight { shape: vec![4], values: values(4) };
+        assert_eq!(bias.clone().transposed(), bias);
     }
 }

@@ -2,14 +2,22 @@
 //!
 //! A new architecture is one file here, which implements [`Family`], and one line in the list of [`Architecture`].
 
+mod basic_unet;
+mod dyn_unet;
 mod layers;
+mod monai;
 mod plain_conv_unet;
 mod residual_encoder_unet;
+mod seg_res_net;
 mod smp_unet;
 mod unet;
 
+pub use basic_unet::BasicUnet;
+pub use dyn_unet::DynUnet;
+pub use monai::UpsampleMode;
 pub use plain_conv_unet::PlainConvUnet;
 pub use residual_encoder_unet::ResidualEncoderUnet;
+pub use seg_res_net::SegResNet;
 pub use smp_unet::{Enlargement, Resnet, SmpUnet};
 #[cfg(test)]
 pub(crate) use {plain_conv_unet::tests, residual_encoder_unet::tests as residual};
@@ -56,24 +64,49 @@ pub(crate) trait Constructor: Sized {
     /// The parameters that the constructor's arguments stand for. Arguments that are missing have the framework's defaults;
     /// one that is unknown, or has a value that cannot be honoured, is refused by name.
     fn construct(arguments: &Object<'_>) -> Result<Self>;
+
+    /// Exchanges the axes of kernels and strides. Families whose kernels and strides are square need not do anything.
+    fn transpose(&mut self) {}
 }
 
-/// Those that can be constructed: framework, class, and how.
-const CONSTRUCTORS: &[(&str, &str, fn(&Object<'_>) -> Result<Architecture>)] =
-    &[(SmpUnet::FRAMEWORK, SmpUnet::NAME, |arguments| Ok(SmpUnet::construct(arguments)?.into()))];
+/// Which axis of a picture the network takes for its first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Axes {
+    /// y, x: rows from top to bottom, as nearly all do.
+    YX,
+    /// x, y: as MONAI's `LoadImage` hands over pictures. The network that sees a picture upright is this one with its kernels transposed.
+    XY,
+}
 
-/// The network that a framework's class makes of these arguments.
+type Construct = fn(&Object<'_>, Axes) -> Result<Architecture>;
+
+/// Those that can be constructed: framework, class, and how.
+const CONSTRUCTORS: &[(&str, &str, Construct)] =
+    &[constructor::<BasicUnet>(), constructor::<DynUnet>(), constructor::<SegResNet>(), constructor::<SmpUnet>()];
+
+/// An entry of the list.
+const fn constructor<F: Constructor + Into<Architecture>>() -> (&'static str, &'static str, Construct) {
+    (F::FRAMEWORK, F::NAME, |arguments, axes| {
+        let mut family = F::construct(arguments)?;
+        if axes == Axes::XY {
+            family.transpose();
+        }
+        Ok(family.into())
+    })
+}
+
+/// The network that a framework's class makes of these arguments, for pictures that are upright.
 ///
 /// # Errors
 /// If there is no such class, or an argument is wrong or cannot be honoured.
-pub(crate) fn construct(framework: &str, class: &str, arguments: &Object<'_>) -> Result<Architecture> {
+pub(crate) fn construct(framework: &str, class: &str, arguments: &Object<'_>, axes: Axes) -> Result<Architecture> {
     let found = CONSTRUCTORS.iter().find(|(f, c, _)| *f == framework && *c == class);
     let Some((.., construct)) = found else {
         let known: Vec<String> = CONSTRUCTORS.iter().map(|(f, c, _)| format!("{c} ({f})")).collect();
         let message = format!("the network {class} of {framework} is not supported; there are {}", known.join(", "));
         return Err(Error::unsupported(arguments.path, message));
     };
-    construct(arguments)
+    construct(arguments, axes)
 }
 
 /// The enumeration of all families.
@@ -107,6 +140,12 @@ families! {
     PlainConvUnet,
     /// nnU-Net's `ResidualEncoderUNet` in two dimensions.
     ResidualEncoderUnet,
+    /// MONAI's `BasicUNet` in two dimensions.
+    BasicUnet,
+    /// MONAI's `DynUNet` in two dimensions.
+    DynUnet,
+    /// MONAI's `SegResNet` in two dimensions.
+    SegResNet,
     /// `Unet` of segmentation-models-pytorch with a ResNet as its encoder.
     SmpUnet,
 }

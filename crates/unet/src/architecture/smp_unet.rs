@@ -366,12 +366,12 @@ mod tests {
 
     use super::*;
     use crate::Architecture;
-    use crate::architecture::construct;
+    use crate::architecture::{Axes, construct};
 
     fn unet(arguments: &Value) -> Result<Architecture> {
         let map = arguments.as_object().unwrap();
         let arguments = Object { path: Path::new("recipe.json"), place: "arguments".into(), map };
-        construct("segmentation-models-pytorch", "Unet", &arguments)
+        construct("segmentation-models-pytorch", "Unet", &arguments, Axes::YX)
     }
 
     #[test]
@@ -482,7 +482,8 @@ mod tests {
     fn other_classes_are_refused_with_those_that_there_are() {
         let map = serde_json::Map::new();
         let arguments = Object { path: Path::new("recipe.json"), place: "arguments".into(), map: &map };
-        let message = construct("segmentation-models-pytorch", "UnetPlusPlus", &arguments).unwrap_err().to_string();
+        let message =
+            construct("segmentation-models-pytorch", "UnetPlusPlus", &arguments, Axes::YX).unwrap_err().to_string();
         assert!(
             message.contains("the network UnetPlusPlus of segmentation-models-pytorch is not supported; there are ")
         );
