@@ -33,6 +33,7 @@
 pub mod architecture;
 mod arguments;
 mod bounded;
+mod bundle;
 mod candle;
 mod card;
 mod cpu;

@@ -11,7 +11,7 @@ use crate::package::{self, PackageOptions, StagedPackage, TestVector};
 use crate::weights::Fold;
 use crate::{
     Architecture, Card, ChannelStatistics, Error, Execution, MirrorAxes, Network, Normalization, Output,
-    Postprocessing, PrecisionNote, Predictor, Result, WeightFormat, ensemble, nnunet, recipe,
+    Postprocessing, PrecisionNote, Predictor, Result, WeightFormat, bundle, ensemble, nnunet, recipe,
 };
 
 /// Which of a model's folds are loaded.
@@ -41,6 +41,14 @@ impl Checkpoint {
         match self {
             Self::Final => "checkpoint_final.pth",
             Self::Best => "checkpoint_best.pth",
+        }
+    }
+
+    /// What a bundle of MONAI calls the same.
+    pub(crate) fn bundled_name(self) -> &'static str {
+        match self {
+            Self::Final => "model.pt",
+            Self::Best => "best_model.pt",
         }
     }
 }
@@ -86,7 +94,8 @@ impl Agreement {
 }
 
 impl Model {
-    /// Loads a package (a folder with `model.toml`) or an nnU-Net v2 result folder: the trainer's, or one that holds exactly one.
+    /// Loads a package (a folder with `model.toml`), an nnU-Net v2 result folder (the trainer's, or one that holds exactly one), a bundle of
+    /// MONAI, or a state dict with a recipe.
     ///
     /// # Errors
     /// If the path is neither, if a file is missing, damaged or too large, or if the model asks for something that is not supported:
@@ -103,6 +112,12 @@ impl Model {
         }
         if package::is_package(path) {
             return package::load(path, options);
+        }
+        if let Some(folder) = bundle::nnunet_folder(path) {
+            return nnunet::load(&folder, options);
+        }
+        if bundle::is_bundle(path) {
+            return bundle::load(path, options);
         }
         if nnunet::is_trainer_folder(path) {
             return nnunet::load(path, options);

@@ -131,7 +131,10 @@ fn describe(recipe: &Object<'_>) -> Result<(Card, Networks)> {
         name: text("name")?.unwrap_or_else(|| stem(if recipe.path.ends_with(NAME) { folder } else { recipe.path })),
         architecture: String::new(),
         tile: tile(recipe)?,
-        channels: channel_names(recipe, channels)?,
+        channels: match recipe.get("channels") {
+            None => channel_names(channels),
+            Some(_) => texts(recipe, "channels")?.into_iter().map(str::to_owned).collect(),
+        },
         output: output(recipe, architecture.heads(), &classes)?,
         classes,
         mirror_axes: mirror_axes(recipe)?,
@@ -192,14 +195,12 @@ fn tile(recipe: &Object<'_>) -> Result<Size> {
     Ok(Size::new(tile.count("width")? as u64, tile.count("height")? as u64))
 }
 
-fn channel_names(recipe: &Object<'_>, channels: usize) -> Result<Vec<String>> {
-    if recipe.get("channels").is_some() {
-        return Ok(texts(recipe, "channels")?.into_iter().map(str::to_owned).collect());
-    }
-    Ok(match channels {
+/// What so many channels are called if nobody says.
+pub(crate) fn channel_names(channels: usize) -> Vec<String> {
+    match channels {
         3 => ["red", "green", "blue"].map(str::to_owned).to_vec(),
-        n => (0..n).map(|c| format!("channel {c}")).collect(),
-    })
+        n => (0..n.min(MOST_CHANNELS)).map(|c| format!("channel {c}")).collect(),
+    }
 }
 
 /// A list with an entry for each channel, one entry for all of them, or `imagenet`. An entry is a table, or only its scheme.

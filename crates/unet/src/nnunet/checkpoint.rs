@@ -21,60 +21,82 @@ impl Checkpoint {
         let checkpoint = Self { state };
         match checkpoint.state.checkpoint() {
             Some(file) if file.entry(file.root(), "network_weights").is_some() => Ok(checkpoint),
-            _ => Err(checkpoint.missing("network_weights")),
+            _ => Err(missing(path, "network_weights")),
         }
+    }
+
+    /// The weights in a bundle, with nothing beside them: under a key, or the file as a whole.
+    pub(super) fn open_bundled(path: &Path) -> Result<Self> {
+        Ok(Self { state: StateDict::open(path, &["network_weights"])? })
     }
 
     fn file(&self) -> &File {
         self.state.checkpoint().expect("checked on opening")
     }
 
-    fn missing(&self, what: &str) -> Error {
-        Error::format(self.state.path(), format!("not a checkpoint of nnU-Net v2 ({what} is missing)"))
-    }
-
-    /// The name of the configuration that was trained.
-    pub(super) fn configuration(&self) -> Result<&str> {
-        let file = self.file();
-        let arguments = file.entry(file.root(), "init_args");
-        let name = arguments.and_then(|a| file.entry(a, "configuration")).and_then(|c| file.text(c));
-        name.ok_or_else(|| self.missing("init_args.configuration"))
-    }
-
-    /// The class that trained the network, and that could have replaced it.
-    pub(super) fn trainer(&self) -> Result<&str> {
-        let file = self.file();
-        let name = file.entry(file.root(), "trainer_name").and_then(|t| file.text(t));
-        name.ok_or_else(|| self.missing("trainer_name"))
-    }
-
-    /// The axes along which inference may mirror; a checkpoint that does not say so may not.
-    pub(super) fn mirror_axes(&self) -> Result<MirrorAxes> {
-        const KEY: &str = "inference_allowed_mirroring_axes";
-        let (file, path) = (self.file(), self.state.path());
-        let mut axes = MirrorAxes::NONE;
-        let Some(value) = file.entry(file.root(), KEY) else { return Ok(axes) };
-        match file.value(value) {
-            Value::None => {}
-            Value::Sequence(items) => {
-                for item in items {
-                    match file.value(*item) {
-                        Value::Int(0) => axes.vertical = true,
-                        Value::Int(1) => axes.horizontal = true,
-                        other => {
-                            let message = format!("{KEY} holds {other:?}; 2D networks have axes 0 and 1");
-                            return Err(Error::format(path, message));
-                        }
-                    }
-                }
-            }
-            other => return Err(Error::format(path, format!("{KEY} is {other:?}, which is no tuple of axes"))),
-        }
-        Ok(axes)
+    /// What is beside the weights.
+    pub(super) fn settings(&self) -> Result<Settings> {
+        Settings::of(self.file(), self.state.path())
     }
 
     /// The weights that the network uses, after checking that they are the ones that the checkpoint holds.
     pub(super) fn weights(&self, architecture: &Architecture) -> Result<BTreeMap<String, Weight>> {
         self.state.weights(architecture)
     }
+}
+
+/// What a checkpoint says beside the weights.
+#[derive(Debug)]
+pub(super) struct Settings {
+    /// The name of the configuration that was trained.
+    pub(super) configuration: String,
+    /// The class that trained the network, and that could have replaced it.
+    pub(super) trainer: String,
+    /// The axes along which inference may mirror; a checkpoint that does not say so may not.
+    pub(super) mirror_axes: MirrorAxes,
+}
+
+fn missing(path: &Path, what: &str) -> Error {
+    Error::format(path, format!("not a checkpoint of nnU-Net v2 ({what} is missing)"))
+}
+
+impl Settings {
+    /// Those of a file that holds nothing else.
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        Self::of(&File::open(path)?, path)
+    }
+
+    fn of(file: &File, path: &Path) -> Result<Self> {
+        let configuration = file.entry(file.root(), "init_args").and_then(|a| file.entry(a, "configuration"));
+        let configuration = configuration.and_then(|c| file.text(c));
+        let trainer = file.entry(file.root(), "trainer_name").and_then(|t| file.text(t));
+        Ok(Self {
+            configuration: configuration.ok_or_else(|| missing(path, "init_args.configuration"))?.to_owned(),
+            trainer: trainer.ok_or_else(|| missing(path, "trainer_name"))?.to_owned(),
+            mirror_axes: mirror_axes(file, path)?,
+        })
+    }
+}
+
+fn mirror_axes(file: &File, path: &Path) -> Result<MirrorAxes> {
+    const KEY: &str = "inference_allowed_mirroring_axes";
+    let mut axes = MirrorAxes::NONE;
+    let Some(value) = file.entry(file.root(), KEY) else { return Ok(axes) };
+    match file.value(value) {
+        Value::None => {}
+        Value::Sequence(items) => {
+            for item in items {
+                match file.value(*item) {
+                    Value::Int(0) => axes.vertical = true,
+                    Value::Int(1) => axes.horizontal = true,
+                    other => {
+                        let message = format!("{KEY} holds {other:?}; 2D networks have axes 0 and 1");
+                        return Err(Error::format(path, message));
+                    }
+                }
+            }
+        }
+        other => return Err(Error::format(path, format!("{KEY} is {other:?}, which is no tuple of axes"))),
+    }
+    Ok(axes)
 }

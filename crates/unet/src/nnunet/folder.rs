@@ -2,19 +2,23 @@
 
 use std::path::{Path, PathBuf};
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, Settings};
 use super::dataset::Dataset;
 use super::plans::{Counts, Plans};
 use super::postprocessing;
 use crate::architecture::Norm;
 use crate::model::{self, Folds, Model, ModelOptions};
 use crate::weights::Fold;
-use crate::{Card, Error, Placement, Result, Window};
+use crate::{Card, Error, MirrorAxes, Placement, Result, Window};
 
 /// How deep below a given path trainer folders are looked for: `nnUNet_results/Dataset/Trainer__Plans__Configuration`.
 const SEARCH_DEPTH: usize = 3;
 /// How many folders are looked into before giving up: nobody keeps as many results in one place.
 const SEARCH_LIMIT: usize = 4096;
+
+/// The file in the `models` folder of MONAI's bundles that holds what is beside the weights in a checkpoint of nnU-Net.
+/// Layout: MONAI 1.6.1, `monai/apps/nnunet/nnunet_bundle.py`.
+pub(crate) const BUNDLE_SETTINGS: &str = "nnunet_checkpoint.pth";
 
 /// True for a folder that looks like a trainer's, though something may be missing from it.
 pub(crate) fn is_trainer_folder(path: &Path) -> bool {
@@ -60,16 +64,20 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
     };
     let (plans, dataset) = (Plans::read(&file("plans.json")?)?, Dataset::read(&file("dataset.json")?)?);
     let names = select_folds(folder, &options.folds)?;
+    let bundled = folder.join(BUNDLE_SETTINGS).is_file();
+    let file_name = if bundled { options.checkpoint.bundled_name() } else { options.checkpoint.file_name() };
     let open = |name: &String| {
-        let checkpoint = format!("{name}/{}", options.checkpoint.file_name());
-        Checkpoint::open(&file(&checkpoint)?)
+        let path = file(&format!("{name}/{file_name}"))?;
+        if bundled { Checkpoint::open_bundled(&path) } else { Checkpoint::open(&path) }
     };
-    // As in nnU-Net, the first fold speaks for all.
+    // As in nnU-Net, the first fold speaks for all; in a bundle, a file of its own does, and pictures are never mirrored.
     let mut first = Some(open(&names[0])?);
-    let checkpoint = first.as_ref().expect("just opened");
-    let configuration_name = checkpoint.configuration()?.to_owned();
-    let trainer = checkpoint.trainer()?.to_owned();
-    let mirror_axes = checkpoint.mirror_axes()?;
+    let settings = if bundled {
+        Settings { mirror_axes: MirrorAxes::NONE, ..Settings::read(&file(BUNDLE_SETTINGS)?)? }
+    } else {
+        first.as_ref().expect("just opened").settings()?
+    };
+    let Settings { configuration: configuration_name, trainer, mirror_axes } = settings;
 
     if trainer.contains("Primus") {
         let message = format!("the trainer {trainer} trains a transformer, which is not supported; UNets are");
@@ -81,10 +89,8 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
     let architecture = configuration.network;
 
     let name = plans.dataset_name()?.map_or_else(|| name_of(folder), ToOwned::to_owned);
-    let provenance = format!(
-        "Trained by nnU-Net v2: {name}, configuration {configuration_name}, trainer {trainer}, {}.",
-        options.checkpoint.file_name()
-    );
+    let provenance =
+        format!("Trained by nnU-Net v2: {name}, configuration {configuration_name}, trainer {trainer}, {file_name}.");
     let postprocessing = postprocessing::read(folder, &names, &dataset.classes)?;
     let mut card = Card {
         name,

@@ -10,4 +10,4 @@ mod folder;
 mod plans;
 mod postprocessing;
 
-pub(crate) use folder::{is_trainer_folder, load, trainer_folders};
+pub(crate) use folder::{BUNDLE_SETTINGS, is_trainer_folder, load, trainer_folders};

@@ -1,0 +1,183 @@
+//! `inference.json` of a bundle: a program in JSON, of which only what is plain is read.
+//!
+//! Values are literals; `@name` stands for what is found under that name. Expressions (`$...`) and macros (`%...`) are never evaluated:
+//! where one matters it is refused by its place.
+//! Format: MONAI 1.6.1, `monai/bundle/{config_parser,reference_resolver,config_item}.py`.
+
+use std::cell::Cell;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::arguments::Object;
+use crate::{Error, Result};
+
+/// Values that references may be resolved into: a bundle has hundreds, and references to references grow without bounds.
+const MAX_VALUES: usize = 1 << 14;
+/// How deep values and references may lie in each other.
+const MAX_DEPTH: usize = 64;
+
+/// The file.
+#[derive(Debug)]
+pub(super) struct Config<'a> {
+    path: &'a Path,
+    root: &'a Map<String, Value>,
+    values: Cell<usize>,
+}
+
+/// An object with a `_target_`: a class and the arguments of its constructor, resolved.
+#[derive(Debug)]
+pub(super) struct Component {
+    /// The last part of the class's path.
+    pub(super) class: String,
+    pub(super) arguments: Map<String, Value>,
+    /// Where it stands, for messages.
+    pub(super) place: String,
+}
+
+impl Component {
+    pub(super) fn object<'a>(&'a self, path: &'a Path) -> Object<'a> {
+        Object { path, place: self.place.clone(), map: &self.arguments }
+    }
+}
+
+impl<'a> Config<'a> {
+    pub(super) fn new(path: &'a Path, root: &'a Map<String, Value>) -> Self {
+        Self { path, root, values: Cell::new(0) }
+    }
+
+    /// What stands under a name, references followed, but nothing below it.
+    pub(super) fn find(&self, name: &str) -> Result<Option<&'a Value>> {
+        let Some(mut value) = self.root.get(name) else { return Ok(None) };
+        for _ in 0..MAX_DEPTH {
+            match value.as_str().and_then(reference) {
+                Some(id) => value = self.look_up(id, name)?,
+                None => return Ok(Some(value).filter(|v| !v.is_null())),
+            }
+        }
+        Err(self.too_deep(name))
+    }
+
+    /// The component that a value is, or `None` where it is switched off.
+    pub(super) fn component(&self, value: &Value, place: &str) -> Result<Option<Component>> {
+        let value = match value.as_str().and_then(reference) {
+            Some(id) => self.look_up(id, place)?,
+            None => value,
+        };
+        if let Some(expression) = value.as_str().filter(|t| t.starts_with(['$', '%'])) {
+            return Err(self.expression(place, expression));
+        }
+        let wrong = |message: &str| Error::format(self.path, format!("{place} {message}"));
+        let object = value.as_object().ok_or_else(|| wrong("is no object"))?;
+        let target = object.get("_target_").and_then(Value::as_str).ok_or_else(|| wrong("has no _target_"))?;
+        let class = target.rsplit('.').next().unwrap_or(target).to_owned();
+        let mut arguments = Map::new();
+        for (key, value) in object {
+            match key.as_str() {
+                "_target_" | "_desc_" | "_requires_" => {}
+                "_disabled_" => match self.resolve(value, &format!("{place}._disabled_"), 0)? {
+                    Value::Bool(true) => return Ok(None),
+                    Value::Bool(false) => {}
+                    _ => return Err(wrong("has a _disabled_ that is neither true nor false")),
+                },
+                key if key.starts_with('_') => {
+                    let message = format!("{place} has {key}, which is not supported");
+                    return Err(Error::unsupported(self.path, message));
+                }
+                // What only says where and how fast something runs may be an expression.
+                "device" | "sw_device" | "progress" | "sw_batch_size" | "dtype" | "buffer_steps" | "cpu_thresh" => {}
+                key => {
+                    let resolved = self.resolve(value, &format!("{place}.{key}"), 0)?;
+                    arguments.insert(key.to_owned(), resolved);
+                }
+            }
+        }
+        Ok(Some(Component { class, arguments, place: place.to_owned() }))
+    }
+
+    /// The transforms of a list, or of a `Compose` of one.
+    pub(super) fn transforms(&self, name: &str) -> Result<Vec<Component>> {
+        let Some(mut value) = self.find(name)? else { return Ok(Vec::new()) };
+        if let Some(object) = value.as_object() {
+            let target = object.get("_target_").and_then(Value::as_str).unwrap_or_default();
+            if target.rsplit('.').next() != Some("Compose") {
+                return Ok(self.component(value, name)?.into_iter().collect());
+            }
+            value = match object.get("transforms") {
+                Some(Value::String(text)) => match reference(text) {
+                    Some(id) => self.look_up(id, name)?,
+                    None => return Err(self.expression(name, text)),
+                },
+                Some(transforms) => transforms,
+                None => return Ok(Vec::new()),
+            };
+        }
+        if let Some(expression) = value.as_str() {
+            return Err(self.expression(name, expression));
+        }
+        let list = value.as_array().ok_or_else(|| Error::format(self.path, format!("{name} is no list")))?;
+        let components = list.iter().enumerate().map(|(i, v)| self.component(v, &format!("{name}.transforms[{i}]")));
+        components.filter_map(Result::transpose).collect()
+    }
+
+    /// A value with what its references stand for.
+    fn resolve(&self, value: &Value, place: &str, depth: usize) -> Result<Value> {
+        self.values.set(self.values.get() + 1);
+        if self.values.get() > MAX_VALUES {
+            let message = format!("its references come to more than {MAX_VALUES} values");
+            return Err(Error::limits(self.path, message));
+        }
+        if depth > MAX_DEPTH {
+            return Err(self.too_deep(place));
+        }
+        match value {
+            Value::String(text) if text.starts_with('$') || text.starts_with('%') => Err(self.expression(place, text)),
+            Value::String(text) => match reference(text) {
+                Some(id) => self.resolve(self.look_up(id, place)?, place, depth + 1),
+                None => Ok(value.clone()),
+            },
+            Value::Array(items) => {
+                let items = items.iter().enumerate();
+                items.map(|(i, v)| self.resolve(v, &format!("{place}[{i}]"), depth + 1)).collect()
+            }
+            Value::Object(map) => {
+                let entry = |(key, value): (&String, &Value)| {
+                    Ok((key.clone(), self.resolve(value, &format!("{place}.{key}"), depth + 1)?))
+                };
+                Ok(Value::Object(map.iter().map(entry).collect::<Result<_>>()?))
+            }
+            plain => Ok(plain.clone()),
+        }
+    }
+
+    /// What a path such as `a::b::0`, or `a#b#0`, names.
+    fn look_up(&self, id: &str, place: &str) -> Result<&'a Value> {
+        let mut parts = id.split([':', '#']).filter(|p| !p.is_empty());
+        let first = parts.next().and_then(|name| self.root.get(name));
+        let step = |value: &'a Value, part: &str| match value {
+            Value::Object(map) => map.get(part),
+            Value::Array(items) => part.parse().ok().and_then(|i: usize| items.get(i)),
+            _ => None,
+        };
+        let found = parts.fold(first, |value, part| value.and_then(|v| step(v, part)));
+        found.ok_or_else(|| Error::format(self.path, format!("{place} refers to {id}, which is not there")))
+    }
+
+    fn expression(&self, place: &str, text: &str) -> Error {
+        const SHOWN: usize = 60;
+        let start: String = text.chars().take(SHOWN).collect();
+        let more = if start.len() < text.len() { "..." } else { "" };
+        let message =
+            format!("{place} is an expression ({start}{more}), which is not evaluated: write its value there");
+        Error::unsupported(self.path, message)
+    }
+
+    fn too_deep(&self, place: &str) -> Error {
+        Error::limits(self.path, format!("{place} holds references or values more than {MAX_DEPTH} deep"))
+    }
+}
+
+/// What `@name` refers to. `@` followed by a separator is relative to its own place, which no bundle needs: it is found nowhere.
+fn reference(text: &str) -> Option<&str> {
+    text.strip_prefix('@')
+}
