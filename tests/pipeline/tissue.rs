@@ -160,7 +160,7 @@ fn skipped_tiles_hold_no_tissue_by_an_independent_mask() {
     let model = ConstantModel::new(tile, &[0.0, 1.0]);
     let (_, summary) = segment(slide.as_ref(), &model, &auto());
     let region = Segmenter::new(&model, auto()).unwrap().region(slide.as_ref()).unwrap().unwrap().roi;
-    let grid = TileGrid::new(summary.geometry.target.size, tile, summary.geometry.step).unwrap();
+    let grid = TileGrid::new(summary.geometry.target.size, tile, summary.geometry.tilings[0].step).unwrap();
     let skipped: Vec<_> = (0..grid.len()).map(|i| grid.rect(TileIndex(i))).filter(|r| !region.touches(*r)).collect();
     // Most of this slide is glass: a detector that takes it for tissue fails here, as one does that misses tissue.
     assert!(summary.tiles.skipped * 4 > summary.tiles.grid, "{:?}", summary.tiles);

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::bounded;
 use crate::state_dict::StateDict;
 use crate::torch::{File, Value};
 use crate::weights::Weight;
@@ -63,7 +64,7 @@ fn missing(path: &Path, what: &str) -> Error {
 impl Settings {
     /// Those of a file that holds nothing else.
     pub(super) fn read(path: &Path) -> Result<Self> {
-        Self::of(&File::open(path)?, path)
+        Self::of(&File::open(bounded::map(path)?)?, path)
     }
 
     fn of(file: &File, path: &Path) -> Result<Self> {
