@@ -110,6 +110,7 @@ def operations():
         "gelu": F.gelu(x),
         "gelu, tanh": F.gelu(x, approximate="tanh"),
         "prelu": F.prelu(x, torch.tensor([0.25, -0.75])),
+        "pixel shuffle": F.pixel_shuffle(torch.cat([x] * 4, 1), 2),
         "transposed": transposed(x, (3, 4), (2, 3), (1, 1)),
         "transposed, five": transposed(x, (5, 2), (2, 2), (2, 0)),
         "transposed, one": transposed(x, (3, 5), (1, 1), (1, 2)),

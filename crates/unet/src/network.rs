@@ -185,6 +185,63 @@ pub enum Operation {
         /// What lies between pixels.
         interpolation: Interpolation,
     },
+    /// Blocks of `factor` × `factor` neighbouring channels, row by row, become blocks of pixels: `PixelShuffle(factor)`.
+    PixelShuffle {
+        /// How many times larger the output is along each axis.
+        factor: usize,
+    },
+}
+
+impl Operation {
+    /// The weights that it uses.
+    #[must_use]
+    pub fn weights(&self) -> Vec<WeightShape> {
+        let mut weights = Vec::new();
+        let mut add = |name: &String, shape: &[usize]| {
+            weights.push(WeightShape { name: name.clone(), shape: shape.to_vec() });
+        };
+        match self {
+            Self::Convolution { weight, bias, input, output, kernel, .. } => {
+                add(weight, &[*output, *input, kernel.height, kernel.width]);
+                bias.iter().for_each(|bias| add(bias, &[*output]));
+            }
+            Self::Upsampling { weight, bias, input, output, kernel, .. } => {
+                add(weight, &[*input, *output, kernel.height, kernel.width]);
+                bias.iter().for_each(|bias| add(bias, &[*output]));
+            }
+            Self::InstanceNorm { affine, channels, .. } | Self::GroupNorm { affine, channels, .. } => {
+                affine.iter().flat_map(|a| [&a.weight, &a.bias]).for_each(|name| add(name, &[*channels]));
+            }
+            Self::BatchNorm { mean, variance, affine, channels, .. } => {
+                [mean, variance]
+                    .into_iter()
+                    .chain(affine.iter().flat_map(|a| [&a.weight, &a.bias]))
+                    .for_each(|name| add(name, &[*channels]));
+            }
+            Self::Activation { function: Function::PRelu { weight, values } } => add(weight, &[*values]),
+            Self::Activation { .. }
+            | Self::Concatenate
+            | Self::Add
+            | Self::AveragePool { .. }
+            | Self::MaxPool { .. }
+            | Self::Resize { .. }
+            | Self::PixelShuffle { .. } => {}
+        }
+        weights
+    }
+
+    /// Multiplications, each with its addition, that such an output is defined by; 0 where it is no convolution.
+    #[must_use]
+    pub fn multiplications(&self, output: Shape) -> u64 {
+        match self {
+            Self::Convolution { input, kernel, .. } => output.elements() * (*input * kernel.area()) as u64,
+            // As many as there are weights, for each input pixel.
+            Self::Upsampling { input, kernel, stride, .. } => {
+                output.elements() / stride.area() as u64 * (*input * kernel.area()) as u64
+            }
+            _ => 0,
+        }
+    }
 }
 
 /// A function of one value.
@@ -259,8 +316,16 @@ pub struct WeightShape {
     pub shape: Vec<usize>,
 }
 
+impl WeightShape {
+    /// Number of values.
+    #[must_use]
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().fold(1, |n, &d| n.saturating_mul(d as u64))
+    }
+}
+
 /// Channels, height and width of a tensor of one tile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Shape {
     /// Channels.
     pub channels: usize,
@@ -320,55 +385,15 @@ impl Network {
     /// Every weight that the network uses, in the order of its layers; one that several layers share comes once.
     #[must_use]
     pub fn weights(&self) -> Vec<WeightShape> {
-        let mut weights = Vec::new();
-        let mut seen: BTreeSet<(&str, Vec<usize>)> = BTreeSet::new();
-        let mut add = |name, shape: &[usize]| {
-            if seen.insert((name, shape.to_vec())) {
-                weights.push(WeightShape { name: name.to_owned(), shape: shape.to_vec() });
-            }
-        };
-        for layer in &self.layers {
-            match &layer.operation {
-                Operation::Convolution { weight, bias, input, output, kernel, .. } => {
-                    add(weight, &[*output, *input, kernel.height, kernel.width]);
-                    if let Some(bias) = bias {
-                        add(bias, &[*output]);
-                    }
-                }
-                Operation::Upsampling { weight, bias, input, output, kernel, .. } => {
-                    add(weight, &[*input, *output, kernel.height, kernel.width]);
-                    if let Some(bias) = bias {
-                        add(bias, &[*output]);
-                    }
-                }
-                Operation::InstanceNorm { affine, channels, .. } | Operation::GroupNorm { affine, channels, .. } => {
-                    for name in affine.iter().flat_map(|a| [&a.weight, &a.bias]) {
-                        add(name, &[*channels]);
-                    }
-                }
-                Operation::BatchNorm { mean, variance, affine, channels, .. } => {
-                    [mean, variance]
-                        .into_iter()
-                        .chain(affine.iter().flat_map(|a| [&a.weight, &a.bias]))
-                        .for_each(|name| add(name, &[*channels]));
-                }
-                Operation::Activation { function: Function::PRelu { weight, values } } => add(weight, &[*values]),
-                Operation::Activation { .. }
-                | Operation::Concatenate
-                | Operation::Add
-                | Operation::AveragePool { .. }
-                | Operation::MaxPool { .. }
-                | Operation::Resize { .. } => {}
-            }
-        }
-        weights
+        let mut seen: BTreeSet<(String, Vec<usize>)> = BTreeSet::new();
+        let all = self.layers.iter().flat_map(|layer| layer.operation.weights());
+        all.filter(|w| seen.insert((w.name.clone(), w.shape.clone()))).collect()
     }
 
     /// Number of parameters: values of all weights together.
     #[must_use]
     pub fn parameters(&self) -> u64 {
-        let elements = |w: &WeightShape| w.shape.iter().fold(1_u64, |n, &d| n.saturating_mul(d as u64));
-        self.weights().iter().map(elements).fold(0, u64::saturating_add)
+        self.weights().iter().map(WeightShape::elements).fold(0, u64::saturating_add)
     }
 
     /// The shape of every layer's output for a tile of this size.
@@ -410,6 +435,14 @@ impl Network {
                     let Size { width, height } = first.size;
                     Shape { size: Size::new(times(width, factor.width), times(height, factor.height)), ..first }
                 }
+                Operation::PixelShuffle { factor } => {
+                    let Size { width, height } = first.size;
+                    let times = |n: u64| n.saturating_mul(*factor as u64);
+                    Shape {
+                        channels: first.channels / factor.saturating_mul(*factor).max(1),
+                        size: Size::new(times(width), times(height)),
+                    }
+                }
                 Operation::InstanceNorm { .. }
                 | Operation::GroupNorm { .. }
                 | Operation::BatchNorm { .. }
@@ -424,16 +457,8 @@ impl Network {
     /// Multiplications, each with its addition, that convolutions take for one tile of this size.
     #[must_use]
     pub fn multiplications(&self, tile: Size) -> u64 {
-        let shapes = self.shapes(tile);
-        let of = |layer: &Layer, output: Shape| match &layer.operation {
-            Operation::Convolution { input, kernel, .. } => output.elements() * (*input * kernel.area()) as u64,
-            // As many as there are weights, for each input pixel.
-            Operation::Upsampling { input, kernel, stride, .. } => {
-                output.elements() / stride.area() as u64 * (*input * kernel.area()) as u64
-            }
-            _ => 0,
-        };
-        self.layers.iter().zip(shapes).map(|(layer, shape)| of(layer, shape)).fold(0, u64::saturating_add)
+        let of = |(layer, shape): (&Layer, Shape)| layer.operation.multiplications(shape);
+        self.layers.iter().zip(self.shapes(tile)).map(of).fold(0, u64::saturating_add)
     }
 
     /// What is wrong with the network for a tile of this size, if its logits are to be `heads` planes as large as the tile.
@@ -544,12 +569,16 @@ fn check_operation(operation: &Operation) -> Result<(), String> {
             }
             Err(format!("resizing by {height} x {width}; factors up to {MAX_STRIDE} are supported"))
         }
+        Operation::PixelShuffle { factor } if !(1..=MAX_STRIDE).contains(factor) => {
+            Err(format!("a pixel shuffle of {factor}; 1 to {MAX_STRIDE} are supported"))
+        }
         Operation::InstanceNorm { .. }
         | Operation::BatchNorm { .. }
         | Operation::GroupNorm { .. }
         | Operation::Activation { .. }
         | Operation::Concatenate
-        | Operation::Add => Ok(()),
+        | Operation::Add
+        | Operation::PixelShuffle { .. } => Ok(()),
     }
 }
 
@@ -572,10 +601,14 @@ fn check_shapes(operation: &Operation, sources: &[Shape], output: Shape) -> Resu
                 return Err(format!("layers that do not fit each other: {} and {}", shape(a), shape(b)));
             }
         }
+        Operation::PixelShuffle { factor } if !found.is_multiple_of(factor * factor) => {
+            return Err(format!("a pixel shuffle of {factor} that reads {found} channels"));
+        }
         Operation::Activation { .. }
         | Operation::AveragePool { .. }
         | Operation::MaxPool { .. }
-        | Operation::Resize { .. } => {}
+        | Operation::Resize { .. }
+        | Operation::PixelShuffle { .. } => {}
     }
     if !(1..=MAX_CHANNELS).contains(&output.channels) {
         return Err(format!("{} channels in a layer; 1 to {MAX_CHANNELS} are supported", output.channels));
@@ -643,6 +676,15 @@ mod tests {
         let tile = Size::new(6, 4);
         assert_eq!(network.shapes(tile), [Shape { channels: 5, size: Size::new(12, 8) }]);
         assert_eq!((network.parameters(), network.multiplications(tile)), (3 * 5 * 9, 24 * 3 * 5 * 9));
+    }
+
+    #[test]
+    fn channels_become_pixels() {
+        let mut network = Network::new(12);
+        network.push(Operation::PixelShuffle { factor: 2 }, &[Source::Input]);
+        let tile = Size::new(3, 5);
+        assert_eq!(network.shapes(tile), [Shape { channels: 3, size: Size::new(6, 10) }]);
+        assert_eq!((network.parameters(), network.multiplications(tile)), (0, 0));
     }
 
     #[test]
@@ -714,6 +756,9 @@ mod tests {
             with(transposed(3, 2, 1)),
             "3 planes of 12 x 8 at its end for a tile of 6 x 4; there must be 3 of 6 x 4"
         );
+        let shuffle = |factor| with(Operation::PixelShuffle { factor });
+        assert_eq!(shuffle(0), "a pixel shuffle of 0; 1 to 16 are supported");
+        assert_eq!(shuffle(2), "a pixel shuffle of 2 that reads 3 channels");
         let factor = Factor { height: f64::NAN, width: 2.0 };
         let resize = Operation::Resize { factor, interpolation: Interpolation::Nearest };
         assert_eq!(with(resize), "resizing by NaN x 2; factors up to 16 are supported");

@@ -72,6 +72,12 @@ impl Network {
         self.push(Operation::Upsampling { weight, bias, input, output, kernel, stride, padding }, &[at])
     }
 
+    /// `PixelShuffle`; it has no name, and no weights.
+    #[allow(dead_code)] // So far only the networks of tests shuffle pixels.
+    pub(super) fn shuffle_pixels(&mut self, factor: usize, at: Source) -> Source {
+        self.push(Operation::PixelShuffle { factor }, &[at])
+    }
+
     /// `InstanceNorm2d`, `BatchNorm2d` or `GroupNorm`.
     pub(super) fn normalize(&mut self, name: &str, norm: Norm, channels: usize, at: Source) -> Source {
         let names =

@@ -53,6 +53,7 @@ enum Step {
     Concatenate,
     Add,
     Separable(Separable),
+    Shuffle(Extent),
 }
 
 #[derive(Debug)]
@@ -141,6 +142,7 @@ impl Lowering {
                 }),
                 Operation::Concatenate => Step::Concatenate,
                 Operation::Add => Step::Add,
+                Operation::PixelShuffle { factor } => Step::Shuffle(Extent { height: *factor, width: *factor }),
                 operation @ (Operation::AveragePool { .. } | Operation::MaxPool { .. } | Operation::Resize { .. }) => {
                     let from = match layer.sources[0] {
                         Source::Input => tile,
@@ -210,6 +212,7 @@ impl Step {
             Self::Activation(curve) => curve.run(x),
             Self::Concatenate => Tensor::cat(&[x, &sources[1]], 1),
             Self::Add => x + &sources[1],
+            Self::Shuffle(factor) => shuffle(x, *factor),
             Self::Separable(Separable { combination, rows, columns }) => {
                 combine(&combine(x, rows, *combination, 2)?, columns, *combination, 3)
             }

@@ -10,8 +10,8 @@
 //! kernels then compute a few neighbouring pixels of up to two vectors of output channels in registers, and sum what the next
 //! normalisation needs on the way out. A layer of up to half a vector of channels is computed with neighbouring lanes sharing a channel.
 //!
-//! What is no convolution and cannot be part of a loader (residual sums, curved activations, pooling, resizing) goes through memory once,
-//! a strip or a row at a time ([`elementwise`], [`neighbours`]), with the same reading and the same statistics.
+//! What is no convolution and cannot be part of a loader (residual sums, curved activations, pooling, resizing, shuffling) goes through memory
+//! once, a strip or a row at a time ([`elementwise`], [`neighbours`], [`shuffle`]), with the same reading and the same statistics.
 //!
 //! In bf16, weights and what the loader writes are rounded to pairs that share a word; tensors, sums and statistics stay f32.
 //!
@@ -33,6 +33,7 @@ mod moments;
 mod neighbours;
 mod planes;
 mod program;
+mod shuffle;
 mod strip;
 #[cfg(test)]
 mod tests;
@@ -54,6 +55,7 @@ use layer::{Demands, Inputs, Operand, Others, Packed, Values, Work};
 use moments::Moments;
 use neighbours::Neighbours;
 use program::{Bend, Map, Normalization, Program, Rule, Slope, Step, Tensor, View};
+use shuffle::Shuffle;
 use winograd::Winograd;
 
 use crate::crew::Crew;
@@ -99,6 +101,7 @@ enum Algorithm {
     Winograd(Winograd),
     Elementwise(Elementwise),
     Neighbours(Neighbours),
+    Shuffle(Shuffle),
 }
 
 /// The memory of one forward pass, allocated once and used again.
@@ -158,6 +161,7 @@ impl Plan {
                 Step::Write { map: Map::Separable(taps), .. } => {
                     Algorithm::Neighbours(Neighbours::new(&operands, taps.clone()))
                 }
+                Step::Write { map: Map::Shuffle(factor), .. } => Algorithm::Shuffle(Shuffle::new(&operands, *factor)),
                 Step::Write { map, views, .. } => {
                     let curve = if let Map::Curve(curve) = map { Some(*curve) } else { None };
                     let output = range(step.output());
@@ -259,6 +263,7 @@ impl Algorithm {
             Self::Winograd(_) => "winograd",
             Self::Elementwise(_) => "pixels",
             Self::Neighbours(_) => "resample",
+            Self::Shuffle(_) => "shuffle",
         }
     }
 
@@ -268,6 +273,7 @@ impl Algorithm {
             Self::Winograd(winograd) => winograd.demands(),
             Self::Elementwise(elementwise) => elementwise.demands(),
             Self::Neighbours(neighbours) => neighbours.demands(),
+            Self::Shuffle(shuffle) => shuffle.demands(),
         }
     }
 }
@@ -369,6 +375,7 @@ impl PackedNetwork {
             (Algorithm::Winograd(winograd), Some(packed)) => winograd.run(plan.kernels, packed, inputs, work),
             (Algorithm::Elementwise(step), _) => step.run(plan.kernels, inputs, work),
             (Algorithm::Neighbours(step), _) => step.run(plan.kernels, inputs, work),
+            (Algorithm::Shuffle(step), _) => step.run(plan.kernels, inputs, work),
             (Algorithm::Direct(_) | Algorithm::Winograd(_), None) => unreachable!("convolutions have weights"),
         }
         if statistics {

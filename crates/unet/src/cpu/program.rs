@@ -87,6 +87,8 @@ pub(super) enum Map {
     Curve(Curve),
     /// Neighbours, combined.
     Separable(Separable),
+    /// Blocks of channels as blocks of so many pixels along each axis.
+    Shuffle(usize),
 }
 
 /// One step: a tensor is written.
@@ -129,6 +131,7 @@ impl std::fmt::Display for Step {
             Self::Write { map: Map::Sum, .. } => f.write_str("copy"),
             Self::Write { map: Map::Curve(_), .. } => f.write_str("activation"),
             Self::Write { map: Map::Separable(_), .. } => f.write_str("pooling or resizing"),
+            Self::Write { map: Map::Shuffle(factor), .. } => write!(f, "pixel shuffle {factor}x{factor}"),
         }
     }
 }
@@ -252,6 +255,7 @@ impl Program {
                 Operation::Activation { function } => program.activate(view, shapes[index], function),
                 Operation::Concatenate => View { parts: [view.parts, read(layer.sources[1]).parts].concat() },
                 Operation::Add => program.write(Map::Sum, vec![view, read(layer.sources[1])], shapes[index]),
+                Operation::PixelShuffle { factor } => program.write(Map::Shuffle(*factor), vec![view], shapes[index]),
                 operation @ (Operation::AveragePool { .. } | Operation::MaxPool { .. } | Operation::Resize { .. }) => {
                     let from = program.tensors[view.parts[0].tensor].shape.size;
                     let taps = Separable::new(operation, from, shapes[index].size).expect("it is one of these");

@@ -168,6 +168,12 @@ fn by_formula(
                     under.filter_map(place).fold(f64::NEG_INFINITY, f64::max)
                 });
             }
+            Operation::PixelShuffle { factor: f } => {
+                pool(&mut y, to, |c: usize, oy: usize, ox: usize| {
+                    let channel = (c * f + oy % f) * f + ox % f;
+                    x[(channel * height + oy / f) * width + ox / f]
+                });
+            }
             Operation::Resize { factor, interpolation } => {
                 let axis = |o: usize, outputs: usize, inputs: usize, factor: f64| {
                     let at = match interpolation {
@@ -352,6 +358,9 @@ enum Choice {
         factor: (f64, f64),
         interpolation: Interpolation,
     },
+    Shuffle {
+        factor: usize,
+    },
     /// With an earlier tensor of the same shape.
     Add {
         back: usize,
@@ -387,6 +396,7 @@ fn choice() -> impl Strategy<Value = Choice> {
             .prop_map(|(kernel, stride, largest, padded)| Choice::Pool { kernel, stride, largest, padded }),
         2 => (factors(), factors(), interpolations())
             .prop_map(|(y, x, interpolation)| Choice::Resize { factor: (y, x), interpolation }),
+        2 => (1_usize..=3).prop_map(|factor| Choice::Shuffle { factor }),
         4 => (0_usize..4).prop_map(|back| Choice::Add { back }),
         3 => (0_usize..4).prop_map(|back| Choice::Join { back }),
     ]
@@ -405,6 +415,32 @@ fn transposed() -> impl Strategy<Value = (usize, usize, usize)> {
         (1, 2, 0),
         (3, 4, 0),
     ])
+}
+
+/// What decoders do: one part after another through a norm and an activation, both joined, and what reads that.
+fn choices() -> impl Strategy<Value = Vec<Choice>> {
+    let odd = || prop::sample::select(vec![3_usize, 5, 17]);
+    let kernel = || prop::sample::select(vec![1_usize, 3]);
+    let part = move || {
+        let convolution = (odd(), kernel(), any::<bool>()).prop_map(|(output, side, bias)| Choice::Convolution {
+            output,
+            kernel: (side, side),
+            stride: (1, 1),
+            bias,
+        });
+        let norm = prop_oneof![
+            any::<bool>().prop_map(|affine| Choice::Instance { affine }),
+            any::<bool>().prop_map(|affine| Choice::Batch { affine }),
+            (1_usize..=3, any::<bool>()).prop_map(|(groups, affine)| Choice::Group { groups, affine }),
+        ];
+        let bend = prop_oneof![Just(Choice::Bend), any::<bool>().prop_map(|single| Choice::PRelu { single })];
+        (convolution, prop::option::weighted(0.8, norm), prop::option::weighted(0.8, bend))
+            .prop_map(|(convolution, norm, bend)| [Some(convolution), norm, bend].into_iter().flatten())
+    };
+    let decoder = (part(), part(), 1_usize..=4, prop::collection::vec(choice(), 1..=3)).prop_map(
+        |(first, second, back, readers)| first.chain(second).chain([Choice::Join { back }]).chain(readers).collect(),
+    );
+    prop_oneof![3 => prop::collection::vec(choice(), 1..=7), 2 => decoder]
 }
 
 fn factors() -> impl Strategy<Value = f64> {
@@ -489,6 +525,13 @@ fn build(channels: usize, tile: Size, choices: &[Choice]) -> Network {
                 let factor = Factor { height: factor.0, width: factor.1 };
                 (Operation::Resize { factor, interpolation: *interpolation }, vec![at])
             }
+            Choice::Shuffle { factor }
+                if !channels.is_multiple_of(factor * factor)
+                    || shape.size.width.max(shape.size.height) * *factor as u64 > 40 =>
+            {
+                continue;
+            }
+            Choice::Shuffle { factor } => (Operation::PixelShuffle { factor: *factor }, vec![at]),
             Choice::Add { back } => {
                 let same = made.iter().rev().filter(|(_, s)| *s == shape);
                 let Some((other, _)) = same.clone().nth(*back).or(same.clone().next()) else { continue };
@@ -513,7 +556,7 @@ proptest! {
     fn any_network_is_computed_as_its_formulas_say(
         channels in 1_usize..=20,
         (width, height) in (1_u64..=27, 1_u64..=27),
-        choices in prop::collection::vec(choice(), 1..=7),
+        choices in choices(),
         seed in any::<u32>(),
     ) {
         let tile = Size::new(width, height);
@@ -534,7 +577,7 @@ const EXACT: f64 = 1e-5;
 #[ignore = "a measurement"]
 fn how_large_the_errors_become() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
-    let drawn = (1_usize..=20, (1_u64..=27, 1_u64..=27), prop::collection::vec(choice(), 1..=7), any::<u32>());
+    let drawn = (1_usize..=20, (1_u64..=27, 1_u64..=27), choices(), any::<u32>());
     let mut largest = BTreeMap::new();
     for _ in 0..3000 {
         let (channels, (width, height), choices, seed) = drawn.new_tree(&mut runner).unwrap().current();
@@ -588,6 +631,7 @@ fn operations_are_pytorchs() {
         ("gelu", function(Function::Gelu), 1e-6),
         ("gelu, tanh", function(Function::GeluTanh), 1e-6),
         ("prelu", function(Function::PRelu { weight: "slope".into(), values: 2 }), 0.0),
+        ("pixel shuffle", Operation::PixelShuffle { factor: 2 }, 0.0),
         ("transposed", transposed((3, 2, 1), (4, 3, 1)), 2e-6),
         ("transposed, five", transposed((5, 2, 2), (2, 2, 0)), 2e-6),
         ("transposed, one", transposed((3, 1, 1), (5, 1, 2)), 2e-6),
@@ -612,7 +656,14 @@ fn operations_are_pytorchs() {
     let input: Vec<f32> = (0..2 * area).map(|i| fixture.input[i % 2 * area + i / 2]).collect();
     for (name, operation, tolerance) in operations {
         let mut network = Network::new(channels);
-        network.push(operation, &[Source::Input]);
+        let mut at = Source::Input;
+        if matches!(operation, Operation::PixelShuffle { .. }) {
+            // Of eight channels: the input four times.
+            at = network.push(Operation::Concatenate, &[at, at]);
+            at = network.push(Operation::Concatenate, &[at, at]);
+            assert_eq!(network.shapes(tile)[1].channels, 8);
+        }
+        network.push(operation, &[at]);
         let expected = &fixture.outputs[name];
         let check = |found: &[f32], by: &str| {
             let difference = max_difference(found, expected);
