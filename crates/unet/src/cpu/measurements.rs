@@ -63,3 +63,60 @@ fn measure_writes() {
     let values = planes::planes(std::iter::once(source)).len();
     println!("{:14} {:9} {:7.2} ms", "two planes", values, started.elapsed().as_secs_f64() * 1e3);
 }
+
+/// Transposed convolutions of 32 to 16 channels at 256 x 256, and the plain convolution that does as many products.
+#[test]
+#[ignore = "a measurement"]
+fn measure_transposed_convolutions() {
+    let (input, output, tile) = (32, 16, Size::new(256, 256));
+    let square = |n| Extent { height: n, width: n };
+    let up = |kernel, stride, padding| Operation::Upsampling {
+        weight: "weight".into(),
+        bias: None,
+        input,
+        output,
+        kernel: square(kernel),
+        stride: square(stride),
+        padding: Padding { height: padding, width: padding },
+    };
+    let plain = |kernel| Operation::Convolution {
+        weight: "weight".into(),
+        bias: None,
+        input,
+        output,
+        kernel: square(kernel),
+        stride: Extent::ONE,
+    };
+    for (name, operation) in [
+        ("transposed 2x2, stride 2", up(2, 2, 0)),
+        ("transposed 3x3, stride 2", up(3, 2, 1)),
+        ("transposed 4x4, stride 2", up(4, 2, 1)),
+        ("transposed 5x5, stride 2", up(5, 2, 2)),
+        ("transposed 3x3, stride 1", up(3, 1, 1)),
+        ("convolution 3x3", plain(3)),
+    ] {
+        let mut network = Network::new(input);
+        network.push(operation, &[Source::Input]);
+        let shape = network.weights().remove(0).shape;
+        let values = vec![0.1; shape.iter().product()].into();
+        let weights = BTreeMap::from([("weight".to_owned(), Weight { shape, values })]);
+        let products = network.multiplications(tile) as f64;
+        for set in InstructionSet::available() {
+            for (words, arithmetic) in
+                [(Words::F32, Arithmetic::Exact), (Words::F32, Arithmetic::Fast), (Words::Bf16, Arithmetic::Exact)]
+            {
+                let packed = PackedNetwork::new(Arc::new(Plan::new(&network, tile, set, words, arithmetic)), &weights);
+                let (mut workspace, mut scratch, crew) =
+                    (packed.plan.workspace(), packed.plan.scratch(), Crew::default());
+                let mut least = f64::MAX;
+                for _ in 0..15 {
+                    let started = Instant::now();
+                    packed.step(0, &mut workspace, &mut scratch, &crew);
+                    least = least.min(started.elapsed().as_secs_f64());
+                }
+                let (milliseconds, rate) = (least * 1e3, 2e-9 * products / least);
+                println!("{name:24} {set:10} {words:?} {arithmetic:6} {milliseconds:7.2} ms, {rate:6.1} GFLOP/s");
+            }
+        }
+    }
+}
