@@ -3,7 +3,8 @@
 
 usage: unet_fixtures.py FOLDER
 
-FOLDER is crates/unet/tests. operations.json holds an input of 2 x 5 x 7 values and what PyTorch makes of it.
+FOLDER is crates/unet/tests. operations.json holds an input of 2 x 5 x 7 values and what PyTorch makes of it;
+receptive_fields.json the pixels that logits of small networks have a gradient in.
 residual-encoder-unet is a result folder of nnU-Net v2 with the network of its ResEnc presets, small, with random weights;
 logits.json in it holds the network's logits for the picture that picture() makes, as residual_encoder.rs does, without mirroring.
 """
@@ -119,6 +120,60 @@ def operations():
     return {"input": values(x), "outputs": {name: values(output) for name, output in outputs.items()}}
 
 
+def conv(x, kernel, stride=(1, 1)):
+    """One channel, weights of 1: no part of a gradient is lost."""
+    return F.conv2d(x, torch.ones(1, 1, *kernel), None, stride, [(k - 1) // 2 for k in kernel])
+
+
+def up(x, kernel, stride, padding):
+    output_padding = [2 * p + s - k for k, s, p in zip(kernel, stride, padding)]
+    return F.conv_transpose2d(x, torch.ones(1, 1, *kernel), None, stride, padding, output_padding)
+
+
+def reaching():
+    """Networks without normalisation, of one channel, by name."""
+
+    def overlapping(x):
+        fine = conv(x, (3, 3))
+        coarse = conv(conv(fine, (3, 5), (2, 2)), (3, 3), (2, 1))
+        return conv(up(up(coarse, (3, 3), (2, 1), (1, 1)), (3, 4), (2, 2), (1, 1)) + fine, (1, 3))
+
+    def pooled(x):
+        y = F.avg_pool2d(conv(x, (3, 3)), (3, 2), (2, 2), (1, 0), count_include_pad=True)
+        return up(conv(y, (3, 7)), (2, 3), (2, 2), (0, 1))
+
+    def resized(x):
+        y = conv(conv(x, (3, 3), (2, 2)), (3, 3), (1, 2))
+        return F.interpolate(F.interpolate(y, scale_factor=(2, 2), mode="bilinear"), scale_factor=(1, 2), mode="nearest")
+
+    def corners(x):
+        return F.interpolate(conv(x, (5, 3), (2, 2)), scale_factor=2, mode="bilinear", align_corners=True)
+
+    def shuffled(x):
+        y = conv(conv(x, (3, 3), (2, 2)), (3, 3))
+        return F.pixel_shuffle(y.expand(1, 4, *y.shape[2:]), 2)
+
+    return {f.__name__: f for f in (overlapping, pooled, resized, corners, shuffled)}
+
+
+def receptive_fields():
+    """For each network and axis the first and last pixel with a gradient, of logits in the middle of a tile of 48 rows and 64 columns."""
+    fields = {}
+    for name, network in reaching().items():
+        x = torch.ones(1, 1, 48, 64, requires_grad=True)
+        y = network(x)
+        assert y.shape == x.shape
+        extents = {"y": {}, "x": {}}
+        for offset in range(8):
+            row, column = 20 + offset, 28 + offset
+            (gradient,) = torch.autograd.grad(y[0, 0, row, column], x, retain_graph=True)
+            for axis, at, other in [("y", row, 1), ("x", column, 0)]:
+                reached = gradient[0, 0].sum(other).nonzero().flatten()
+                extents[axis][at] = [int(reached.min()), int(reached.max())]
+        fields[name] = extents
+    return fields
+
+
 def residual_encoder(folder):
     (folder / "fold_0").mkdir(parents=True, exist_ok=True)
     for name, content in [("plans", PLANS), ("dataset", DATASET)]:
@@ -151,6 +206,7 @@ def main():
     torch.manual_seed(1)
     torch.set_num_threads(1)
     (folder / "operations.json").write_text(json.dumps(operations()) + "\n")
+    (folder / "receptive_fields.json").write_text(json.dumps(receptive_fields()) + "\n")
     residual_encoder(folder / "residual-encoder-unet")
 
 
