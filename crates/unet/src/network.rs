@@ -234,10 +234,13 @@ impl Operation {
     #[must_use]
     pub fn multiplications(&self, output: Shape) -> u64 {
         match self {
-            Self::Convolution { input, kernel, .. } => output.elements() * (*input * kernel.area()) as u64,
+            Self::Convolution { input, kernel, .. } => {
+                output.elements().saturating_mul(input.saturating_mul(kernel.area()) as u64)
+            }
             // As many as there are weights, for each input pixel.
             Self::Upsampling { input, kernel, stride, .. } => {
-                output.elements() / stride.area() as u64 * (*input * kernel.area()) as u64
+                let pixels = output.elements() / (stride.area() as u64).max(1);
+                pixels.saturating_mul(input.saturating_mul(kernel.area()) as u64)
             }
             _ => 0,
         }
