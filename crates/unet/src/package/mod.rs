@@ -1,6 +1,7 @@
 //! microtome's own model package: one folder that says everything about a model. Format: `docs/model-package.md`.
 
 mod classes;
+mod folds;
 mod manifest;
 mod staging;
 mod test_vector;
@@ -13,12 +14,11 @@ pub(crate) use weights::is_kernel;
 
 use std::path::Path;
 
-use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use sha2::{Digest, Sha256};
 
 use crate::model::{self, Folds, Model, ModelOptions, hexadecimal};
-use crate::weights::{Fold, Weight, match_names};
+use crate::weights::{Fold, Weight};
 use crate::{Error, Measurement, Precision, Result, bounded};
 use manifest::Manifest;
 
@@ -26,8 +26,6 @@ const MANIFEST: &str = "model.toml";
 const WEIGHTS: &str = "weights.safetensors";
 /// Far more than a card needs.
 const MAX_MANIFEST: u64 = 1 << 20;
-/// Room for names and shapes beside the values.
-const MAX_HEADER: u64 = 16 << 20;
 
 /// What a package says beyond what the model knows of itself. `None` keeps what the model says.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -77,44 +75,8 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
         return Err(Error::format(&path, "folds must be named, each once"));
     }
 
-    let values = network.parameters().saturating_mul(4).saturating_mul(manifest.folds.len() as u64);
     let file = folder.join(WEIGHTS);
-    let bytes = bounded::read(&file, values.saturating_add(MAX_HEADER))?;
-    let found = hexadecimal(&Sha256::digest(&bytes));
-    if found != manifest.weights.sha256 {
-        let message = format!("its sha256 is {found}, but {MANIFEST} says {}", manifest.weights.sha256);
-        return Err(Error::format(&file, message));
-    }
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| Error::format(&file, e.to_string()))?;
-    let mut held: Vec<(String, TensorView<'_>)> = tensors.tensors();
-    if let Some((name, tensor)) = held.iter().find(|(_, t)| !matches!(t.dtype(), Dtype::F32 | Dtype::BF16)) {
-        return Err(Error::unsupported(&file, format!("{name} is {:?}; F32 and BF16 are supported", tensor.dtype())));
-    }
-    let mut folds = Vec::new();
-    for name in &manifest.folds {
-        let prefix = format!("{name}/");
-        let (of_fold, others) = held.into_iter().partition(|(name, _)| name.starts_with(&prefix));
-        let of_fold: Vec<(String, TensorView<'_>)> = of_fold;
-        held = others;
-        match_names(&file, &network, of_fold.iter().map(|(name, tensor)| (&name[prefix.len()..], tensor.shape())))?;
-        if wanted.contains(name) {
-            let weight = |(name, tensor): (String, TensorView<'_>)| {
-                let values = match tensor.dtype() {
-                    Dtype::BF16 => {
-                        tensor.data().as_chunks().0.iter().map(|&[a, b]| f32::from_le_bytes([0, 0, a, b])).collect()
-                    }
-                    _ => tensor.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-                };
-                (name[prefix.len()..].to_owned(), Weight { shape: tensor.shape().to_vec(), values })
-            };
-            folds.push(Fold { name: name.clone(), weights: of_fold.into_iter().map(weight).collect() });
-        }
-    }
-    if let Some((name, _)) = held.first() {
-        return Err(Error::format(&file, format!("{name} belongs to no fold of {MANIFEST}")));
-    }
-    drop(held);
-    drop(bytes);
+    let folds = folds::read(&file, &manifest.weights.sha256, &network, &manifest.folds, &wanted)?;
     let mut test_vector = manifest.test.as_ref().map(|test| TestVector::read(folder, test, &card)).transpose()?;
     if wanted.len() < manifest.folds.len() {
         // Both are of all folds.
@@ -429,13 +391,17 @@ mod tests {
         };
         assert!(
             forged(&bytes[..bytes.len() - 4])
-                .ends_with("weights.safetensors: incomplete metadata, file not fully covered"),
+                .ends_with("weights.safetensors: not safetensors: incomplete metadata, file not fully covered"),
             "{}",
             forged(&bytes[..bytes.len() - 4])
         );
         let mut huge = bytes.clone();
         huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
-        assert!(forged(&huge).contains("header too large"), "{}", forged(&huge));
+        assert!(
+            forged(&huge).contains("a safetensors header of 18446744073709551615 bytes; up to "),
+            "{}",
+            forged(&huge)
+        );
         for length in [0, 7, 8, 20, 200] {
             assert!(forged(&bytes[..length]).contains("weights.safetensors: "));
         }
@@ -443,7 +409,7 @@ mod tests {
         let mut renamed = bytes.clone();
         renamed[at] = b'S';
         assert!(forged(&renamed).contains("missing decoder.seg_layers.1."), "{}", forged(&renamed));
-        std::fs::write(&path, vec![0; MAX_HEADER as usize + (1 << 20)]).unwrap();
+        std::fs::write(&path, vec![0; crate::safetensors_file::MAX_HEADER as usize + (1 << 20)]).unwrap();
         assert!(open(&folder).unwrap_err().to_string().contains("bytes; up to "));
     }
 
@@ -531,6 +497,33 @@ mod tests {
             tried += 1;
         }
         assert!(tried > 40, "{tried} keys");
+    }
+
+    #[test]
+    fn weights_of_half_the_width_are_widened() {
+        let (_temporary, folder) = saved();
+        let (path, manifest) = (folder.join(WEIGHTS), folder.join(MANIFEST));
+        let (bytes, text) = (std::fs::read(&path).unwrap(), std::fs::read_to_string(&manifest).unwrap());
+        let expected = open(&folder).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        // bf16 is the upper half of an f32.
+        let narrow: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
+            .iter()
+            .map(|(name, t)| {
+                let halves = t.data().chunks_exact(4).flat_map(|b| [b[2], b[3]]).collect();
+                (name.to_owned(), t.shape().to_vec(), halves)
+            })
+            .collect();
+        let views = narrow.iter().map(|(n, s, b)| (n, TensorView::new(Dtype::BF16, s.clone(), b).unwrap()));
+        let narrow = safetensors::serialize(views, None).unwrap();
+        std::fs::write(&path, &narrow).unwrap();
+        let digest = |bytes: &[u8]| hexadecimal(&Sha256::digest(bytes));
+        std::fs::write(&manifest, text.replace(&digest(&bytes), &digest(&narrow))).unwrap();
+        let found = open(&folder).unwrap();
+        for (name, weight) in &expected.folds()[0].weights {
+            let cut: Vec<f32> = weight.values.iter().map(|v| f32::from_bits(v.to_bits() & 0xffff_0000)).collect();
+            assert_eq!(*found.folds()[0].weights[name].values, cut, "{name}");
+        }
     }
 
     #[test]
