@@ -58,6 +58,9 @@ mod torch;
 mod transposed;
 mod weights;
 
+#[doc(hidden)]
+pub mod fuzz;
+
 pub use architecture::Architecture;
 pub use card::{Card, MirrorAxes, Output, Placement, Postprocessing, Window};
 pub use error::{Error, Result};

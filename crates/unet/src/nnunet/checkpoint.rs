@@ -18,7 +18,10 @@ pub(super) struct Checkpoint {
 
 impl Checkpoint {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let state = StateDict::open(path, &["network_weights"])?;
+        Self::of(StateDict::open(path, &["network_weights"])?)
+    }
+
+    fn of(state: StateDict) -> Result<Self> {
         let checkpoint = Self { state };
         match checkpoint.state.checkpoint() {
             Some(file) if file.entry(file.root(), "network_weights").is_some() => Ok(checkpoint),
@@ -100,4 +103,11 @@ fn mirror_axes(file: &File, path: &Path) -> Result<MirrorAxes> {
         other => return Err(Error::format(path, format!("{KEY} is {other:?}, which is no tuple of axes"))),
     }
     Ok(axes)
+}
+
+/// Reads what a checkpoint says beside its weights, for fuzzing: each setting or an error.
+pub(crate) fn read_settings(state: StateDict) {
+    if let Ok(checkpoint) = Checkpoint::of(state) {
+        let _ = checkpoint.settings();
+    }
 }

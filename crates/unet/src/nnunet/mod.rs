@@ -10,4 +10,5 @@ mod folder;
 mod plans;
 mod postprocessing;
 
+pub(crate) use checkpoint::read_settings;
 pub(crate) use folder::{BUNDLE_SETTINGS, is_trainer_folder, load, trainer_folders};

@@ -24,12 +24,10 @@ fn what_pytorch_writes_is_read_or_refused() {
             continue;
         };
         let state = state.unwrap();
-        let found: BTreeMap<String, (Vec<usize>, Vec<f32>)> = state
-            .read_all()
-            .unwrap()
-            .into_iter()
-            .map(|(name, weight)| (name.to_owned(), (weight.shape, weight.values.to_vec())))
-            .collect();
+        let mut found = BTreeMap::new();
+        state
+            .read_each(|name, weight| drop(found.insert(name.to_owned(), (weight.shape, weight.values.to_vec()))))
+            .unwrap();
         assert_eq!(found, tensors, "{name}");
     }
 }
@@ -98,15 +96,16 @@ fn files(folder: &Path, found: &mut Vec<PathBuf>) {
 fn outcome(path: &Path) -> String {
     let read = |path: &Path| -> Result<String> {
         let state = StateDict::open(path, &NESTED)?;
-        let tensors = state.read_all()?;
-        let values: usize = tensors.iter().map(|(_, weight)| weight.values.len()).sum();
-        let finite = tensors.iter().all(|(_, weight)| weight.values.iter().all(|v| v.is_finite()));
-        assert!(finite, "{}", path.display());
+        let (mut tensors, mut values) = (0, 0);
+        state.read_each(|name, weight| {
+            assert!(weight.values.iter().all(|v| v.is_finite()), "{}: {name}", path.display());
+            (tensors, values) = (tensors + 1, values + weight.values.len());
+        })?;
         let beside = match state.others.len() {
             0 => String::new(),
             n => format!(", {n} without weights"),
         };
-        Ok(format!("{} tensors of {values} values{beside}", tensors.len()))
+        Ok(format!("{tensors} tensors of {values} values{beside}"))
     };
     match read(path) {
         Ok(found) => found,

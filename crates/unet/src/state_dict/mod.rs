@@ -148,19 +148,15 @@ impl StateDict {
         used.iter().map(|w| read(&w.name)).collect()
     }
 
-    /// Values of all tensors, for what checks that none of them can do harm.
+    /// Reads all tensors, one after the other: for what checks that none of them can do harm.
     ///
     /// # Errors
     /// If one cannot be read.
-    #[cfg(test)]
-    pub(crate) fn read_all(&self) -> Result<Vec<(&str, Weight)>> {
-        self.tensors
-            .iter()
-            .map(|(name, tensor)| {
-                let values = tensor.read(&*self.source)?;
-                Ok((name.as_str(), Weight { shape: tensor.shape().to_vec(), values }))
-            })
-            .collect()
+    pub(crate) fn read_each(&self, mut take: impl FnMut(&str, Weight)) -> Result<()> {
+        for (name, tensor) in &self.tensors {
+            take(name, Weight { shape: tensor.shape().to_vec(), values: tensor.read(&*self.source)? });
+        }
+        Ok(())
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::fuzz::archive::zip;
+
 /// A value of the pickle.
 #[derive(Debug, Clone)]
 pub(crate) enum Item {
@@ -105,37 +107,4 @@ fn write(item: &Item, out: &mut Vec<u8>, storages: &mut Vec<Vec<u8>>) {
             out.extend(b"\x89ccollections\nOrderedDict\n)RtR");
         }
     }
-}
-
-/// As PyTorch writes it: sizes in the central directory only.
-pub(crate) fn zip(members: &[(String, Vec<u8>)]) -> Vec<u8> {
-    let mut file = Vec::new();
-    let mut directory = Vec::new();
-    for (name, bytes) in members {
-        let (offset, length) = (file.len() as u32, bytes.len() as u32);
-        let padding = [0_u8; 7];
-        file.extend(b"PK\x03\x04\0\0\x08\x08\0\0\0\0\0\0");
-        file.extend([0; 12]);
-        file.extend((name.len() as u16).to_le_bytes());
-        file.extend((padding.len() as u16).to_le_bytes());
-        file.extend(name.as_bytes());
-        file.extend(padding);
-        file.extend(bytes);
-        directory.extend(b"PK\x01\x02\0\0\0\0\x08\x08\0\0\0\0\0\0\0\0\0\0");
-        directory.extend(length.to_le_bytes());
-        directory.extend(length.to_le_bytes());
-        directory.extend((name.len() as u16).to_le_bytes());
-        directory.extend([0; 12]);
-        directory.extend(offset.to_le_bytes());
-        directory.extend(name.as_bytes());
-    }
-    let (offset, size, count) = (file.len() as u32, directory.len() as u32, members.len() as u16);
-    file.extend(directory);
-    file.extend(b"PK\x05\x06\0\0\0\0");
-    file.extend(count.to_le_bytes());
-    file.extend(count.to_le_bytes());
-    file.extend(size.to_le_bytes());
-    file.extend(offset.to_le_bytes());
-    file.extend([0; 2]);
-    file
 }

@@ -11,5 +11,5 @@ mod pickle;
 mod tensors;
 mod zip;
 
-pub(crate) use pickle::Value;
+pub(crate) use pickle::{Pickle, Value};
 pub(crate) use tensors::File;

@@ -461,4 +461,35 @@ mod tests {
         // A list that holds itself.
         assert!(Pickle::parse(b"]q\x00h\x00a.").is_ok());
     }
+
+    #[test]
+    fn what_a_pickle_may_hold_is_bounded() {
+        let message = |bytes: Vec<u8>| Pickle::parse(&bytes).map(|_| ()).unwrap_err();
+        assert_eq!(message(vec![b'N'; MAX_VALUES + 1]), "more than 2000000 values");
+        assert_eq!(message(vec![b'('; MAX_VALUES + 1]), "more than 2000000 marks");
+        assert_eq!(
+            message([&b"N"[..], &vec![b'2'; MAX_REFERENCES]].concat()),
+            "more than 8000000 references to values"
+        );
+        assert_eq!(message([&b"N"[..], &vec![0x94; MAX_VALUES + 1]].concat()), "more than 2000000 values to refer to");
+        // A list in a list in a list, a million deep, and none of it is walked through.
+        let deep = [vec![b']'; 1_000_000], vec![b'a'; 999_999], vec![b'.']].concat();
+        assert!(Pickle::parse(&deep).is_ok());
+        // A long text as the name of a class is refused before it is copied, and not shown whole.
+        let mut long = [&b"X\0\0\x80\0"[..], &vec![b'a'; 8 << 20], b"q\0h\0\x93."].concat();
+        assert_eq!(message(long.clone()).len(), 100 + 100 + "it refers to ., which has no place in a checkpoint".len());
+        long.truncate(long.len() - 2);
+        assert_eq!(message(long), "it ends too early");
+    }
+
+    #[test]
+    fn networks_as_objects_are_told_from_other_classes() {
+        let message = |bytes: &[u8]| Pickle::parse(bytes).map(|_| ()).unwrap_err();
+        let own = b"\x80\x02cmine\nNet\n)\x81}X\x06\0\0\0configctorch.nn.modules.conv\nConv2d\n.";
+        assert!(message(own).starts_with("it holds a network or a part of one as Python objects (mine.Net), which "));
+        assert!(
+            message(b"\x80\x02cmonai.networks.nets.unet\nUNet\n)\x81.").contains("(monai.networks.nets.unet.UNet)")
+        );
+        assert_eq!(message(b"\x80\x02cmine\nNet\n)\x81."), "it refers to mine.Net, which has no place in a checkpoint");
+    }
 }

@@ -113,14 +113,22 @@ impl Archive {
         }
         // A zip64 locator stands right before the end record; PyTorch writes one whatever the size.
         let locator = end.checked_sub(20).map(|at| &tail[at..end]).filter(|l| l.starts_with(b"PK\x06\x07"));
-        let Some(locator) = locator else {
-            return Ok((u64::from(u32_at(&tail, end + 16)), u64::from(u32_at(&tail, end + 12))));
+        let (offset, size, next) = if let Some(locator) = locator {
+            let at = u64_at(locator, 8);
+            let record = self.bytes(at, 56)?;
+            if !record.starts_with(b"PK\x06\x06") {
+                return Err(not_zip());
+            }
+            (u64_at(&record, 48), u64_at(&record, 40), at)
+        } else {
+            let at = length - (tail.len() - end) as u64;
+            (u64::from(u32_at(&tail, end + 16)), u64::from(u32_at(&tail, end + 12)), at)
         };
-        let record = self.bytes(u64_at(locator, 8), 56)?;
-        if !record.starts_with(b"PK\x06\x06") {
-            return Err(not_zip());
+        // With an archive in front of the archive, or something between, offsets mean one thing or another.
+        if offset.checked_add(size) != Some(next) {
+            return Err(Error::format(self.path(), "the zip directory does not lie where its end says"));
         }
-        Ok((u64_at(&record, 48), u64_at(&record, 40)))
+        Ok((offset, size))
     }
 }
 
@@ -189,4 +197,86 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}
+
+#[cfg(test)]
+mod tests {
+    use microtome_io::bytes::Memory;
+
+    use super::*;
+    use crate::fuzz::archive::zip;
+
+    fn open(bytes: Vec<u8>) -> Result<Archive> {
+        Archive::open(Arc::new(Memory::new("archive", bytes)))
+    }
+
+    fn members(names: &[&str]) -> Vec<u8> {
+        zip(&names.iter().map(|name| ((*name).to_owned(), name.as_bytes().to_vec())).collect::<Vec<_>>())
+    }
+
+    /// The archive with another value in the directory's entry of the first member.
+    fn with(mut bytes: Vec<u8>, at: usize, value: &[u8]) -> Vec<u8> {
+        let entry = bytes.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
+        bytes[entry + at..][..value.len()].copy_from_slice(value);
+        bytes
+    }
+
+    #[test]
+    fn members_are_found_and_must_not_overlap() {
+        let plain = members(&["first", "second"]);
+        let archive = open(plain.clone()).unwrap();
+        assert_eq!(&*archive.read("second").unwrap(), b"second");
+        assert_eq!(archive.locate("third").unwrap_err(), "the archive has no member third");
+
+        let message = |bytes: Vec<u8>| open(bytes).unwrap_err().to_string();
+        assert_eq!(message(members(&["a", "b", "a"])), "archive: the archive has two members a");
+        let longer = |size: u32| [size.to_le_bytes(), size.to_le_bytes()].concat();
+        assert_eq!(message(with(plain.clone(), 20, &longer(20))), "archive: the members of the zip archive overlap");
+        // As long as what the local header, whose name is longer than the directory says, leaves of the next member.
+        let archive = open(with(plain.clone(), 20, &longer(12))).unwrap();
+        assert!(archive.locate("first").unwrap_err().contains("outside the file, or in another member"));
+        // Two names for one place.
+        assert_eq!(
+            message(with(plain.clone(), 42, &36_u32.to_le_bytes())),
+            "archive: the members of the zip archive overlap"
+        );
+        assert_eq!(message(with(plain, 42, &u32::MAX.to_le_bytes())), "archive: the zip directory is damaged");
+    }
+
+    #[test]
+    fn compressed_and_encrypted_members_are_refused() {
+        let plain = members(&["first", "second"]);
+        for changed in [with(plain.clone(), 10, &[8]), with(plain.clone(), 8, &[9]), with(plain, 20, &[3])] {
+            let archive = open(changed).unwrap();
+            let error = archive.locate("first").unwrap_err();
+            assert_eq!(error, "member first is compressed; PyTorch stores it as it is");
+            assert!(archive.locate("second").is_ok());
+        }
+    }
+
+    #[test]
+    fn only_a_comment_may_follow_the_archive() {
+        let plain = members(&["first"]);
+        let error = open([&plain[..], b"more"].concat()).unwrap_err().to_string();
+        assert_eq!(error, "archive: bytes follow the end of the zip archive");
+        let mut comment = [&plain[..], b"more"].concat();
+        let at = plain.len() - 2;
+        comment[at..][..2].copy_from_slice(&4_u16.to_le_bytes());
+        assert!(open(comment).is_ok());
+        // The end of a second archive behind a first one: another reader might see the first.
+        let error = open([&plain[..], &members(&["other"])[..]].concat()).unwrap_err().to_string();
+        assert_eq!(error, "archive: the zip directory does not lie where its end says");
+    }
+
+    #[test]
+    fn a_long_directory_is_not_read() {
+        let mut bytes = vec![0; 17 << 20];
+        let end = members(&["a"]);
+        let mut end = end[end.len() - 22..].to_vec();
+        end[12..16].copy_from_slice(&(17_u32 << 20).to_le_bytes());
+        end[16..20].copy_from_slice(&0_u32.to_le_bytes());
+        bytes.extend(end);
+        let error = open(bytes).unwrap_err().to_string();
+        assert_eq!(error, "archive: a zip directory of 17825792 bytes; up to 16777216 are read");
+    }
 }
