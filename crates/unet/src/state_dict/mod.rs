@@ -3,6 +3,8 @@
 mod content;
 #[cfg(test)]
 mod corpus;
+#[cfg(test)]
+mod memory;
 mod names;
 
 use std::collections::{BTreeMap, BTreeSet};
