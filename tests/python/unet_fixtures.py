@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Makes what the tests of crates/unet compare with: outputs of PyTorch's operations, and a small nnU-Net result folder.
+"""Makes what the tests of crates/unet compare with: outputs of PyTorch's operations, and small nnU-Net result folders.
 
-usage: unet_fixtures.py FOLDER
+usage: unet_fixtures.py FOLDER [NAME...]
 
 FOLDER is crates/unet/tests. operations.json holds an input of 2 x 5 x 7 values and what PyTorch makes of it;
 receptive_fields.json the pixels that logits of small networks have a gradient in.
-residual-encoder-unet is a result folder of nnU-Net v2 with the network of its ResEnc presets, small, with random weights;
-logits.json in it holds the network's logits for the picture that picture() makes, as residual_encoder.rs does, without mirroring.
+nnunet holds result folders of nnU-Net v2, one for each entry of NETWORKS, small, with random weights, the network made by nnU-Net's
+own trainer class from the plans; logits.json in each holds the network's logits for the picture that picture() makes, as nnunet.rs
+does, without mirroring. With NAMEs only these are made.
 """
 
 import json
@@ -15,19 +16,20 @@ import pathlib
 import sys
 
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerBN import nnUNetTrainerBN
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch.nn import functional as F
 
 # Rows, columns; heads; channels.
 TILE, HEADS, CHANNELS = (16, 24), 2, 3
+# What all networks have that do not say otherwise.
 KEYWORDS = {
     "n_stages": 3,
-    "stem_channels": 3,
     "features_per_stage": [4, 5, 5],
     "conv_op": "torch.nn.modules.conv.Conv2d",
     "kernel_sizes": [[3, 3], [3, 3], [3, 3]],
     "strides": [[1, 1], [2, 2], [2, 1]],
-    "n_blocks_per_stage": [1, 1, 2],
     "n_conv_per_stage_decoder": [1, 1],
     "conv_bias": True,
     "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d",
@@ -37,24 +39,56 @@ KEYWORDS = {
     "nonlin": "torch.nn.LeakyReLU",
     "nonlin_kwargs": {"inplace": True},
 }
-NETWORK = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
 IMPORTED = ["conv_op", "norm_op", "dropout_op", "nonlin"]
-PLANS = {
-    "dataset_name": "Dataset999_Random",
-    "plans_name": "nnUNetResEncUNetMPlans",
-    "transpose_forward": [0, 1, 2],
-    "transpose_backward": [0, 1, 2],
-    "image_reader_writer": "NaturalImage2DIO",
-    "label_manager": "LabelManager",
-    "configurations": {
-        "2d": {
-            "preprocessor_name": "DefaultPreprocessor",
-            "patch_size": list(TILE),
-            "normalization_schemes": ["RGBTo01Normalization"] * CHANNELS,
-            "use_mask_for_norm": [False] * CHANNELS,
-            "architecture": {"network_class_name": NETWORK, "arch_kwargs": KEYWORDS, "_kw_requires_import": IMPORTED},
-        }
-    },
+BOTTLENECK = "dynamic_network_architectures.building_blocks.residual.BottleneckD"
+# Class of the network, what its arguments have beside or in place of KEYWORDS, trainer.
+NETWORKS = {
+    # nnU-Net's presets ResEnc M, L and XL.
+    "residual-encoder": ("ResidualEncoderUNet", {"stem_channels": 3, "n_blocks_per_stage": [1, 1, 2]}, nnUNetTrainer),
+    # Numbers in place of lists, bottlenecks of one width per block.
+    "bottleneck": (
+        "ResidualEncoderUNet",
+        {
+            "n_stages": 2, "features_per_stage": 6, "kernel_sizes": 3, "strides": [1, [1, 2]], "n_blocks_per_stage": 2,
+            "n_conv_per_stage_decoder": 1, "block": BOTTLENECK, "bottleneck_channels": [2, [3, 2]],
+            "nonlin": "torch.nn.GELU", "nonlin_kwargs": None,
+        },
+        nnUNetTrainer,
+    ),
+    # Residual blocks in the decoder, bottlenecks in the encoder alone.
+    "residual": (
+        "ResidualUNet",
+        {
+            "n_stages": 2, "features_per_stage": [4, 5], "kernel_sizes": [3, 3], "strides": [1, 2], "n_blocks_per_stage": [1, 2],
+            "n_conv_per_stage_decoder": 2, "block": BOTTLENECK, "bottleneck_channels": 3, "conv_bias": False, "nonlin": "torch.nn.Mish",
+        },
+        nnUNetTrainer,
+    ),
+    "nonlin-first": (
+        "PlainConvUNet",
+        {
+            "n_conv_per_stage": 2, "nonlin_first": True, "nonlin": "torch.nn.SiLU", "kernel_sizes": [[1, 3], 5, [3, 1]],
+            "norm_op_kwargs": {"eps": 1e-3, "momentum": 0.2}, "dropout_op": "torch.nn.modules.dropout.Dropout2d",
+            "dropout_op_kwargs": {"p": 0.5},
+        },
+        nnUNetTrainer,
+    ),
+    # The trainer replaces the normalisation of the plans; one slope for all channels of a layer.
+    "batch-norm": (
+        "PlainConvUNet",
+        {"n_conv_per_stage": [1, 2, 1], "nonlin": "torch.nn.PReLU", "nonlin_kwargs": None},
+        nnUNetTrainerBN,
+    ),
+    # A slope per channel, after sums too; statistics of training in an instance norm.
+    "prelu": (
+        "ResidualUNet",
+        {
+            "n_stages": 2, "features_per_stage": 4, "kernel_sizes": 3, "strides": [1, 2], "n_blocks_per_stage": 1,
+            "n_conv_per_stage_decoder": 1, "nonlin": "torch.nn.PReLU", "nonlin_kwargs": {"num_parameters": 4},
+            "norm_op_kwargs": {"affine": True, "track_running_stats": True},
+        },
+        nnUNetTrainer,
+    ),
 }
 DATASET = {
     "channel_names": {"0": "R", "1": "G", "2": "B"},
@@ -62,6 +96,32 @@ DATASET = {
     "numTraining": 0,
     "file_ending": ".png",
 }
+
+
+def plans(network, keywords):
+    imported = IMPORTED + (["block"] if "block" in keywords else [])
+    architecture = {
+        "network_class_name": f"dynamic_network_architectures.architectures.unet.{network}",
+        "arch_kwargs": {**KEYWORDS, **keywords},
+        "_kw_requires_import": imported,
+    }
+    return {
+        "dataset_name": "Dataset999_Random",
+        "plans_name": "randomPlans",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "image_reader_writer": "NaturalImage2DIO",
+        "label_manager": "LabelManager",
+        "configurations": {
+            "2d": {
+                "preprocessor_name": "DefaultPreprocessor",
+                "patch_size": list(TILE),
+                "normalization_schemes": ["RGBTo01Normalization"] * CHANNELS,
+                "use_mask_for_norm": [False] * CHANNELS,
+                "architecture": architecture,
+            }
+        },
+    }
 
 
 def picture():
@@ -174,21 +234,36 @@ def receptive_fields():
     return fields
 
 
-def residual_encoder(folder):
+def randomize(network):
+    """Random values for all weights, such that what comes later is neither lost nor without bounds."""
+    for name, parameter in network.named_parameters():
+        if "nonlin" in name:
+            parameter.copy_(0.25 + 0.2 * torch.randn(parameter.shape))
+            continue
+        # Factors of normalisation around 1.
+        shift = 1.0 if name.endswith(("norm.weight", "all_modules.1.weight")) else 0.0
+        width = 0.3 if parameter.ndim == 1 else (2.0 / parameter[0].numel()) ** 0.5
+        parameter.copy_(shift + width * torch.randn(parameter.shape))
+    for name, buffer in network.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.copy_(0.3 * torch.randn(buffer.shape))
+        elif name.endswith("running_var"):
+            buffer.copy_(0.5 + torch.rand(buffer.shape))
+
+
+def result_folder(folder, network, keywords, trainer):
     (folder / "fold_0").mkdir(parents=True, exist_ok=True)
-    for name, content in [("plans", PLANS), ("dataset", DATASET)]:
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
-    network = get_network_from_plans(NETWORK, KEYWORDS, IMPORTED, CHANNELS, HEADS, deep_supervision=True)
+    content = plans(network, keywords)
+    for name, value in [("plans", content), ("dataset", DATASET)]:
+        (folder / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n")
+    manager = PlansManager(content)
+    network = trainer.build_network_architecture(manager, manager.get_configuration("2d"), CHANNELS, HEADS, True)
     with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            # Factors of normalisation around 1, so that what comes later is neither lost nor without bounds.
-            shift = 1.0 if name.endswith(("norm.weight", "all_modules.1.weight")) else 0.0
-            width = 0.3 if parameter.ndim == 1 else (2.0 / parameter[0].numel()) ** 0.5
-            parameter.copy_(shift + width * torch.randn(parameter.shape))
+        randomize(network)
     checkpoint = {
         "network_weights": network.state_dict(),
         "init_args": {"configuration": "2d", "fold": 0},
-        "trainer_name": "nnUNetTrainer",
+        "trainer_name": trainer.__name__,
         "inference_allowed_mirroring_axes": (0, 1),
     }
     torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
@@ -196,18 +271,23 @@ def residual_encoder(folder):
     with torch.no_grad():
         logits = network.eval()(picture() / 255)
     (folder / "logits.json").write_text(json.dumps(values(logits)) + "\n")
-    print(f"{logits.shape} logits between {logits.min():.3f} and {logits.max():.3f}")
+    print(f"{folder.name}: {tuple(logits.shape)} logits between {logits.min():.3f} and {logits.max():.3f}")
 
 
 def main():
-    if len(sys.argv) != 2:
+    if len(sys.argv) < 2:
         sys.exit(__doc__)
-    folder = pathlib.Path(sys.argv[1])
-    torch.manual_seed(1)
+    folder, names = pathlib.Path(sys.argv[1]), sys.argv[2:]
     torch.set_num_threads(1)
-    (folder / "operations.json").write_text(json.dumps(operations()) + "\n")
-    (folder / "receptive_fields.json").write_text(json.dumps(receptive_fields()) + "\n")
-    residual_encoder(folder / "residual-encoder-unet")
+    if not names:
+        torch.manual_seed(1)
+        (folder / "operations.json").write_text(json.dumps(operations()) + "\n")
+        (folder / "receptive_fields.json").write_text(json.dumps(receptive_fields()) + "\n")
+    for name, network in NETWORKS.items():
+        if not names or name in names:
+            # So that each can be made by itself.
+            torch.manual_seed(1)
+            result_folder(folder / "nnunet" / name, *network)
 
 
 if __name__ == "__main__":

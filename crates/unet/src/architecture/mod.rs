@@ -7,7 +7,9 @@ mod dyn_unet;
 mod layers;
 mod monai;
 mod plain_conv_unet;
+mod residual;
 mod residual_encoder_unet;
+mod residual_unet;
 mod seg_res_net;
 mod smp_unet;
 mod unet;
@@ -17,10 +19,11 @@ pub use dyn_unet::DynUnet;
 pub use monai::UpsampleMode;
 pub use plain_conv_unet::PlainConvUnet;
 pub use residual_encoder_unet::ResidualEncoderUnet;
+pub use residual_unet::ResidualUnet;
 pub use seg_res_net::SegResNet;
 pub use smp_unet::{Enlargement, Resnet, SmpUnet};
 #[cfg(test)]
-pub(crate) use {plain_conv_unet::tests, residual_encoder_unet::tests as residual};
+pub(crate) use {plain_conv_unet::tests, residual_encoder_unet::tests as residual_tests};
 
 use microtome_io::Size;
 use serde::{Deserialize, Serialize};
@@ -140,6 +143,8 @@ families! {
     PlainConvUnet,
     /// nnU-Net's `ResidualEncoderUNet` in two dimensions.
     ResidualEncoderUnet,
+    /// nnU-Net's `ResidualUNet` in two dimensions.
+    ResidualUnet,
     /// MONAI's `BasicUNet` in two dimensions.
     BasicUnet,
     /// MONAI's `DynUNet` in two dimensions.

@@ -6,7 +6,7 @@
 use microtome_io::Size;
 use serde::{Deserialize, Serialize};
 
-use super::unet::Common;
+use super::unet::{Common, Stages};
 use super::{Activation, Family, Norm};
 use crate::network::{Extent, Network, Source};
 
@@ -34,6 +34,9 @@ pub struct PlainConvUnet {
     pub norm: Norm,
     /// After each normalisation.
     pub activation: Activation,
+    /// Whether the activation comes before the normalisation.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nonlin_first: bool,
 }
 
 impl PlainConvUnet {
@@ -47,6 +50,7 @@ impl PlainConvUnet {
             bias: self.bias,
             norm: self.norm,
             activation: self.activation,
+            nonlin_first: self.nonlin_first,
         }
     }
 }
@@ -83,7 +87,7 @@ impl Family for PlainConvUnet {
             }
             skips.push(at);
         }
-        common.decode(&mut network, skips);
+        common.decode(&mut network, Stages::Plain, skips);
         network
     }
 
@@ -116,6 +120,7 @@ pub(crate) mod tests {
             bias: true,
             norm: Norm::Instance { epsilon: 1e-5, affine: true },
             activation: Activation::LeakyRelu { slope: 0.01 },
+            nonlin_first: false,
         }
     }
 

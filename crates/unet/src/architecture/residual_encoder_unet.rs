@@ -1,15 +1,15 @@
 //! `ResidualEncoderUNet` of dynamic-network-architectures, the network of nnU-Net's presets ResEnc M, L and XL, in two dimensions.
 //!
 //! Structure and weight names: dynamic-network-architectures 0.4.4, `architectures/unet.py`,
-//! `building_blocks/{residual_encoders,residual}.py`; what it shares with others is in `unet.rs`.
+//! `building_blocks/residual_encoders.py`; what it shares with others is in `unet.rs` and `residual.rs`.
 
 use microtome_io::Size;
 use serde::{Deserialize, Serialize};
 
-use super::layers::check_channels;
-use super::unet::Common;
+use super::residual::ResidualEncoder;
+use super::unet::{Common, Stages};
 use super::{Activation, Family, Norm};
-use crate::network::{Extent, Network, Operation, Source};
+use crate::network::{Extent, Network};
 
 /// Parameters of the network. Lists run from the finest stage to the coarsest, but for `decoder_convolutions`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,12 +23,16 @@ pub struct ResidualEncoderUnet {
     pub stem: usize,
     /// Channels of each stage.
     pub features: Vec<usize>,
-    /// Kernel of each stage's convolutions, but for those of shortcuts.
+    /// Kernel of each stage's convolutions, but for those of shortcuts and bottlenecks.
     pub kernels: Vec<Extent>,
     /// Stride of each stage's first block; the first stage has none.
     pub strides: Vec<Extent>,
     /// Residual blocks of each stage of the encoder.
     pub blocks: Vec<usize>,
+    /// Channels in each block of each stage of the encoder between a convolution of single pixels that narrows and one that widens, if
+    /// its blocks are such bottlenecks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bottlenecks: Option<Vec<Vec<usize>>>,
     /// Convolutions of each stage of the decoder, from the coarsest to the finest.
     pub decoder_convolutions: Vec<usize>,
     /// Whether convolutions have a bias; those of shortcuts have none.
@@ -40,7 +44,7 @@ pub struct ResidualEncoderUnet {
 }
 
 impl ResidualEncoderUnet {
-    fn common(&self) -> Common<'_> {
+    pub(super) fn common(&self) -> Common<'_> {
         Common {
             heads: self.heads,
             features: &self.features,
@@ -50,35 +54,18 @@ impl ResidualEncoderUnet {
             bias: self.bias,
             norm: self.norm,
             activation: self.activation,
+            nonlin_first: false,
         }
     }
 
-    /// `BasicBlockD`: two convolutions, added to a shortcut that pools where they stride and projects where they change the channels.
-    fn residual(
-        &self,
-        network: &mut Network,
-        name: &str,
-        (input, output): (usize, usize),
-        (kernel, stride): (Extent, Extent),
-        at: Source,
-    ) -> Source {
-        let common = self.common();
-        let mut shortcut = at;
-        let mut place = 0;
-        if stride != Extent::ONE {
-            shortcut = network.push(Operation::AveragePool { kernel: stride, stride }, &[shortcut]);
-            place += 1;
+    pub(super) fn encoder(&self) -> ResidualEncoder<'_> {
+        ResidualEncoder {
+            common: self.common(),
+            channels: self.channels,
+            stem: self.stem,
+            blocks: &self.blocks,
+            bottlenecks: self.bottlenecks.as_deref(),
         }
-        if input != output {
-            let name = format!("{name}.skip.{place}");
-            let one = (Extent::ONE, Extent::ONE, false);
-            shortcut = common.normalized(network, &name, (input, output), one, shortcut);
-        }
-        let first = common.block(network, &format!("{name}.conv1"), (input, output), (kernel, stride), at);
-        let second = (kernel, Extent::ONE, self.bias);
-        let second = common.normalized(network, &format!("{name}.conv2"), (output, output), second, first);
-        let sum = network.push(Operation::Add, &[second, shortcut]);
-        common.activate(network, sum)
     }
 }
 
@@ -96,28 +83,13 @@ impl Family for ResidualEncoderUnet {
     }
 
     fn check(&self) -> Result<(), String> {
-        self.common().check(("blocks", &self.blocks))?;
-        check_channels([&self.stem])
+        self.encoder().check()
     }
 
     fn network(&self) -> Network {
-        let common = self.common();
         let mut network = Network::new(self.channels);
-        let kernel = (self.kernels[0], Extent::ONE);
-        let stem = "encoder.stem.convs.0";
-        let mut at = common.block(&mut network, stem, (self.channels, self.stem), kernel, Source::Input);
-        let mut input = self.stem;
-        let mut skips = Vec::with_capacity(self.features.len());
-        for (s, &features) in self.features.iter().enumerate() {
-            for j in 0..self.blocks[s] {
-                let stride = if j == 0 { self.strides[s] } else { Extent::ONE };
-                let name = format!("encoder.stages.{s}.blocks.{j}");
-                at = self.residual(&mut network, &name, (input, features), (self.kernels[s], stride), at);
-                input = features;
-            }
-            skips.push(at);
-        }
-        common.decode(&mut network, skips);
+        let skips = self.encoder().encode(&mut network);
+        self.common().decode(&mut network, Stages::Plain, skips);
         network
     }
 
@@ -147,6 +119,7 @@ pub(crate) mod tests {
             kernels: vec![Extent { height: 3, width: 3 }; 3],
             strides: vec![Extent::ONE, Extent { height: 2, width: 2 }, Extent { height: 2, width: 1 }],
             blocks: vec![1, 2, 2],
+            bottlenecks: None,
             decoder_convolutions: vec![1, 1],
             bias: true,
             norm: Norm::Instance { epsilon: 1e-5, affine: true },
@@ -185,6 +158,15 @@ pub(crate) mod tests {
         assert_eq!(message(|p| p.blocks[1] = 0), "0 blocks in a stage; 1 to 64 are supported");
         assert_eq!(message(|p| p.blocks.truncate(1)), "1 blocks for 3 stages; there must be 3");
         assert_eq!(message(|p| p.stem = 1 << 20), "1048576 channels in a layer; 1 to 16384 are supported");
+        assert_eq!(message(|p| p.bottlenecks = Some(vec![vec![2]])), "1 bottlenecks for 3 stages; there must be 3");
+        assert_eq!(
+            message(|p| p.bottlenecks = Some(vec![vec![2], vec![2], vec![2, 2]])),
+            "1 bottlenecks for the 2 blocks of a stage; there must be as many"
+        );
+        assert_eq!(
+            message(|p| p.bottlenecks = Some(vec![vec![2], vec![2, 0], vec![2, 2]])),
+            "0 channels in a layer; 1 to 16384 are supported"
+        );
         assert!(message(|p| (p.stem, p.features) = (1 << 14, vec![1 << 14; 3])).contains("parameters; up to"));
     }
 }

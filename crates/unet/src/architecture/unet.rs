@@ -1,7 +1,8 @@
 //! What the UNets of dynamic-network-architectures have in common: limits, blocks of convolution, normalisation and nonlinearity,
 //! and the decoder.
 //!
-//! Structure and weight names: dynamic-network-architectures 0.4.4, `building_blocks/{simple_conv_blocks,unet_decoder}.py`.
+//! Structure and weight names: dynamic-network-architectures 0.4.4,
+//! `building_blocks/{simple_conv_blocks,unet_decoder,unet_residual_decoder}.py`; residual blocks are in `residual.rs`.
 
 use microtome_io::Size;
 
@@ -20,6 +21,17 @@ pub(super) struct Common<'a> {
     pub(super) bias: bool,
     pub(super) norm: Norm,
     pub(super) activation: Activation,
+    /// Whether the nonlinearity comes before the normalisation.
+    pub(super) nonlin_first: bool,
+}
+
+/// What the stages of a decoder consist of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stages {
+    /// Convolutions, each with normalisation and nonlinearity.
+    Plain,
+    /// Residual blocks, basic ones whatever those of the encoder are.
+    Residual,
 }
 
 impl Common<'_> {
@@ -62,8 +74,16 @@ impl Common<'_> {
         (kernel, stride): (Extent, Extent),
         at: Source,
     ) -> Source {
-        let at = self.normalized(network, name, channels, (kernel, stride, self.bias), at);
-        self.activate(network, at)
+        let nonlin = format!("{name}.nonlin");
+        if !self.nonlin_first {
+            let at = self.normalized(network, name, channels, (kernel, stride, self.bias), at);
+            return network.activate(&nonlin, self.activation, channels.1, at);
+        }
+        let (input, output) = channels;
+        let convolution = Convolution { input, output, kernel, stride, bias: self.bias };
+        let at = network.convolve(&format!("{name}.conv"), convolution, at);
+        let at = network.activate(&nonlin, self.activation, output, at);
+        network.normalize(&format!("{name}.norm"), self.norm, output, at)
     }
 
     /// The same without the nonlinearity, and with a bias or without one.
@@ -80,13 +100,8 @@ impl Common<'_> {
         network.normalize(&format!("{name}.norm"), self.norm, output, at)
     }
 
-    /// The nonlinearity, which has no weight in these families.
-    pub(super) fn activate(&self, network: &mut Network, at: Source) -> Source {
-        network.activate("", self.activation, 0, at)
-    }
-
-    /// `UNetDecoder` without deep supervision, given the output of each stage of the encoder: the logits.
-    pub(super) fn decode(&self, network: &mut Network, mut skips: Vec<Source>) {
+    /// `UNetDecoder` or `UNetResDecoder` without deep supervision, given the output of each stage of the encoder: the logits.
+    pub(super) fn decode(&self, network: &mut Network, stages: Stages, mut skips: Vec<Source>) {
         let Some(mut at) = skips.pop() else { return };
         for (d, (skip, &convolutions)) in skips.into_iter().rev().zip(self.decoder_convolutions).enumerate() {
             let finer = self.features.len() - 2 - d;
@@ -95,9 +110,16 @@ impl Common<'_> {
             let up = network.expand(&name, (below, features), self.strides[finer + 1], self.bias, at);
             at = network.push(Operation::Concatenate, &[up, skip]);
             for j in 0..convolutions {
-                let name = format!("decoder.stages.{d}.convs.{j}");
-                let input = if j == 0 { 2 * features } else { features };
-                at = self.block(network, &name, (input, features), (self.kernels[finer], Extent::ONE), at);
+                let channels = (if j == 0 { 2 * features } else { features }, features);
+                let kernel = (self.kernels[finer], Extent::ONE);
+                at = match stages {
+                    Stages::Plain => {
+                        self.block(network, &format!("decoder.stages.{d}.convs.{j}"), channels, kernel, at)
+                    }
+                    Stages::Residual => {
+                        self.basic_block(network, &format!("decoder.stages.{d}.blocks.{j}"), channels, kernel, at)
+                    }
+                };
             }
         }
         let head = format!("decoder.seg_layers.{}", self.decoder_convolutions.len() - 1);

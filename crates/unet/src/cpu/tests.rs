@@ -6,7 +6,7 @@ use proptest::strategy::ValueTree;
 
 use super::*;
 use crate::architecture::tests::tiny;
-use crate::architecture::{Activation, Norm, residual};
+use crate::architecture::{Activation, Norm, residual_tests as residual};
 use crate::model::tests::{random, reference_model};
 use crate::model::{Model, ModelOptions};
 use crate::network::{Extent, Factor, Function, Interpolation, Operation, Padding, Shape, Source};

@@ -25,7 +25,7 @@ impl Checkpoint {
         let checkpoint = Self { state };
         match checkpoint.state.checkpoint() {
             Some(file) if file.entry(file.root(), "network_weights").is_some() => Ok(checkpoint),
-            _ => Err(missing(path, "network_weights")),
+            _ => Err(missing(checkpoint.state.path(), "network_weights")),
         }
     }
 

@@ -7,6 +7,7 @@
 mod checkpoint;
 mod dataset;
 mod folder;
+mod network;
 mod plans;
 mod postprocessing;
 

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use microtome_io::Size;
 use serde_json::{Map, Value};
 
-use crate::architecture::{Activation, Norm, PlainConvUnet, ResidualEncoderUnet};
+use super::network;
+use crate::architecture::Norm;
 use crate::arguments::{Object, as_count, read_object};
-use crate::network::Extent;
 use crate::{Architecture, ChannelStatistics, Error, Normalization, Result};
 
 #[derive(Debug, Clone, PartialEq)]
@@ -52,18 +52,56 @@ impl Plans {
     /// The configuration with this name, for the data set's channels and logit planes. A normalisation given replaces that of the plans.
     pub(super) fn configuration(&self, name: &str, counts: Counts, norm: Option<Norm>) -> Result<Configuration> {
         let Counts { channels, .. } = counts;
-        self.check_globals()?;
         let map = self.resolve(name)?;
         let configuration = &Object { path: &self.path, place: format!("configurations.{name}"), map: &map };
-        let tile = tile(configuration, name)?;
+        // First of all, so that a volumetric model is called one whatever else it asks for.
+        let tile = self.tile(configuration, name)?;
+        self.check_globals()?;
         check_preprocessing(configuration)?;
         let normalization = normalization(&self.file(), configuration, channels)?;
-        let network = match configuration.get("architecture") {
-            Some(_) => new_form(configuration, counts, norm)?,
-            None => old_form(configuration, counts, norm)?,
-        };
+        let network = network::read(configuration, counts, norm)?;
         let training = (0..channels).map(|channel| training(&self.file(), channel)).collect();
         Ok(Configuration { tile, normalization, training, network })
+    }
+
+    /// `patch_size`, of two dimensions.
+    fn tile(&self, configuration: &Object<'_>, name: &str) -> Result<Size> {
+        let patch = configuration.list("patch_size")?;
+        let extents: Option<Vec<usize>> = patch.iter().map(as_count).collect();
+        match extents.as_deref() {
+            Some([height, width]) => Ok(Size::new(*width as u64, *height as u64)),
+            Some([_, _, _]) => {
+                let kind = if configuration.get("previous_stage").is_some() {
+                    "the second stage of a cascade"
+                } else {
+                    "a network"
+                };
+                let times = |key: &str| {
+                    let list = configuration.list(key).unwrap_or_default();
+                    list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ")
+                };
+                let (patch, spacing) = (times("patch_size"), times("spacing"));
+                let spacing = if spacing.is_empty() { String::new() } else { format!(" of {spacing} mm") };
+                let all = self.file().child("configurations")?;
+                let is_flat = |name: &&String| {
+                    let map = self.resolve(name).ok();
+                    map.and_then(|m| Some(m.get("patch_size")?.as_array()?.len() == 2)).unwrap_or(false)
+                };
+                let flat: Vec<&str> = all.map.keys().filter(is_flat).take(4).map(String::as_str).collect();
+                let flat = match flat[..] {
+                    [] => "2d".into(),
+                    _ => format!("such as this data set's {}", flat.join(", ")),
+                };
+                Err(Error::unsupported(
+                    configuration.path,
+                    format!(
+                        "the configuration {name} is {kind} for volumes, with patches of {patch} voxels{spacing}; \
+                         two-dimensional configurations ({flat}) are supported"
+                    ),
+                ))
+            }
+            _ => Err(configuration.wrong("patch_size", "is no pair of counts")),
+        }
     }
 
     /// Settings for all configurations that would change the result.
@@ -106,19 +144,6 @@ impl Plans {
             resolved.extend(keys.map(|(key, value)| (key.clone(), value.clone())));
         }
         Ok(resolved)
-    }
-}
-
-fn tile(configuration: &Object<'_>, name: &str) -> Result<Size> {
-    let patch = configuration.list("patch_size")?;
-    let extents: Option<Vec<usize>> = patch.iter().map(as_count).collect();
-    match extents.as_deref() {
-        Some([height, width]) => Ok(Size::new(*width as u64, *height as u64)),
-        Some([_, _, _]) => Err(Error::unsupported(
-            configuration.path,
-            format!("the configuration {name} is three-dimensional; two-dimensional configurations (2d) are supported"),
-        )),
-        _ => Err(configuration.wrong("patch_size", "is no pair of counts")),
     }
 }
 
@@ -202,215 +227,12 @@ fn intensities(file: &Object<'_>, channel: usize) -> Result<Normalization> {
     })
 }
 
-/// The classes of networks that this crate knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Class {
-    Plain,
-    Residual,
-}
-
-impl Class {
-    fn read(object: &Object<'_>, key: &str) -> Result<Self> {
-        match class_name(object, key)? {
-            Some("PlainConvUNet") => Ok(Self::Plain),
-            Some("ResidualEncoderUNet") => Ok(Self::Residual),
-            Some(other) => {
-                let message = format!("{other} is not supported yet; PlainConvUNet and ResidualEncoderUNet are");
-                Err(object.unsupported(key, &message))
-            }
-            None => Err(object.wrong(key, "is missing")),
-        }
-    }
-
-    /// The keyword arguments that are its own.
-    fn keywords(self) -> &'static [&'static str] {
-        match self {
-            Self::Plain => &["n_conv_per_stage", "nonlin_first"],
-            Self::Residual => &["n_blocks_per_stage", "block", "bottleneck_channels", "stem_channels"],
-        }
-    }
-}
-
-/// The keyword arguments of all classes.
-const KEYWORDS: [&str; 14] = [
-    "n_stages",
-    "features_per_stage",
-    "conv_op",
-    "kernel_sizes",
-    "strides",
-    "n_conv_per_stage_decoder",
-    "conv_bias",
-    "norm_op",
-    "norm_op_kwargs",
-    "dropout_op",
-    "dropout_op_kwargs",
-    "nonlin",
-    "nonlin_kwargs",
-    "deep_supervision",
-];
-
-/// `architecture`, as nnU-Net 2.4 and later write it.
-fn new_form(configuration: &Object<'_>, counts: Counts, replaced: Option<Norm>) -> Result<Architecture> {
-    let architecture = configuration.child("architecture")?;
-    let class = Class::read(&architecture, "network_class_name")?;
-    let keywords = &architecture.child("arch_kwargs")?;
-    let known = |key: &str| KEYWORDS.contains(&key) || class.keywords().contains(&key);
-    if let Some(key) = keywords.map.keys().find(|key| !known(key)) {
-        return Err(keywords.unsupported(key, "is not supported"));
-    }
-    match class_name(keywords, "conv_op")? {
-        Some("Conv2d") => {}
-        Some(other) => return Err(keywords.unsupported("conv_op", &format!("{other} is not supported; Conv2d is"))),
-        None => return Err(keywords.wrong("conv_op", "is missing")),
-    }
-    if keywords.flag("nonlin_first")? == Some(true) {
-        return Err(keywords.unsupported("nonlin_first", "true is not supported"));
-    }
-    if let Some(other) = class_name(keywords, "dropout_op")?.filter(|n| !n.starts_with("Dropout")) {
-        return Err(keywords.unsupported("dropout_op", &format!("{other} is not supported")));
-    }
-    if let Some(other) = class_name(keywords, "block")?.filter(|n| *n != "BasicBlockD") {
-        return Err(keywords.unsupported("block", &format!("{other} is not supported; BasicBlockD is")));
-    }
-    let stages = keywords.count("n_stages")?;
-    // The architecture's own check is the one that names the limit; here a count only must not become a large list.
-    let length = stages.min(64);
-    let plain = PlainConvUnet {
-        channels: counts.channels,
-        heads: counts.heads,
-        features: per_stage(keywords, "features_per_stage", length, as_count)?,
-        kernels: per_stage(keywords, "kernel_sizes", length, as_extent)?,
-        strides: per_stage(keywords, "strides", length, as_extent)?,
-        convolutions: match class {
-            Class::Plain => per_stage(keywords, "n_conv_per_stage", length, as_count)?,
-            Class::Residual => per_stage(keywords, "n_blocks_per_stage", length, as_count)?,
-        },
-        decoder_convolutions: per_stage(keywords, "n_conv_per_stage_decoder", length.saturating_sub(1), as_count)?,
-        bias: keywords.flag("conv_bias")?.unwrap_or(false),
-        norm: replaced.map_or_else(|| norm(keywords), Ok)?,
-        activation: activation(keywords)?,
-    };
-    let stem = keywords.get("stem_channels").map(|_| keywords.count("stem_channels")).transpose()?;
-    Ok(of_class(class, plain, stem))
-}
-
-/// The flat keys of nnU-Net 2.0 to 2.3, which knew no other blocks than the default ones.
-fn old_form(configuration: &Object<'_>, counts: Counts, replaced: Option<Norm>) -> Result<Architecture> {
-    let class = Class::read(configuration, "UNet_class_name")?;
-    let stages = configuration.list("n_conv_per_stage_encoder")?.len();
-    let (base, most) = (configuration.count("UNet_base_num_features")?, configuration.count("unet_max_num_features")?);
-    let features = |s: usize| base.saturating_mul(1_usize.checked_shl(s as u32).unwrap_or(usize::MAX)).min(most);
-    let length = stages.min(64);
-    let plain = PlainConvUnet {
-        channels: counts.channels,
-        heads: counts.heads,
-        features: (0..length).map(features).collect(),
-        kernels: per_stage(configuration, "conv_kernel_sizes", length, as_extent)?,
-        strides: per_stage(configuration, "pool_op_kernel_sizes", length, as_extent)?,
-        convolutions: per_stage(configuration, "n_conv_per_stage_encoder", length, as_count)?,
-        decoder_convolutions: per_stage(configuration, "n_conv_per_stage_decoder", length.saturating_sub(1), as_count)?,
-        bias: true,
-        norm: replaced.unwrap_or(Norm::Instance { epsilon: 1e-5, affine: true }),
-        activation: Activation::LeakyRelu { slope: 0.01 },
-    };
-    Ok(of_class(class, plain, None))
-}
-
-/// The network of a class with the parameters of a plain one, whose convolutions are blocks if it is residual.
-fn of_class(class: Class, plain: PlainConvUnet, stem: Option<usize>) -> Architecture {
-    match class {
-        Class::Plain => Architecture::PlainConvUnet(plain),
-        Class::Residual => Architecture::ResidualEncoderUnet(ResidualEncoderUnet {
-            channels: plain.channels,
-            heads: plain.heads,
-            stem: stem.or(plain.features.first().copied()).unwrap_or(0),
-            features: plain.features,
-            kernels: plain.kernels,
-            strides: plain.strides,
-            blocks: plain.convolutions,
-            decoder_convolutions: plain.decoder_convolutions,
-            bias: plain.bias,
-            norm: plain.norm,
-            activation: plain.activation,
-        }),
-    }
-}
-
-/// The last component of a dotted Python path; the modules before it have moved over time.
-fn class_name<'a>(object: &Object<'a>, key: &str) -> Result<Option<&'a str>> {
-    Ok(object.text(key)?.map(|path| path.rsplit('.').next().unwrap_or(path)))
-}
-
-/// A list with one entry per stage, or one value for all stages.
-fn per_stage<T: Clone>(
-    object: &Object<'_>,
-    key: &str,
-    stages: usize,
-    parse: fn(&Value) -> Option<T>,
-) -> Result<Vec<T>> {
-    let wrong = || object.wrong(key, "does not hold one entry per stage");
-    match object.need(key)? {
-        Value::Array(list) if list.len() == stages => list.iter().map(|v| parse(v).ok_or_else(wrong)).collect(),
-        Value::Array(list) => Err(object.wrong(key, &format!("has {} entries; there must be {stages}", list.len()))),
-        single => Ok(vec![parse(single).ok_or_else(wrong)?; stages]),
-    }
-}
-
-/// `[height, width]`, or one number for both.
-fn as_extent(value: &Value) -> Option<Extent> {
-    match value {
-        Value::Array(list) => match list.as_slice() {
-            [height, width] => Some(Extent { height: as_count(height)?, width: as_count(width)? }),
-            _ => None,
-        },
-        single => as_count(single).map(|n| Extent { height: n, width: n }),
-    }
-}
-
-/// Keyword arguments, which may be missing altogether.
-fn keywords<'a>(object: &Object<'a>, key: &str, empty: &'a Map<String, Value>) -> Result<Object<'a>> {
-    if object.get(key).is_some() { object.child(key) } else { Ok(Object::file(object.path, empty)) }
-}
-
-/// Defaults are PyTorch's: `InstanceNorm2d(eps=1e-5, affine=False)`, `BatchNorm2d(eps=1e-5, affine=True)`.
-fn norm(object: &Object<'_>) -> Result<Norm> {
-    let empty = Map::new();
-    let keywords = keywords(object, "norm_op_kwargs", &empty)?;
-    let epsilon = keywords.number("eps")?.unwrap_or(1e-5);
-    let affine = keywords.flag("affine")?;
-    let tracks = keywords.flag("track_running_stats")?;
-    match class_name(object, "norm_op")? {
-        None => Ok(Norm::None),
-        Some("InstanceNorm2d") if tracks == Some(true) => {
-            Err(keywords.unsupported("track_running_stats", "true is not supported for InstanceNorm2d"))
-        }
-        Some("InstanceNorm2d") => Ok(Norm::Instance { epsilon, affine: affine.unwrap_or(false) }),
-        Some("BatchNorm2d") if tracks == Some(false) => {
-            Err(keywords.unsupported("track_running_stats", "false is not supported for BatchNorm2d"))
-        }
-        Some("BatchNorm2d") => Ok(Norm::Batch { epsilon, affine: affine.unwrap_or(true) }),
-        Some(other) => {
-            Err(object.unsupported("norm_op", &format!("{other} is not supported; InstanceNorm2d and BatchNorm2d are")))
-        }
-    }
-}
-
-fn activation(object: &Object<'_>) -> Result<Activation> {
-    let empty = Map::new();
-    let keywords = keywords(object, "nonlin_kwargs", &empty)?;
-    match class_name(object, "nonlin")? {
-        None => Ok(Activation::None),
-        Some("LeakyReLU") => Ok(Activation::LeakyRelu { slope: keywords.number("negative_slope")?.unwrap_or(0.01) }),
-        Some("ReLU") => Ok(Activation::LeakyRelu { slope: 0.0 }),
-        Some(other) => Err(object.unsupported("nonlin", &format!("{other} is not supported; LeakyReLU and ReLU are"))),
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::architecture::Activation;
 
     /// Plans of a two-stage network in the form of nnU-Net 2.4 and later.
     pub(crate) fn plans() -> Value {
@@ -519,12 +341,103 @@ pub(crate) mod tests {
         assert_eq!(keyword("block", json!("a.b.BasicBlockD")), Ok(new.network));
         let prefix = "plans.json: configurations.2d.architecture.arch_kwargs.";
         assert_eq!(
-            keyword("block", json!("a.b.BottleneckD")),
-            Err(format!("{prefix}block BottleneckD is not supported; BasicBlockD is"))
+            keyword("block", json!("a.b.Block")),
+            Err(format!("{prefix}block Block is not supported; BasicBlockD and BottleneckD are"))
         );
+        assert_eq!(keyword("block", json!("a.b.BottleneckD")), Err(format!("{prefix}bottleneck_channels is missing")));
         for key in ["nonlin_first", "n_conv_per_stage"] {
             assert_eq!(keyword(key, json!(false)), Err(format!("{prefix}{key} is not supported")), "a plain network's");
         }
+    }
+
+    #[test]
+    fn bottlenecks_are_counted_for_all_for_stages_or_for_blocks() {
+        let found = |channels: Value| {
+            let mut plans = residual_plans();
+            let architecture = &mut plans["configurations"]["2d"]["architecture"];
+            architecture["network_class_name"] = json!("somewhere.else.ResidualUNet");
+            architecture["arch_kwargs"]["block"] = json!("a.b.BottleneckD");
+            architecture["arch_kwargs"]["bottleneck_channels"] = channels;
+            match parse(plans, "2d").map(|c| c.network) {
+                Ok(Architecture::ResidualUnet(network)) => Ok(network.0.bottlenecks.unwrap()),
+                Ok(_) => panic!("residual"),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        assert_eq!(found(json!(2)), Ok(vec![vec![2], vec![2, 2, 2]]));
+        assert_eq!(found(json!([2, 3])), Ok(vec![vec![2], vec![3, 3, 3]]));
+        assert_eq!(found(json!([2, [3, 4, 5]])), Ok(vec![vec![2], vec![3, 4, 5]]));
+        let prefix = "plans.json: configurations.2d.architecture.arch_kwargs.bottleneck_channels";
+        assert_eq!(found(json!([2])), Err(format!("{prefix} has 1 entries; there must be 2")));
+        assert_eq!(found(json!([2, ["x"]])), Err(format!("{prefix} holds what is no count")));
+    }
+
+    /// The features and blocks that nnU-Net's planners of the presets ResEnc M, L and XL give 2D networks, which differ in the tile and
+    /// the number of stages.
+    #[test]
+    fn presets_of_residual_encoders_are_supported() {
+        for (stages, tile) in [(7, [448, 576]), (8, [768, 1024]), (9, [1280, 1536])] {
+            let mut plans = residual_plans();
+            plans["configurations"]["2d"]["patch_size"] = json!(tile);
+            let keywords = &mut plans["configurations"]["2d"]["architecture"]["arch_kwargs"];
+            keywords["n_stages"] = json!(stages);
+            keywords["features_per_stage"] = (0..stages).map(|s| (32 << s).min(512)).collect();
+            keywords["kernel_sizes"] = json!(vec![[3, 3]; stages]);
+            keywords["strides"] = (0..stages).map(|s| if s == 0 { json!([1, 1]) } else { json!([2, 2]) }).collect();
+            keywords["n_blocks_per_stage"] = [1, 3, 4, 6, 6, 6, 6, 6, 6][..stages].into();
+            keywords["n_conv_per_stage_decoder"] = json!(vec![1; stages - 1]);
+            let configuration = parse(plans, "2d").unwrap();
+            assert_eq!(configuration.network.check(configuration.tile), Ok(()), "{stages} stages");
+        }
+    }
+
+    #[test]
+    fn norms_and_activations_are_pytorchs() {
+        let keywords = |new: Value| {
+            let mut plans = plans();
+            let keywords = plans["configurations"]["2d"]["architecture"]["arch_kwargs"].as_object_mut().unwrap();
+            keywords.extend(new.as_object().unwrap().clone());
+            match parse(plans, "2d").map(|c| c.network) {
+                Ok(Architecture::PlainConvUnet(network)) => Ok((network.norm, network.activation)),
+                Ok(_) => panic!("plain"),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        let norm = |class: &str, arguments: Value| {
+            keywords(json!({"norm_op": format!("torch.nn.{class}"), "norm_op_kwargs": arguments})).map(|(norm, _)| norm)
+        };
+        let instance = |affine| Ok(Norm::Instance { epsilon: 1e-5, affine });
+        let batch = |affine| Ok(Norm::Batch { epsilon: 1e-5, affine });
+        assert_eq!(norm("InstanceNorm2d", json!({})), instance(false));
+        assert_eq!(norm("InstanceNorm2d", json!({"affine": true, "momentum": 0.1})), instance(true));
+        assert_eq!(norm("InstanceNorm2d", json!({"track_running_stats": true})), batch(false));
+        assert_eq!(norm("BatchNorm2d", Value::Null), batch(true));
+        assert_eq!(norm("BatchNorm2d", json!({"eps": 1e-3})), Ok(Norm::Batch { epsilon: 1e-3, affine: true }));
+        assert_eq!(norm("BatchNorm2d", json!({"track_running_stats": false, "affine": false})), instance(false));
+        let activation = |class: &str, arguments: Value| {
+            keywords(json!({"nonlin": format!("torch.nn.{class}"), "nonlin_kwargs": arguments})).map(|(_, a)| a)
+        };
+        let slope = |slope| Ok(Activation::LeakyRelu { slope });
+        assert_eq!(activation("LeakyReLU", Value::Null), slope(0.01));
+        assert_eq!(activation("LeakyReLU", json!({"inplace": true, "negative_slope": 0.2})), slope(0.2));
+        assert_eq!(activation("ReLU", json!({"inplace": true})), slope(0.0));
+        assert_eq!(activation("SiLU", Value::Null), Ok(Activation::Silu));
+        assert_eq!(activation("Mish", Value::Null), Ok(Activation::Mish));
+        assert_eq!(activation("GELU", Value::Null), Ok(Activation::Gelu));
+        assert_eq!(activation("GELU", json!({"approximate": "tanh"})), Ok(Activation::GeluTanh));
+        assert_eq!(activation("PReLU", json!({"init": 0.1})), Ok(Activation::PRelu { per_channel: false }));
+        assert_eq!(activation("PReLU", json!({"num_parameters": 4})), Ok(Activation::PRelu { per_channel: true }));
+
+        let prefix = "plans.json: configurations.2d.architecture.arch_kwargs.";
+        assert_eq!(norm("BatchNorm2d", json!({"x": 1})), Err(format!("{prefix}norm_op_kwargs.x is not supported")));
+        assert_eq!(
+            activation("GELU", json!({"approximate": "x"})),
+            Err(format!("{prefix}nonlin_kwargs.approximate x is not supported; none and tanh are"))
+        );
+        assert_eq!(
+            activation("ReLU", json!({"negative_slope": 1})),
+            Err(format!("{prefix}nonlin_kwargs.negative_slope is not supported"))
+        );
     }
 
     #[test]
@@ -582,7 +495,7 @@ pub(crate) mod tests {
             (
                 format!("{two}/patch_size"),
                 json!([8, 8, 8]),
-                "the configuration 2d is three-dimensional; two-dimensional configurations (2d) are supported",
+                "the configuration 2d is a network for volumes, with patches of 8 x 8 x 8 voxels; two-dimensional configurations (2d) are supported",
             ),
             (format!("{two}/patch_size"), json!("x"), "configurations.2d.patch_size is no list"),
             (
@@ -607,8 +520,8 @@ pub(crate) mod tests {
             ),
             (
                 format!("{two}/architecture/network_class_name"),
-                json!("a.b.ResidualUNet"),
-                "configurations.2d.architecture.network_class_name ResidualUNet is not supported yet; PlainConvUNet and ResidualEncoderUNet are",
+                json!("a.b.Primus"),
+                "configurations.2d.architecture.network_class_name Primus is not supported; PlainConvUNet, ResidualEncoderUNet and ResidualUNet are",
             ),
             (
                 keyword("conv_op"),
@@ -622,8 +535,13 @@ pub(crate) mod tests {
             ),
             (
                 keyword("nonlin"),
-                json!("torch.nn.GELU"),
-                "configurations.2d.architecture.arch_kwargs.nonlin GELU is not supported; LeakyReLU and ReLU are",
+                json!("torch.nn.ELU"),
+                "configurations.2d.architecture.arch_kwargs.nonlin ELU is not supported; LeakyReLU, ReLU, PReLU, SiLU, Mish and GELU are",
+            ),
+            (
+                keyword("dropout_op"),
+                json!("torch.nn.Noise"),
+                "configurations.2d.architecture.arch_kwargs.dropout_op Noise is not supported; Dropout, Dropout1d, Dropout2d, Dropout3d, AlphaDropout, FeatureAlphaDropout are",
             ),
             (
                 keyword("strides"),
@@ -652,10 +570,6 @@ pub(crate) mod tests {
             format!("{prefix}previous_stage \"2d_low\" makes this a cascade, which is not supported")
         );
         assert_eq!(
-            add(keywords, "nonlin_first", json!(true)),
-            format!("{prefix}architecture.arch_kwargs.nonlin_first true is not supported")
-        );
-        assert_eq!(
             add(keywords, "squeeze_excitation", json!(true)),
             format!("{prefix}architecture.arch_kwargs.squeeze_excitation is not supported")
         );
@@ -663,6 +577,24 @@ pub(crate) mod tests {
             parse(plans(), "3d").unwrap_err().to_string(),
             "plans.json: configurations.3d is missing; there are 2d"
         );
+    }
+
+    #[test]
+    fn a_model_for_volumes_is_called_one() {
+        let mut value = plans();
+        // What else is wrong with it does not matter.
+        value["transpose_forward"] = json!([2, 0, 1]);
+        value["configurations"]["3d_fullres"] = json!({"patch_size": [64, 192, 160], "spacing": [2.5, 0.8, 0.8]});
+        value["configurations"]["3d_cascade_fullres"] =
+            json!({"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"});
+        let rest = "for volumes, with patches of 64 x 192 x 160 voxels of 2.5 x 0.8 x 0.8 mm; two-dimensional configurations \
+                    (such as this data set's 2d) are supported";
+        let message = |name: &str| parse(value.clone(), name).unwrap_err().to_string();
+        let fullres = format!("plans.json: the configuration 3d_fullres is a network {rest}");
+        assert_eq!(message("3d_fullres"), fullres);
+        let cascade =
+            format!("plans.json: the configuration 3d_cascade_fullres is the second stage of a cascade {rest}");
+        assert_eq!(message("3d_cascade_fullres"), cascade);
     }
 
     #[test]
