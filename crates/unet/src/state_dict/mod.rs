@@ -21,6 +21,11 @@ use content::Content;
 
 /// Keys under which frameworks and their users put the state dict.
 pub(crate) const NESTED: [&str; 6] = ["state_dict", "model_state_dict", "model", "network", "net", "network_weights"];
+/// More than any network of ours has, together with all that lies beside them. A few bytes are enough to put a tensor into a dictionary, and
+/// each takes up to a kilobyte here.
+const MAX_TENSORS: usize = 1 << 16;
+/// Bytes of a tensor's name.
+const MAX_NAME: usize = 1 << 10;
 /// How many keys deep a state dict may lie in a checkpoint: `{"model": {"state_dict": ...}}`.
 const DEPTH: usize = 2;
 
@@ -54,26 +59,22 @@ impl StateDict {
         let path = source.path().to_owned();
         let (checkpoint, held) = match content {
             Content::Other(message) => return Err(Error::unsupported(path, message)),
-            Content::SafeTensors => (None, safetensors_file::tensors(&*source)?),
+            Content::SafeTensors => (None, safetensors_file::tensors(&*source)?.into_iter().collect()),
             Content::Zip => {
                 let file = torch::File::open(Arc::clone(&source))?;
-                let held = find(&file, file.root(), keys, DEPTH).or_else(|| tensors(&file, file.root()));
+                let held = match find(&file, file.root(), keys, DEPTH)? {
+                    None => tensors(&file, file.root())?,
+                    found => found,
+                };
                 let held = held.ok_or_else(|| no_state_dict(&file))?;
                 (Some(file), held)
             }
         };
         let mut state = Self { path, source, checkpoint, tensors: BTreeMap::new(), others: BTreeMap::new() };
         for (name, tensor) in held {
-            // As in Python, the last one counts where a name repeats.
             match tensor {
-                Ok(tensor) => {
-                    state.others.remove(&name);
-                    state.tensors.insert(name, tensor);
-                }
-                Err(clause) => {
-                    state.tensors.remove(&name);
-                    state.others.insert(name, clause);
-                }
+                Ok(tensor) => drop(state.tensors.insert(name, tensor)),
+                Err(clause) => drop(state.others.insert(name, clause)),
             }
         }
         if state.tensors.is_empty() {
@@ -162,23 +163,38 @@ impl StateDict {
     }
 }
 
-type Held = Vec<(String, Result<Stored, String>)>;
+type Held = BTreeMap<String, Result<Stored, String>>;
 
 /// What the first of the keys holds that holds tensors, there or further down.
-fn find(file: &torch::File, dict: u32, keys: &[&str], depth: usize) -> Option<Held> {
-    keys.iter().find_map(|key| {
-        let entry = file.entry(dict, key)?;
-        let further = || if depth > 1 { find(file, entry, keys, depth - 1) } else { None };
-        tensors(file, entry).or_else(further)
-    })
+fn find(file: &torch::File, dict: u32, keys: &[&str], depth: usize) -> Result<Option<Held>> {
+    for entry in keys.iter().filter_map(|key| file.entry(dict, key)) {
+        let mut found = tensors(file, entry)?;
+        if found.is_none() && depth > 1 {
+            found = find(file, entry, keys, depth - 1)?;
+        }
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
 }
 
-/// The tensors of a dictionary, if it holds any.
-fn tensors(file: &torch::File, dict: u32) -> Option<Held> {
-    let Value::Dict(entries) = file.value(dict) else { return None };
-    let named = entries.iter().filter_map(|(name, value)| Some((file.text(*name)?.to_owned(), file.tensor(*value)?)));
-    let held: Held = named.collect();
-    (!held.is_empty()).then_some(held)
+/// The tensors of a dictionary, if it holds any. As in Python, the last one counts where a name repeats.
+fn tensors(file: &torch::File, dict: u32) -> Result<Option<Held>> {
+    let Value::Dict(entries) = file.value(dict) else { return Ok(None) };
+    let named = entries.iter().filter_map(|(name, value)| Some((file.text(*name)?, file.tensor(*value)?)));
+    let mut held = Held::new();
+    for (number, (name, tensor)) in named.enumerate() {
+        if number == MAX_TENSORS {
+            return Err(Error::limits(file.path(), format!("more than {MAX_TENSORS} tensors in a state dict")));
+        }
+        if name.len() > MAX_NAME {
+            let message = format!("a tensor's name of {} bytes; up to {MAX_NAME} are read", name.len());
+            return Err(Error::limits(file.path(), message));
+        }
+        held.insert(name.to_owned(), tensor);
+    }
+    Ok((!held.is_empty()).then_some(held))
 }
 
 /// Says what a checkpoint holds where a state dict was looked for.
@@ -321,6 +337,21 @@ mod tests {
         assert_eq!(message(View { shape: vec![-2, 3], ..view.clone() }), nothing);
         assert_eq!(message(View { offset: -1, ..view.clone() }), nothing);
         assert_eq!(message(View { length: -1, ..view }), nothing);
+    }
+
+    #[test]
+    fn a_few_bytes_do_not_become_many_tensors() {
+        let view = || Item::View(View { storage: 0, length: 1, offset: 0, shape: vec![1], strides: vec![1] });
+        let named = |count: usize, name: &dyn Fn(usize) -> String| {
+            let first = ("a".to_owned(), Item::Tensor(vec![1], vec![0.0]));
+            let others = (1..count).map(|i| (name(i), view()));
+            open(archive(&Item::Dict(std::iter::once(first).chain(others).collect())))
+        };
+        assert_eq!(named(MAX_TENSORS, &|i| i.to_string()).unwrap().tensors.len(), MAX_TENSORS);
+        let error = named(MAX_TENSORS + 1, &|_| "b".into()).unwrap_err().to_string();
+        assert_eq!(error, "weights: more than 65536 tensors in a state dict");
+        let error = named(2, &|_| "b".repeat(1025)).unwrap_err().to_string();
+        assert_eq!(error, "weights: a tensor's name of 1025 bytes; up to 1024 are read");
     }
 
     /// The same weights as safetensors, of this kind.

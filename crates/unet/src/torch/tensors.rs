@@ -12,6 +12,8 @@ use crate::{Error, Result};
 
 /// Names, plans and logs of the largest real checkpoints take a few MiB.
 const MAX_PICKLE: u64 = 32 << 20;
+/// Bytes of a storage's name, which is its number.
+const MAX_KEY: usize = 64;
 /// A tensor in a parameter in a subclass.
 const MAX_WRAPPERS: usize = 4;
 
@@ -180,6 +182,9 @@ impl File {
         }
         let (offset, length, key) = (self.int(*offset)?, self.int(*length)?, self.text(*key)?);
         let (shape, strides) = (self.extents(*shape)?, self.extents(*strides)?);
+        if key.len() > MAX_KEY {
+            return Some(Err("has a storage with a name that is no number".into()));
+        }
         // The length counts values, or bytes where the storage does not know what it holds.
         let width = if function == "_rebuild_tensor_v3" { 1 } else { kind.width() as u64 };
         let stored = self.archive.locate(&format!("{}/data/{key}", self.root)).and_then(|range| {
@@ -192,7 +197,8 @@ impl File {
             }
             Ok(Stored::new(kind, shape, strides, offset, range)?)
         });
-        Some(stored)
+        // The archive's folder may have a long name, and there may be many such tensors.
+        Some(stored.map_err(|message| message.chars().take(200).collect()))
     }
 }
 
@@ -219,8 +225,8 @@ fn another_format(archive: &Archive) -> Option<&'static str> {
             "a Keras archive; networks of PyTorch are supported, by the weights that torch.save(model.state_dict(), \"weights.pth\") saves",
         );
     }
-    let arrays = archive.names().all(|n| Path::new(n).extension().is_some_and(|e| e == "npy"))
-        && archive.names().next().is_some();
+    let mut names = archive.names().peekable();
+    let arrays = names.peek().is_some() && names.all(|n| n.rsplit_once('.').is_some_and(|(_, kind)| kind == "npy"));
     arrays.then_some("arrays of NumPy (.npz); in Python, torch.save({name: torch.from_numpy(array)}, \"weights.pth\") saves them as tensors")
 }
 
