@@ -6,6 +6,7 @@ use super::checkpoint::{Checkpoint, Settings};
 use super::dataset::Dataset;
 use super::plans::{Counts, Plans};
 use super::postprocessing;
+use super::trainers::Trained;
 use crate::architecture::Norm;
 use crate::model::{self, Folds, Model, ModelOptions};
 use crate::weights::Fold;
@@ -63,7 +64,7 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
         if path.is_file() { Ok(path) } else { Err(missing()) }
     };
     let (plans, dataset) = (Plans::read(&file("plans.json")?)?, Dataset::read(&file("dataset.json")?)?);
-    let names = select_folds(folder, &options.folds)?;
+    let names = select_folds(folder, &fold_names(folder)?, &options.folds)?;
     let bundled = folder.join(BUNDLE_SETTINGS).is_file();
     let file_name = if bundled { options.checkpoint.bundled_name() } else { options.checkpoint.file_name() };
     let open = |name: &String| {
@@ -79,18 +80,23 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
     };
     let Settings { configuration: configuration_name, trainer, mirror_axes } = settings;
 
-    if trainer.contains("Primus") {
+    let trained = Trained::by(&trainer);
+    if trained == Trained::Transformer {
         let message = format!("the trainer {trainer} trains a transformer, which is not supported; UNets are");
         return Err(Error::unsupported(folder, message));
     }
-    let norm = (trainer == "nnUNetTrainerBN").then_some(Norm::Batch { epsilon: 1e-5, affine: true });
+    let norm = (trained == Trained::BatchNorm).then_some(Norm::Batch { epsilon: 1e-5, affine: true });
     let counts = Counts { channels: dataset.channels.len(), heads: dataset.heads() };
     let configuration = plans.configuration(&configuration_name, counts, norm)?;
     let architecture = configuration.network;
+    // Only now: those of a volume have no place here, and it is the volume that is to be named.
+    let mirror_axes = checkpoint.mirror_axes()?;
 
     let name = plans.dataset_name()?.map_or_else(|| name_of(folder), ToOwned::to_owned);
-    let provenance =
-        format!("Trained by nnU-Net v2: {name}, configuration {configuration_name}, trainer {trainer}, {file_name}.");
+    let foreign = if trained == Trained::Unknown { " (none of nnU-Net's own)" } else { "" };
+    let provenance = format!(
+        "Trained by nnU-Net v2: {name}, configuration {configuration_name}, trainer {trainer}{foreign}, {file_name}."
+    );
     let postprocessing = postprocessing::read(folder, &names, &dataset.classes)?;
     let mut card = Card {
         name,
@@ -125,23 +131,32 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
             Some(checkpoint) => checkpoint,
             None => open(&name)?,
         };
-        folds.push(Fold { weights: checkpoint.weights(&architecture)?, name });
+        let weights = checkpoint.weights(&architecture).map_err(|error| match error {
+            // That trainers of others train another network is the likeliest cause.
+            Error::Format { path, message } if trained == Trained::Unknown => {
+                let message = format!(
+                    "{message}; its trainer {trainer} is none of nnU-Net's own, and may train another network than that of the plans"
+                );
+                Error::unsupported(path, message)
+            }
+            error => error,
+        })?;
+        folds.push(Fold { weights, name });
     }
     model::complete(&mut card, &architecture, &folds);
     Ok(Model::new(card, architecture, folds, None))
 }
 
-/// The names of the folds to use, as folders of the trainer.
-fn select_folds(folder: &Path, folds: &Folds) -> Result<Vec<String>> {
+/// The names of the folds to use, of those that there are.
+pub(super) fn select_folds(folder: &Path, found: &[String], folds: &Folds) -> Result<Vec<String>> {
     const ALL: &str = "fold_all";
-    let found = fold_names(folder)?;
     let there_are =
         || if found.is_empty() { "there are none".into() } else { format!("there are {}", found.join(", ")) };
     let wanted: Vec<String> = match folds {
         Folds::Auto => {
             // nnU-Net's rule; a network trained on all cases is taken where there is nothing else.
             let numbered: Vec<String> = found.iter().filter(|n| *n != ALL).cloned().collect();
-            if numbered.is_empty() { found.clone() } else { numbered }
+            if numbered.is_empty() { found.to_owned() } else { numbered }
         }
         Folds::All => vec![ALL.into()],
         Folds::List(numbers) => numbers.iter().map(|n| format!("fold_{n}")).collect(),
@@ -155,16 +170,20 @@ fn select_folds(folder: &Path, folds: &Folds) -> Result<Vec<String>> {
     Ok(wanted)
 }
 
-/// `fold_0`, `fold_1`, ... by number, then `fold_all`.
 fn fold_names(folder: &Path) -> Result<Vec<String>> {
-    let names = folders(folder)?.into_iter().map(|path| name_of(&path));
+    Ok(sorted_folds(folders(folder)?.into_iter().map(|path| name_of(&path))))
+}
+
+/// Of these names those of folds: `fold_0`, `fold_1`, ... by number, then `fold_all`.
+pub(super) fn sorted_folds(names: impl IntoIterator<Item = String>) -> Vec<String> {
     let key = |name: &str| match name.strip_prefix("fold_")? {
         "all" => Some(u32::MAX),
         number => number.parse::<u32>().ok().filter(|n| n.to_string() == number),
     };
-    let mut found: Vec<(u32, String)> = names.filter_map(|name| Some((key(&name)?, name))).collect();
+    let mut found: Vec<(u32, String)> = names.into_iter().filter_map(|name| Some((key(&name)?, name))).collect();
     found.sort();
-    Ok(found.into_iter().map(|(_, name)| name).collect())
+    found.dedup();
+    found.into_iter().map(|(_, name)| name).collect()
 }
 
 pub(super) fn folders(path: &Path) -> Result<Vec<PathBuf>> {
@@ -346,8 +365,28 @@ mod tests {
             message(&fold(weights(0), with("init_args", dict([("configuration", Item::Text("3d".into()))]))), &auto),
             "FOLDER/plans.json: configurations.3d is missing; there are 2d"
         );
+        let volume = json!({"patch_size": [8, 8, 8], "spacing": [1, 0.5, 0.5]});
+        let of_volume = |folder: &Path| {
+            let mut plans = plans();
+            plans["configurations"]["3d_lowres"] = volume.clone();
+            std::fs::write(folder.join("plans.json"), plans.to_string()).unwrap();
+            let mut settings = with("init_args", dict([("configuration", Item::Text("3d_lowres".into()))]));
+            settings[1] = (AXES, Item::Tuple(vec![Item::Int(0), Item::Int(1), Item::Int(2)]));
+            write_fold(folder, "fold_0", weights(0), settings);
+        };
+        assert_eq!(
+            message(&of_volume, &auto),
+            "FOLDER/plans.json: the configuration 3d_lowres is a network for volumes, with patches of 8 x 8 x 8 voxels of \
+             1 x 0.5 x 0.5 mm; two-dimensional configurations (such as this data set's 2d) are supported"
+        );
         let mut renamed = weights(0);
         renamed[0].0 = "module.encoder.other".into();
+        let foreign = with("trainer_name", Item::Text("nnUNetTrainer_mine".into()));
+        assert!(
+            message(&fold(renamed.clone(), foreign), &auto).ends_with(
+                "; its trainer nnUNetTrainer_mine is none of nnU-Net's own, and may train another network than that of the plans"
+            )
+        );
         assert_eq!(
             message(&fold(renamed, settings()), &auto),
             format!(
@@ -362,6 +401,13 @@ mod tests {
                 "{prefix}encoder.stages.0.0.convs.0.conv.weight has the shape [4, 3, 3, 3], but the network's is [4, 1, 3, 3]"
             )
         );
+        // A fold of another network than the first one's.
+        let mut wider = weights(1);
+        wider.retain(|(name, _)| !name.contains("seg_layers.0.bias"));
+        assert!(
+            message(&|folder| write_fold(folder, "fold_1", wider.clone(), settings()), &auto)
+                .ends_with("fold_1/checkpoint_final.pth: its weights are not this network's: missing decoder.seg_layers.0.bias; unused none")
+        );
         // Batch normalisation has weights that this checkpoint lacks: the trainer's name alone decides.
         assert!(
             message(&fold(weights(0), with("trainer_name", Item::Text("nnUNetTrainerBN".into()))), &auto)
@@ -374,6 +420,33 @@ mod tests {
         assert!(
             message(&fold(weights(0), with(AXES, Item::Text("0".into()))), &auto).contains("which is no tuple of axes")
         );
+    }
+
+    #[test]
+    fn trainers_that_change_training_alone_are_accepted() {
+        let temporary = tempfile::tempdir().unwrap();
+        trainer(temporary.path());
+        std::fs::rename(temporary.path().join("fold_1"), temporary.path().join("fold_all")).unwrap();
+        let provenance = |name: &str, folds| {
+            let mut settings = settings();
+            settings[1].1 = Item::Text(name.into());
+            settings[2].1 = Item::Tuple(vec![Item::Int(0)]);
+            for fold in ["fold_0", "fold_all"] {
+                write_fold(temporary.path(), fold, weights(0), settings.clone());
+            }
+            let model = Model::open(temporary.path(), &ModelOptions { folds, ..ModelOptions::default() }).unwrap();
+            assert_eq!(model.card().mirror_axes, MirrorAxes { vertical: true, horizontal: false });
+            (model.card().folds.join(" "), model.card().provenance.clone().unwrap_or_default())
+        };
+        let (folds, text) = provenance("nnUNetTrainer_onlyMirror01", Folds::Auto);
+        assert_eq!(folds, "fold_0", "a network of all cases is used if it is asked for, or if there is nothing else");
+        assert!(text.ends_with("trainer nnUNetTrainer_onlyMirror01, checkpoint_final.pth."), "{text}");
+        let (folds, text) = provenance("nnUNetTrainer_mine", Folds::All);
+        assert_eq!(folds, "fold_all");
+        assert!(text.contains("trainer nnUNetTrainer_mine (none of nnU-Net's own), "), "{text}");
+        std::fs::remove_dir_all(temporary.path().join("fold_0")).unwrap();
+        let model = Model::open(temporary.path(), &ModelOptions::default()).unwrap();
+        assert_eq!(model.card().folds, ["fold_all"]);
     }
 
     #[test]

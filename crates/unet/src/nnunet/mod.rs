@@ -10,6 +10,7 @@ mod folder;
 mod network;
 mod plans;
 mod postprocessing;
+mod trainers;
 
 pub(crate) use checkpoint::read_settings;
 pub(crate) use folder::{BUNDLE_SETTINGS, is_trainer_folder, load, trainer_folders};
