@@ -187,7 +187,7 @@ fn what_is_no_model() {
         folder
     };
     model_refused(&place, &place.path("missing"), &["No such file"]);
-    model_refused(&place, &place.file("model.zip", "PK\x03\x04"), &["not a folder"]);
+    model_refused(&place, &place.file("model.zip", "PK\x03\x04"), &["ZIP archive is truncated"]);
     model_refused(&place, &folder("empty", &[]), &[]);
     let dataset =
         br#"{"channel_names":{"0":"R"},"labels":{"background":0,"a":1},"numTraining":1,"file_ending":".png"}"#;

@@ -36,6 +36,7 @@
 //! [`LevelInfo::stored`](slide::LevelInfo::stored) is false.
 #![warn(missing_docs)]
 
+mod archive;
 pub mod bytes;
 mod classes;
 mod error;
@@ -47,6 +48,7 @@ pub mod store;
 #[doc(hidden)]
 pub mod fuzz;
 
+pub use archive::Archive;
 pub use classes::Class;
 pub use error::{Error, Result};
 pub use geometry::{Downsample, Level, Microns, Point, Rect, Size, TileCoord};

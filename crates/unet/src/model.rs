@@ -94,20 +94,26 @@ impl Agreement {
 }
 
 impl Model {
-    /// Loads a package (a folder with `model.toml`), an nnU-Net v2 result folder (the trainer's, or one that holds exactly one), a bundle of
-    /// MONAI, or a state dict with a recipe.
+    /// Loads a package (a folder with `model.toml`), an nnU-Net v2 result folder (the trainer's, or one that holds exactly one, also in a
+    /// ZIP archive: `model.zip`, or `model.zip/FOLDER` if it holds several), a bundle of MONAI, or a state dict with a recipe.
     ///
     /// # Errors
     /// If the path is neither, if a file is missing, damaged or too large, or if the model asks for something that is not supported:
     /// that is named.
     pub fn open(path: impl AsRef<Path>, options: &ModelOptions) -> Result<Self> {
         let path = path.as_ref();
+        if !path.is_dir()
+            && let Some(export) = nnunet::open_export(path)?
+        {
+            return export.load(options);
+        }
         let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
         if let Some(recipe) = recipe::find(path) {
             return recipe::load(&recipe, options);
         }
         if !metadata.is_dir() {
-            let message = "not a folder; a model is a microtome package or an unpacked nnU-Net v2 result folder";
+            let message =
+                "neither a folder nor a ZIP archive; a model is a microtome package or an nnU-Net v2 result folder";
             return Err(Error::unsupported(path, message));
         }
         if package::is_package(path) {
@@ -468,10 +474,9 @@ pub(crate) mod tests {
         let message = |path: &Path| Model::open(path, &ModelOptions::default()).unwrap_err().to_string();
         let file = folder.path().join("model.zip");
         std::fs::write(&file, "x").unwrap();
-        assert!(
-            message(&file)
-                .ends_with("not a folder; a model is a microtome package or an unpacked nnU-Net v2 result folder")
-        );
+        assert!(message(&file).ends_with(
+            "neither a folder nor a ZIP archive; a model is a microtome package or an nnU-Net v2 result folder"
+        ));
         assert!(
             message(folder.path()).contains("neither a microtome package (model.toml) nor an nnU-Net v2 result folder")
         );

@@ -298,3 +298,47 @@ proptest! {
         let _ = read_everything(&zip);
     }
 }
+
+#[test]
+fn files_of_an_archive_that_is_no_store() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("a.zip");
+    let long: Vec<u8> = (0..100_000_u32).map(|i| (i / 7) as u8).collect();
+    let mut archive = Archive::default();
+    archive.add("b/long", &long, true, |_| {});
+    archive.add("a", b"short", false, |_| {});
+    archive.add("b/small", &long, true, |entry| entry.size -= 1);
+    archive.add("b/large", &long, true, |entry| entry.size += 1);
+    archive.add("b/sum", &long, true, |entry| entry.checksum ^= 1);
+    archive.add("b/bomb", b"", true, |entry| entry.size = u32::MAX - 1);
+    archive.add("b/stored", b"short", false, |entry| entry.size = 1 << 30);
+    archive.add("b/unknown", b"short", false, |entry| entry.method = 12);
+    fs::write(&path, archive.finish()).unwrap();
+    let open = || microtome_io::Archive::open(&path, &slide::Limits::default());
+    let archive = open().unwrap().unwrap();
+    let names: Vec<&str> = archive.names().collect();
+    assert_eq!(names, ["a", "b/bomb", "b/large", "b/long", "b/small", "b/stored", "b/sum", "b/unknown"]);
+    assert_eq!((archive.size("a"), archive.size("b/long"), archive.size("b")), (Some(5), Some(100_000), None));
+    let extract = |name: &str| {
+        let mut bytes = Vec::new();
+        let result = archive.extract(name, &mut bytes).map_err(|e| e.to_string());
+        assert!(bytes.len() as u64 <= archive.size(name).unwrap_or(0), "{name}: {}", bytes.len());
+        (result, bytes)
+    };
+    assert_eq!(extract("a"), (Ok(true), b"short".to_vec()));
+    assert_eq!(extract("b/long"), (Ok(true), long));
+    assert_eq!(extract("c"), (Ok(false), Vec::new()));
+    for (name, words) in [
+        ("b/small", "size or its checksum"),
+        ("b/large", "size or its checksum"),
+        ("b/sum", "size or its checksum"),
+        ("b/bomb", "deflated bytes cannot hold 4294967294"),
+        ("b/stored", "stored as it is, and yet"),
+        ("b/unknown", "method 12 (bzip2)"),
+    ] {
+        let message = extract(name).0.unwrap_err();
+        assert!(message.contains(&format!("a.zip/{name}: ")) && message.contains(words), "{message}");
+    }
+    fs::write(&path, "no archive").unwrap();
+    assert!(open().unwrap().is_none());
+}

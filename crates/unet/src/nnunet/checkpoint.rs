@@ -56,8 +56,9 @@ pub(super) struct Settings {
     pub(super) configuration: String,
     /// The class that trained the network, and that could have replaced it.
     pub(super) trainer: String,
-    /// The axes along which inference may mirror; a checkpoint that does not say so may not.
-    pub(super) mirror_axes: MirrorAxes,
+    /// The axes along which inference may mirror; a checkpoint that does not say so may not. Those of a volume are an error, of which
+    /// there may be a better one to tell.
+    pub(super) mirror_axes: Result<MirrorAxes>,
 }
 
 fn missing(path: &Path, what: &str) -> Error {
@@ -77,7 +78,7 @@ impl Settings {
         Ok(Self {
             configuration: configuration.ok_or_else(|| missing(path, "init_args.configuration"))?.to_owned(),
             trainer: trainer.ok_or_else(|| missing(path, "trainer_name"))?.to_owned(),
-            mirror_axes: mirror_axes(file, path)?,
+            mirror_axes: mirror_axes(file, path),
         })
     }
 }

@@ -74,7 +74,7 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
     // As in nnU-Net, the first fold speaks for all; in a bundle, a file of its own does, and pictures are never mirrored.
     let mut first = Some(open(&names[0])?);
     let settings = if bundled {
-        Settings { mirror_axes: MirrorAxes::NONE, ..Settings::read(&file(BUNDLE_SETTINGS)?)? }
+        Settings { mirror_axes: Ok(MirrorAxes::NONE), ..Settings::read(&file(BUNDLE_SETTINGS)?)? }
     } else {
         first.as_ref().expect("just opened").settings()?
     };
@@ -90,7 +90,7 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
     let configuration = plans.configuration(&configuration_name, counts, norm)?;
     let architecture = configuration.network;
     // Only now: those of a volume have no place here, and it is the volume that is to be named.
-    let mirror_axes = checkpoint.mirror_axes()?;
+    let mirror_axes = mirror_axes?;
 
     let name = plans.dataset_name()?.map_or_else(|| name_of(folder), ToOwned::to_owned);
     let foreign = if trained == Trained::Unknown { " (none of nnU-Net's own)" } else { "" };

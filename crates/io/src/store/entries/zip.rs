@@ -6,7 +6,7 @@
 //! because it was made to deceive. ZIP64 is read; encryption, archives of several parts, and other methods are refused.
 //! Format: PKWARE's APPNOTE.TXT 6.3.10, <https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT>.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -66,12 +66,22 @@ struct Item {
 }
 
 impl ZipEntries {
+    /// Reads the directory of an archive in which a store lies.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), and [`Error::Unsupported`] if there is no store in it.
+    pub(crate) fn open(source: Arc<dyn ByteSource>, limits: &Limits) -> Result<Self> {
+        let mut entries = Self::read(source, limits)?;
+        entries.prefix = entries.root()?;
+        Ok(entries)
+    }
+
     /// Reads the directory of an archive.
     ///
     /// # Errors
     /// [`Error::Format`] if it is damaged or has names that lead out, [`Error::Unsupported`] for several parts,
     /// [`Error::Limits`] if it is larger than `Limits::table_bytes`.
-    pub(crate) fn open(source: Arc<dyn ByteSource>, limits: &Limits) -> Result<Self> {
+    pub(crate) fn read(source: Arc<dyn ByteSource>, limits: &Limits) -> Result<Self> {
         let (count, range) = directory(&*source)?;
         let path = source.path().to_owned();
         let format = |message: String| Error::format(&path, message);
@@ -103,9 +113,24 @@ impl ZipEntries {
         items.sort_by(|a, b| name(a).cmp(name(b)));
         items.dedup_by(|a, b| name(a) == name(b));
         names.shrink_to_fit();
-        let mut entries = Self { source, prefix: String::new(), names, items, inflated: limits.decoded_bytes };
-        entries.prefix = entries.root()?;
-        Ok(entries)
+        Ok(Self { source, prefix: String::new(), names, items, inflated: limits.decoded_bytes })
+    }
+
+    /// The names of all entries, in order; folders are none.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.items.iter().map(|item| &self.names[item.name_range()])
+    }
+
+    /// The size that the directory gives an entry.
+    pub(crate) fn size(&self, key: &str) -> Option<u64> {
+        self.find(key).map(|item| item.size)
+    }
+
+    /// Writes an entry, if there is one, its checksum compared: never more than its size.
+    pub(crate) fn extract(&self, key: &str, out: &mut dyn Write) -> Result<bool> {
+        let Some(item) = self.find(key) else { return Ok(false) };
+        self.pour(key, item, out)?;
+        Ok(true)
     }
 
     /// Where the store lies: at the archive's root, or in the one folder that is a node.
@@ -170,34 +195,60 @@ impl ZipEntries {
                 format!("the entry has {} bytes, more than the {limit} that are allowed here", item.size),
             ));
         }
+        // What cannot be is found before memory is asked for it.
+        self.check_size(key, item)?;
+        let mut bytes = Vec::with_capacity(item.size as usize);
+        self.pour(key, item, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Writes an entry, its checksum compared. Memory: a small buffer, if the archive is mapped.
+    fn pour(&self, key: &str, item: &Item, out: &mut dyn Write) -> Result<()> {
+        let name = self.name(key);
+        self.check_size(key, item)?;
         let window = self.packed(key, item)?;
         let packed = window.read_at(0..item.packed)?;
-        let bytes = match item.method {
-            0 => packed.into_owned(),
-            8 => {
-                if item.size > item.packed.saturating_mul(MOST_INFLATED).saturating_add(64) {
-                    let (size, packed) = (item.size, item.packed);
-                    return Err(Error::format(&name, format!("{packed} deflated bytes cannot hold {size}")));
-                }
-                let mut bytes = Vec::with_capacity(item.size as usize);
-                flate2::read::DeflateDecoder::new(&*packed)
-                    .take(item.size + 1)
-                    .read_to_end(&mut bytes)
-                    .map_err(|e| Error::format(&name, format!("the entry of the archive cannot be inflated: {e}")))?;
-                bytes
-            }
-            other => return Err(unknown_method(&name, other)),
+        let mut content: Box<dyn Read> = match item.method {
+            8 => Box::new(flate2::read::DeflateDecoder::new(&*packed).take(item.size + 1)),
+            _ => Box::new(&*packed),
         };
+        let (mut sum, mut written, mut buffer) = (flate2::Crc::new(), 0, [0; 1 << 14]);
+        loop {
+            let n = match content.read(&mut buffer) {
+                Ok(n) => n,
+                Err(error) => {
+                    return Err(Error::format(&name, format!("the entry of the archive cannot be inflated: {error}")));
+                }
+            };
+            written += n as u64;
+            if n == 0 || written > item.size {
+                break;
+            }
+            sum.update(&buffer[..n]);
+            out.write_all(&buffer[..n]).map_err(|e| Error::io(&name, e))?;
+        }
         self.source.still_whole()?;
-        let mut sum = flate2::Crc::new();
-        sum.update(&bytes);
-        if bytes.len() as u64 != item.size || sum.sum() != item.checksum {
+        if written != item.size || sum.sum() != item.checksum {
             return Err(Error::format(
                 &name,
                 "the entry of the archive is damaged: its size or its checksum is not what the directory says",
             ));
         }
-        Ok(bytes)
+        Ok(())
+    }
+
+    /// What is wrong with an entry's method and sizes.
+    fn check_size(&self, key: &str, item: &Item) -> Result<()> {
+        let (name, size, packed) = (self.name(key), item.size, item.packed);
+        match item.method {
+            0 if packed == size => Ok(()),
+            0 => Err(Error::format(name, "the entry is stored as it is, and yet changes its size")),
+            8 if size > packed.saturating_mul(MOST_INFLATED).saturating_add(64) => {
+                Err(Error::format(name, format!("{packed} deflated bytes cannot hold {size}")))
+            }
+            8 => Ok(()),
+            other => Err(unknown_method(&name, other)),
+        }
     }
 }
 
