@@ -46,10 +46,10 @@ CASES = [
 SAME_PIXELS, SAME_SUMS, FROM_SLIDE = (0.9999, 0.9995), (0.99998, 0.9999), (0.995, 0.99)
 
 
-def predict(folder, rgb, mirroring, step=0.5):
+def predict(folder, rgb, mirroring, step=0.5, folds=("all",)):
     """nnU-Net's mask of an RGB picture (rows x columns x 3)."""
     predictor = nnUNetPredictor(tile_step_size=step, use_mirroring=mirroring, device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(str(folder), ("all",), "checkpoint_final.pth")
+    predictor.initialize_from_trained_model_folder(str(folder), folds, "checkpoint_final.pth")
     array = np.ascontiguousarray(rgb.transpose(2, 0, 1)[:, None]).astype(np.float32)
     return predictor.predict_single_npy_array(array, {"spacing": (999, 1, 1)}).squeeze()
 

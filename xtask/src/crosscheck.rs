@@ -13,6 +13,8 @@ use crate::workspace::{Profile, Workspace};
 /// The nnU-Net results folder that the bundled model was made from, and masks that nnU-Net made with it, under the data folder.
 pub(crate) const NNUNET: &str = "models/nnunet-v2-plain";
 pub(crate) const NNUNET_FOLDER: &str = "Dataset501_DSBStained/nnUNetTrainer_10epochs__tinyPlans__2d";
+/// Pictures with their truth, on which that model was trained.
+const DSB: &str = "seg/dsb2018-stained";
 
 /// What pinned packages say of the stores that the built program leaves, with the binary of the dev profile.
 /// (What the library computes is compared in `tests/pipeline/parity.rs`.)
@@ -43,19 +45,20 @@ pub(crate) fn run(workspace: &Workspace, venv: &Venv, skips: &SkipLog) -> Result
 pub(crate) fn run_nnunet(workspace: &Workspace, venv: &Venv) -> Result<()> {
     let data = workspace.data().context("the nnU-Net folder to compare with is under MICROTOME_DATA: set it")?;
     workspace.build_for_tests()?;
-    shell::run(
-        venv.script(workspace, "check_nnunet.py")
-            .arg(workspace.binary(Profile::Dev))
-            .arg(data.join(NNUNET).join(NNUNET_FOLDER))
-            .arg(workspace.demo_slide()?)
-            .arg(workspace.target.join("crosscheck-nnunet")),
-    )?;
-    shell::run(
-        venv.script(workspace, "check_ensemble.py")
-            .arg(workspace.binary(Profile::Dev))
-            .arg(workspace.demo_slide()?)
-            .arg(workspace.target.join("crosscheck-ensemble")),
-    )
+    let (binary, slide) = (workspace.binary(Profile::Dev), workspace.demo_slide()?);
+    let (model, work) = (data.join(NNUNET).join(NNUNET_FOLDER), workspace.target.join("crosscheck-nnunet"));
+    let mut trained = venv.script(workspace, "check_nnunet.py");
+    shell::run(trained.arg(&binary).arg(&model).arg(&slide).arg(&work))?;
+    let mut random = venv.script(workspace, "check_nnunet_models.py");
+    shell::run(random.arg(&binary).arg(&slide).arg(work.join("models")))?;
+    let mut dice = venv.script(workspace, "check_nnunet_dice.py");
+    shell::run(dice.arg(&binary).arg(&model).arg(data.join(DSB)).arg(work.join("dice")));
+    let mut crop = venv.script(workspace, "check_crop.py");
+    shell::run(crop.arg(&binary).arg(&model).arg(&slide).arg(work.join("crop")))?;
+    let mut ensemble = venv.script(workspace, "check_ensemble.py");
+    shell::run(ensemble.arg(&binary).arg(&slide).arg(work.join("ensemble")))?;
+    let mut smp = venv.script(workspace, "check_smp.py");
+    shell::run(smp.arg(&binary).arg(&slide).arg(work.join("smp")))
 }
 
 /// Segments with the bundled model.

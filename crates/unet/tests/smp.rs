@@ -16,8 +16,15 @@ use serde_json::{Value, json};
 use crate::fixture::Item;
 
 #[allow(dead_code)]
+#[path = "../src/fuzz/archive.rs"]
+mod archive;
 #[path = "../src/torch/fixture.rs"]
 mod fixture;
+
+/// Where the fixture looks for its archives.
+mod fuzz {
+    pub(crate) use crate::archive;
+}
 
 #[derive(Deserialize)]
 struct Fixtures {

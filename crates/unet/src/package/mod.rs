@@ -14,11 +14,7 @@ pub(crate) use weights::is_kernel;
 
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, TensorView};
-use sha2::{Digest, Sha256};
-
-use crate::model::{self, Folds, Model, ModelOptions, hexadecimal};
-use crate::weights::{Fold, Weight};
+use crate::model::{self, Folds, Model, ModelOptions};
 use crate::{Error, Measurement, Precision, Result, bounded};
 use manifest::Manifest;
 
@@ -111,6 +107,9 @@ mod tests {
     use std::path::PathBuf;
 
     use microtome_io::{Pixels, Rect, Size};
+    use safetensors::SafeTensors;
+    use safetensors::tensor::{Dtype, TensorView};
+    use sha2::{Digest, Sha256};
 
     use super::*;
     use crate::architecture::PlainConvUnet;
@@ -505,7 +504,7 @@ mod tests {
         let (path, manifest) = (folder.join(WEIGHTS), folder.join(MANIFEST));
         let (bytes, text) = (std::fs::read(&path).unwrap(), std::fs::read_to_string(&manifest).unwrap());
         let expected = open(&folder).unwrap();
-        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
         // bf16 is the upper half of an f32.
         let narrow: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
             .iter()
