@@ -116,19 +116,33 @@ def plans(name, network, keywords, scheme):
     }
 
 
-def initialize(network, has_regions, fold):
-    """Random weights; those of other folds than the first are near its."""
+def initialize(trainer, rgb, fold):
+    """Random weights, such that all classes occur in the picture; those of other folds than the first are near its."""
     import torch
 
     from unet_fixtures import randomize
 
+    network, configuration = trainer.network.eval(), trainer.configuration_manager
+    height, width = (n // 16 * 16 for n in rgb.shape[:2])
+    channels = rgb[:height, :width].transpose(2, 0, 1)[:, None].astype(np.float32)
+    intensities = trainer.plans_manager.foreground_intensity_properties_per_channel
+    channels = configuration.preprocessor_class(verbose=False)._normalize(channels, np.zeros_like(channels[:1]), configuration, intensities)
     torch.manual_seed(1)
     with torch.no_grad():
         randomize(network)
         head = network.decoder.seg_layers[-1]
-        direction = torch.randn(head.in_channels) / head.in_channels**0.5
+        seen = []
+        handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        network(torch.from_numpy(channels[:, 0])[None])
+        handle.remove()
+        direction = torch.randn(head.in_channels)
+        values = torch.einsum("c,bchw->bhw", direction, seen[0])
+        direction, middle = direction / values.std(), float(values.median() / values.std())
         # Regions inside each other; bands, with background between them.
-        factors, biases = ([1.0, 1.0, 1.0], [0.4, 0.0, -0.4]) if has_regions else ([0.0, 1.0, -1.0], [0.0, -0.3, -0.3])
+        if trainer.label_manager.has_regions:
+            factors, biases = [1.0, 1.0, 1.0], [0.4 - middle, -middle, -0.4 - middle]
+        else:
+            factors, biases = [0.0, 1.0, -1.0], [0.0, -0.3 - middle, -0.3 + middle]
         head.weight.copy_((torch.tensor(factors)[:, None] * direction)[..., None, None])
         head.bias.copy_(torch.tensor(biases))
         torch.manual_seed(100 + fold)
@@ -136,7 +150,7 @@ def initialize(network, has_regions, fold):
             parameter.mul_(1 + 0.05 * torch.randn(parameter.shape))
 
 
-def make(name, network, keywords, trainer_name, labels, folds, scheme):
+def make(rgb, name, network, keywords, trainer_name, labels, folds, scheme):
     """Has nnU-Net's trainer write checkpoints of random weights. Returns the folder."""
     import nnunetv2
     import torch
@@ -153,7 +167,7 @@ def make(name, network, keywords, trainer_name, labels, folds, scheme):
             trainer = trainer_class(arguments, "2d", fold, data_set, torch.device("cpu"))
         heads = trainer.label_manager.num_segmentation_heads
         trainer.network = trainer.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 3, heads, True)
-        initialize(trainer.network, trainer.label_manager.has_regions, fold)
+        initialize(trainer, rgb, fold)
         trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
         with contextlib.redirect_stdout(io.StringIO()):
             trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -200,7 +214,7 @@ def main():
     for name, model in MODELS.items():
         if names and name not in names:
             continue
-        folder = make(name, *model)
+        folder = make(rgb, name, *model)
         folds = model[4]
         for mirroring in (True, False):
             start = time.monotonic()
