@@ -158,6 +158,7 @@ def operations():
     corners = {"mode": "bilinear", "align_corners": True}
     outputs = {
         "average pool": F.avg_pool2d(x, (3, 2), (2, 2)),
+        "average pool, padded": F.avg_pool2d(F.pad(x, (1, 0, 1, 0)), 2, 1),
         "max pool": F.max_pool2d(x, (3, 2), (2, 1), (1, 1)),
         "nearest": resize((2.0, 1.7), mode="nearest"),
         "nearest, smaller": resize((0.7, 0.5), mode="nearest"),

@@ -162,12 +162,14 @@ pub enum Operation {
     Concatenate,
     /// The sum of two sources of one shape.
     Add,
-    /// The mean under a kernel that lies inside the source: `AvgPool2d(kernel, stride)`.
+    /// The mean under a kernel: `AvgPool2d(kernel, stride)`, behind `ConstantPad2d` with zeros above and on the left.
     AveragePool {
         /// Extent of the kernel.
         kernel: Extent,
         /// Distance between the kernel's positions.
         stride: Extent,
+        /// How many rows of zeros come before the source, and how many columns, less than the kernel's extent; they count.
+        before: Padding,
     },
     /// The largest value under a kernel: `MaxPool2d(kernel, stride, padding)`.
     MaxPool {
@@ -427,11 +429,14 @@ impl Network {
                 Operation::Concatenate => {
                     Shape { channels: first.channels.saturating_add(of(layer.sources[1]).channels), size: first.size }
                 }
-                Operation::AveragePool { kernel, stride } => {
-                    Shape { size: pooled(first.size, *kernel, *stride, Padding::default()), ..first }
+                Operation::AveragePool { kernel, stride, before } => {
+                    Shape { size: pooled(first.size, *kernel, *stride, *before), ..first }
                 }
                 Operation::MaxPool { kernel, stride, padding } => {
-                    Shape { size: pooled(first.size, *kernel, *stride, *padding), ..first }
+                    // On both sides.
+                    let both = |p: usize| p.saturating_mul(2);
+                    let padding = Padding { height: both(padding.height), width: both(padding.width) };
+                    Shape { size: pooled(first.size, *kernel, *stride, padding), ..first }
                 }
                 Operation::Resize { factor, .. } => {
                     let times = |n: u64, factor: f64| (n as f64 * factor) as u64;
@@ -553,9 +558,13 @@ fn check_operation(operation: &Operation) -> Result<(), String> {
         Operation::Activation { function: Function::LeakyRelu { slope } } if !slope.is_finite() => {
             Err(format!("an activation slope of {slope}"))
         }
-        Operation::AveragePool { kernel, stride } => {
+        Operation::AveragePool { kernel, stride, before } => {
             kernels(kernel, false)?;
-            strides(stride)
+            strides(stride)?;
+            if before.height >= kernel.height || before.width >= kernel.width {
+                return Err(format!("a padding of a whole {kernel} kernel"));
+            }
+            Ok(())
         }
         Operation::MaxPool { kernel, stride, padding } => {
             kernels(kernel, false)?;
@@ -622,10 +631,10 @@ fn check_shapes(operation: &Operation, sources: &[Shape], output: Shape) -> Resu
     Ok(())
 }
 
-/// Positions of a kernel: `floor((n + 2 * p - k) / s) + 1`, none where it does not fit.
+/// Positions of a kernel over a source and its padding: `floor((n + p - k) / s) + 1`, none where it does not fit.
 fn pooled(size: Size, kernel: Extent, stride: Extent, padding: Padding) -> Size {
     let positions = |n: u64, kernel: usize, stride: usize, padding: usize| {
-        n.saturating_add(2 * padding as u64).checked_sub(kernel as u64).map_or(0, |rest| rest / stride as u64 + 1)
+        n.saturating_add(padding as u64).checked_sub(kernel as u64).map_or(0, |rest| rest / stride as u64 + 1)
     };
     Size::new(
         positions(size.width, kernel.width, stride.width, padding.width),
@@ -694,7 +703,8 @@ mod tests {
     fn pools_and_resizing_round_down() {
         let mut network = Network::new(2);
         let (two, three) = (Extent { height: 2, width: 2 }, Extent { height: 3, width: 3 });
-        network.push(Operation::AveragePool { kernel: two, stride: Extent { height: 2, width: 1 } }, &[Source::Input]);
+        let (stride, before) = (Extent { height: 2, width: 1 }, Padding { height: 0, width: 1 });
+        network.push(Operation::AveragePool { kernel: two, stride, before }, &[Source::Input]);
         let padding = Padding { height: 1, width: 1 };
         network.push(Operation::MaxPool { kernel: three, stride: two, padding }, &[Source::Input]);
         let factor = Factor { height: 2.0, width: 0.7 };
@@ -703,7 +713,7 @@ mod tests {
         let weight = "slope".to_owned();
         network.push(Operation::Activation { function: Function::PRelu { weight, values: 2 } }, &[Source::Input]);
         let shapes = network.shapes(Size::new(8, 5));
-        let sizes = [(7, 2), (4, 3), (5, 10), (8, 5), (8, 5)].map(|(width, height)| Size::new(width, height));
+        let sizes = [(8, 2), (4, 3), (5, 10), (8, 5), (8, 5)].map(|(width, height)| Size::new(width, height));
         assert_eq!(shapes, sizes.map(|size| Shape { channels: 2, size }));
         assert_eq!((network.parameters(), network.multiplications(Size::new(8, 5))), (2, 0));
     }

@@ -31,10 +31,11 @@ impl Taps {
         Self { each, positions, weights }
     }
 
-    /// The mean of `kernel` neighbours, and so on every `stride` positions.
-    fn mean(outputs: usize, kernel: usize, stride: usize) -> Self {
-        let positions: Vec<usize> = (0..outputs).flat_map(|o| (0..kernel).map(move |k| o * stride + k)).collect();
-        let weights = vec![1.0 / kernel as f32; positions.len()];
+    /// The mean of `kernel` neighbours, and so on every `stride` positions, with `before` zeros before the first.
+    fn mean(outputs: usize, kernel: usize, stride: usize, before: usize) -> Self {
+        let under = || (0..outputs).flat_map(|o| (0..kernel).map(move |k| o * stride + k));
+        let positions = under().map(|at| at.saturating_sub(before)).collect();
+        let weights = under().map(|at| if at < before { 0.0 } else { 1.0 / kernel as f32 }).collect();
         Self::new(kernel, positions, weights)
     }
 
@@ -91,10 +92,10 @@ impl Separable {
         let (width, height) = (from.width as usize, from.height as usize);
         let (columns, rows) = (to.width as usize, to.height as usize);
         Some(match operation {
-            Operation::AveragePool { kernel, stride } => Self {
+            Operation::AveragePool { kernel, stride, before } => Self {
                 combination: Combination::Sum,
-                rows: Taps::mean(rows, kernel.height, stride.height),
-                columns: Taps::mean(columns, kernel.width, stride.width),
+                rows: Taps::mean(rows, kernel.height, stride.height, before.height),
+                columns: Taps::mean(columns, kernel.width, stride.width, before.width),
             },
             Operation::MaxPool { kernel, stride, padding } => Self {
                 combination: Combination::Maximum,

@@ -6,6 +6,7 @@ mod basic_unet;
 mod dyn_unet;
 mod layers;
 mod monai;
+mod monai_unet;
 mod plain_conv_unet;
 mod residual;
 mod residual_encoder_unet;
@@ -17,6 +18,7 @@ mod unet;
 pub use basic_unet::BasicUnet;
 pub use dyn_unet::DynUnet;
 pub use monai::UpsampleMode;
+pub use monai_unet::MonaiUnet;
 pub use plain_conv_unet::PlainConvUnet;
 pub use residual_encoder_unet::ResidualEncoderUnet;
 pub use residual_unet::ResidualUnet;
@@ -85,7 +87,13 @@ type Construct = fn(&Object<'_>, Axes) -> Result<Architecture>;
 
 /// Those that can be constructed: framework, class, and how.
 const CONSTRUCTORS: &[(&str, &str, Construct)] =
-    &[constructor::<BasicUnet>(), constructor::<DynUnet>(), constructor::<SegResNet>(), constructor::<SmpUnet>()];
+    &[
+        constructor::<MonaiUnet>(),
+        constructor::<BasicUnet>(),
+        constructor::<DynUnet>(),
+        constructor::<SegResNet>(),
+        constructor::<SmpUnet>(),
+    ];
 
 /// An entry of the list.
 const fn constructor<F: Constructor + Into<Architecture>>() -> (&'static str, &'static str, Construct) {
@@ -145,6 +153,8 @@ families! {
     ResidualEncoderUnet,
     /// nnU-Net's `ResidualUNet` in two dimensions.
     ResidualUnet,
+    /// MONAI's `UNet` in two dimensions.
+    MonaiUnet,
     /// MONAI's `BasicUNet` in two dimensions.
     BasicUnet,
     /// MONAI's `DynUNet` in two dimensions.

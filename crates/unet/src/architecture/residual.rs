@@ -54,7 +54,7 @@ impl Common<'_> {
     ) -> Source {
         let mut place = 0;
         if stride != Extent::ONE {
-            at = network.push(Operation::AveragePool { kernel: stride, stride }, &[at]);
+            at = network.push(Operation::AveragePool { kernel: stride, stride, before: Padding::default() }, &[at]);
             place += 1;
         }
         if channels.0 != channels.1 {

@@ -12,8 +12,10 @@ use serde_json::{Map, Value};
 use crate::arguments::Object;
 use crate::{Error, Result};
 
-/// Values that references may be resolved into: a bundle has hundreds, and references to references grow without bounds.
-const MAX_VALUES: usize = 1 << 14;
+/// Bytes that references may be resolved into, names and texts as long as they are, and so many more for each value: a bundle has
+/// hundreds of values, and references to references grow without bounds.
+const MAX_BYTES: usize = 1 << 20;
+const VALUE_BYTES: usize = 64;
 /// How deep values and references may lie in each other.
 const MAX_DEPTH: usize = 64;
 
@@ -22,7 +24,8 @@ const MAX_DEPTH: usize = 64;
 pub(super) struct Config<'a> {
     path: &'a Path,
     root: &'a Map<String, Value>,
-    values: Cell<usize>,
+    /// Resolved so far.
+    bytes: Cell<usize>,
 }
 
 /// An object with a `_target_`: a class and the arguments of its constructor, resolved.
@@ -35,6 +38,14 @@ pub(super) struct Component {
     pub(super) place: String,
 }
 
+/// Which arguments of a component are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arguments {
+    All,
+    /// Which entries of a dictionary it is about.
+    Keys,
+}
+
 impl Component {
     pub(super) fn object<'a>(&'a self, path: &'a Path) -> Object<'a> {
         Object { path, place: self.place.clone(), map: &self.arguments }
@@ -43,7 +54,7 @@ impl Component {
 
 impl<'a> Config<'a> {
     pub(super) fn new(path: &'a Path, root: &'a Map<String, Value>) -> Self {
-        Self { path, root, values: Cell::new(0) }
+        Self { path, root, bytes: Cell::new(0) }
     }
 
     /// What stands under a name, references followed, but nothing below it.
@@ -60,6 +71,16 @@ impl<'a> Config<'a> {
 
     /// The component that a value is, or `None` where it is switched off.
     pub(super) fn component(&self, value: &Value, place: &str) -> Result<Option<Component>> {
+        self.component_with(value, place, &|_| Arguments::All)
+    }
+
+    /// The same where some classes' arguments make no difference.
+    fn component_with(
+        &self,
+        value: &Value,
+        place: &str,
+        wanted: &dyn Fn(&str) -> Arguments,
+    ) -> Result<Option<Component>> {
         let value = match value.as_str().and_then(reference) {
             Some(id) => self.look_up(id, place)?,
             None => value,
@@ -71,6 +92,7 @@ impl<'a> Config<'a> {
         let object = value.as_object().ok_or_else(|| wrong("is no object"))?;
         let target = object.get("_target_").and_then(Value::as_str).ok_or_else(|| wrong("has no _target_"))?;
         let class = target.rsplit('.').next().unwrap_or(target).to_owned();
+        let wanted = wanted(&class);
         let mut arguments = Map::new();
         for (key, value) in object {
             match key.as_str() {
@@ -86,6 +108,7 @@ impl<'a> Config<'a> {
                 }
                 // What only says where and how fast something runs may be an expression.
                 "device" | "sw_device" | "progress" | "sw_batch_size" | "dtype" | "buffer_steps" | "cpu_thresh" => {}
+                key if wanted == Arguments::Keys && key != "keys" => {}
                 key => {
                     let resolved = self.resolve(value, &format!("{place}.{key}"), 0)?;
                     arguments.insert(key.to_owned(), resolved);
@@ -95,13 +118,13 @@ impl<'a> Config<'a> {
         Ok(Some(Component { class, arguments, place: place.to_owned() }))
     }
 
-    /// The transforms of a list, or of a `Compose` of one.
-    pub(super) fn transforms(&self, name: &str) -> Result<Vec<Component>> {
+    /// The transforms of a list, or of a `Compose` of one. `wanted` says which arguments of a class are looked at.
+    pub(super) fn transforms(&self, name: &str, wanted: &dyn Fn(&str) -> Arguments) -> Result<Vec<Component>> {
         let Some(mut value) = self.find(name)? else { return Ok(Vec::new()) };
         if let Some(object) = value.as_object() {
             let target = object.get("_target_").and_then(Value::as_str).unwrap_or_default();
             if target.rsplit('.').next() != Some("Compose") {
-                return Ok(self.component(value, name)?.into_iter().collect());
+                return Ok(self.component_with(value, name, wanted)?.into_iter().collect());
             }
             value = match object.get("transforms") {
                 Some(Value::String(text)) => match reference(text) {
@@ -116,15 +139,21 @@ impl<'a> Config<'a> {
             return Err(self.expression(name, expression));
         }
         let list = value.as_array().ok_or_else(|| Error::format(self.path, format!("{name} is no list")))?;
-        let components = list.iter().enumerate().map(|(i, v)| self.component(v, &format!("{name}.transforms[{i}]")));
+        let one = |(i, v)| self.component_with(v, &format!("{name}.transforms[{i}]"), wanted);
+        let components = list.iter().enumerate().map(one);
         components.filter_map(Result::transpose).collect()
     }
 
     /// A value with what its references stand for.
     fn resolve(&self, value: &Value, place: &str, depth: usize) -> Result<Value> {
-        self.values.set(self.values.get() + 1);
-        if self.values.get() > MAX_VALUES {
-            let message = format!("its references come to more than {MAX_VALUES} values");
+        let text = match value {
+            Value::String(text) => text.len(),
+            Value::Object(map) => map.keys().map(String::len).sum(),
+            _ => 0,
+        };
+        self.bytes.set(self.bytes.get().saturating_add(VALUE_BYTES).saturating_add(text));
+        if self.bytes.get() > MAX_BYTES {
+            let message = format!("{place}: its references come to more than {MAX_BYTES} bytes");
             return Err(Error::limits(self.path, message));
         }
         if depth > MAX_DEPTH {

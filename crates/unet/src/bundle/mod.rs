@@ -70,8 +70,8 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
     let framed = Networks::construct("monai", &network.class, &network.object(&path), Axes::YX)?;
     let (channels, heads) = (framed.upright().channels(), framed.upright().heads());
     let window = sliding_window(&path, &config)?;
-    let before = transforms::before(&path, &config.transforms("preprocessing")?, channels)?;
-    let behind = transforms::behind(&path, &config.transforms("postprocessing")?)?;
+    let before = transforms::before(&path, &config.transforms("preprocessing", &transforms::wanted)?, channels)?;
+    let behind = transforms::behind(&path, &config.transforms("postprocessing", &transforms::wanted)?)?;
     let decision = match behind.decision {
         Some(decision) => decision,
         None if heads > 1 => Decision::Argmax,

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::config::Component;
+use super::config::{Arguments, Component};
 use crate::arguments::Object;
 use crate::{Error, Normalization, Result};
 
@@ -35,17 +35,54 @@ pub(super) enum Decision {
     Positive,
 }
 
-/// The class without what marks transforms of dictionaries, and whether the transform has to do with `key`.
+/// Transforms before the network whose arguments say nothing about values: kinds of numbers, and where the channels are.
+const PLAIN_BEFORE: [&str; 8] = [
+    "EnsureChannelFirst",
+    "AsChannelFirst",
+    "EnsureType",
+    "ToTensor",
+    "CastToType",
+    "ToDevice",
+    "SelectItems",
+    "Identity",
+];
+/// Transforms behind the network that change no label: kinds of numbers, files, and ways back that are not gone here.
+const PLAIN_BEHIND: [&str; 11] = [
+    "EnsureType",
+    "ToTensor",
+    "CastToType",
+    "ToDevice",
+    "SelectItems",
+    "DeleteItems",
+    "Invert",
+    "SaveImage",
+    "Identity",
+    "FromMetaTensor",
+    "Transpose",
+];
+/// Transforms of masks that are named and not applied.
+const LEFT_OUT: [&str; 3] = ["KeepLargestConnectedComponent", "RemoveSmallObjects", "FillHoles"];
+
+/// Which arguments of a class are looked at.
+pub(super) fn wanted(class: &str) -> Arguments {
+    let plain = plain(class);
+    let known = PLAIN_BEFORE.contains(&plain) || PLAIN_BEHIND.contains(&plain) || LEFT_OUT.contains(&plain);
+    if known && plain != "Transpose" { Arguments::Keys } else { Arguments::All }
+}
+
+/// The class without what marks transforms of dictionaries. `Pad` and the like end in a d of their own; none of them is known here.
+fn plain(class: &str) -> &str {
+    class.strip_suffix("Dict").or_else(|| class.strip_suffix(['d', 'D'])).unwrap_or(class)
+}
+
+/// The class of a transform, and whether it is about one of these entries of a dictionary.
 fn named<'a>(component: &'a Component, keys: &[&str]) -> (&'a str, bool) {
-    let class = component.class.as_str();
-    let plain = class.strip_suffix("Dict").or_else(|| class.strip_suffix(['d', 'D'])).unwrap_or(class);
-    // `Pad` and the like end in a d of their own; none of them is known here.
     let concerns = match component.arguments.get("keys") {
         Some(Value::String(key)) => keys.contains(&key.as_str()),
         Some(Value::Array(items)) => items.iter().any(|k| k.as_str().is_some_and(|k| keys.contains(&k))),
         _ => true,
     };
-    (plain, concerns)
+    (plain(&component.class), concerns)
 }
 
 fn refused(path: &Path, component: &Component, why: &str) -> Error {
@@ -132,9 +169,7 @@ pub(super) fn before(path: &Path, transforms: &[Component], channels: usize) -> 
                     _ => return Err(object.unsupported("indices", "are neither [0, 1, 2] nor [0, 2, 1]")),
                 }
             }
-            // Kinds of numbers, and where the channels are.
-            "EnsureChannelFirst" | "AsChannelFirst" | "EnsureType" | "ToTensor" | "CastToType" | "ToDevice"
-            | "SelectItems" | "Identity" => {}
+            name if PLAIN_BEFORE.contains(&name) => {}
             "ScaleIntensityRange" => intensity = scale_range(&object, intensity)?,
             "ScaleIntensity" => intensity = scale(&object, intensity, channels)?,
             "NormalizeIntensity" => intensity = normalize(&object, intensity, channels)?,
@@ -343,12 +378,8 @@ pub(super) fn behind(path: &Path, transforms: &[Component]) -> Result<Postproces
                 }
                 post.decision = Some(Decision::Positive);
             }
-            // Kinds of numbers, and files.
-            "EnsureType" | "ToTensor" | "CastToType" | "ToDevice" | "SelectItems" | "DeleteItems" | "Invert"
-            | "SaveImage" | "Identity" | "FromMetaTensor" | "Transpose" => {}
-            "KeepLargestConnectedComponent" | "RemoveSmallObjects" | "FillHoles" => {
-                post.left_out.push(transform.class.clone());
-            }
+            name if PLAIN_BEHIND.contains(&name) => {}
+            name if LEFT_OUT.contains(&name) => post.left_out.push(transform.class.clone()),
             _ => return Err(refused(path, transform, "")),
         }
     }

@@ -18,7 +18,7 @@ fn measure_writes() {
     let activation = |function| Operation::Activation { function };
     for (name, operation) in [
         ("residual add", Operation::Add),
-        ("average pool", Operation::AveragePool { kernel: two, stride: two }),
+        ("average pool", Operation::AveragePool { kernel: two, stride: two, before: Padding::default() }),
         ("max pool", Operation::MaxPool { kernel: two, stride: two, padding: Padding::default() }),
         ("nearest", up(Interpolation::Nearest)),
         ("bilinear", up(Interpolation::Bilinear)),

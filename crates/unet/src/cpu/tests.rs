@@ -149,12 +149,15 @@ fn by_formula(
             }
             Operation::Concatenate => y = [x, read(layer.sources[1]).0].concat(),
             Operation::Add => y = x.iter().zip(read(layer.sources[1]).0).map(|(a, b)| a + b).collect(),
-            Operation::AveragePool { kernel, stride } => {
+            Operation::AveragePool { kernel, stride, before } => {
                 pool(&mut y, to, |c: usize, oy: usize, ox: usize| {
                     let under = (0..kernel.height).flat_map(|ky| (0..kernel.width).map(move |kx| (ky, kx)));
-                    let at =
-                        |ky: usize, kx: usize| (c * height + oy * stride.height + ky) * width + ox * stride.width + kx;
-                    under.map(|(ky, kx)| x[at(ky, kx)]).sum::<f64>() / kernel.area() as f64
+                    let place = |(ky, kx): (usize, usize)| {
+                        let iy = (oy * stride.height + ky).checked_sub(before.height)?;
+                        let ix = (ox * stride.width + kx).checked_sub(before.width)?;
+                        Some(x[(c * height + iy) * width + ix])
+                    };
+                    under.filter_map(place).sum::<f64>() / kernel.area() as f64
                 });
             }
             Operation::MaxPool { kernel, stride, padding } => {
@@ -510,7 +513,9 @@ fn build(channels: usize, tile: Size, choices: &[Choice]) -> Network {
                 let pool = if *largest {
                     Operation::MaxPool { kernel, stride, padding }
                 } else {
-                    Operation::AveragePool { kernel, stride }
+                    let before = Padding { height: kernel.height / 2, width: 0 };
+                    let before = if *padded { before } else { Padding::default() };
+                    Operation::AveragePool { kernel, stride, before }
                 };
                 (pool, vec![at])
             }
@@ -617,7 +622,16 @@ fn operations_are_pytorchs() {
     };
     let (pair, padding) = (extent(3, 2), Padding { height: 1, width: 1 });
     let operations = [
-        ("average pool", Operation::AveragePool { kernel: pair, stride: extent(2, 2) }, 1e-6),
+        (
+            "average pool",
+            Operation::AveragePool { kernel: pair, stride: extent(2, 2), before: Padding::default() },
+            1e-6,
+        ),
+        (
+            "average pool, padded",
+            Operation::AveragePool { kernel: extent(2, 2), stride: Extent::ONE, before: padding },
+            1e-6,
+        ),
         ("max pool", Operation::MaxPool { kernel: pair, stride: extent(2, 1), padding }, 0.0),
         ("nearest", resize(2.0, 1.7, Interpolation::Nearest), 0.0),
         ("nearest, smaller", resize(0.7, 0.5, Interpolation::Nearest), 0.0),

@@ -1,0 +1,279 @@
+//! Networks of MONAI, small and with random weights: with nothing but the repository.
+//!
+//! The folders of `monai` beside this file, with logits by PyTorch 2.15 and MONAI 1.6.1, come from `tests/python/monai_fixtures.py`.
+
+use std::path::{Path, PathBuf};
+
+use microtome_io::{Pixels, Size};
+use microtome_unet::{
+    Arithmetic, Device, Execution, MirrorAxes, Mirroring, Model, ModelOptions, Normalization, Normalizer, Output,
+    PackageOptions, Placement, Precision, Tile, Window,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// A folder of `monai`, and what its architecture's line begins with.
+const NETWORKS: &[(&str, &str)] = &[
+    ("unet", "UNet 2D of MONAI, 3 levels of 4, 6, 8 features, instance norm"),
+    ("unet-residual", "UNet 2D of MONAI, 4 levels of 4, 5, 5, 6 features, residual units of 2, batch norm"),
+    ("basic-unet", "BasicUNet 2D of MONAI, 4, 4, 6, 6, 8, 5 features, instance norm"),
+    ("basic-unet-nontrainable", "BasicUNet 2D of MONAI, 4, 4, 6, 6, 8, 4 features, group norm"),
+    ("dyn-unet", "DynUNet 2D of MONAI, 4 stages of 4, 5, 6, 6 features, instance norm"),
+    ("dyn-unet-residual", "DynUNet 2D of MONAI, 3 stages of 4, 6, 6 features with shortcuts, batch norm"),
+    ("seg-res-net", "SegResNet 2D of MONAI, 3 levels from 4 features, 6 blocks, group norm"),
+    ("seg-res-net-deconv", "SegResNet 2D of MONAI, 3 levels from 4 features, 6 blocks, instance norm"),
+];
+/// The largest difference from MONAI's logits, as a fraction of the largest of them.
+const BOUND: f32 = 1e-4;
+
+/// MONAI's logits for one size of tile.
+#[derive(Debug, Deserialize)]
+struct Expected {
+    width: u64,
+    height: u64,
+    logits: Vec<f32>,
+}
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/monai").join(name)
+}
+
+fn read<T: serde::de::DeserializeOwned>(path: &Path) -> T {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn open(path: &Path) -> Result<Model, String> {
+    Model::open(path, &ModelOptions::default()).map_err(|e| e.to_string())
+}
+
+/// A copy of a folder that is given another file.
+fn changed(from: &Path, file: &str, content: &Value) -> tempfile::TempDir {
+    fn copy(from: &Path, to: &Path) {
+        for entry in std::fs::read_dir(from).unwrap() {
+            let (from, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+            if from.is_dir() {
+                std::fs::create_dir(&to).unwrap();
+                copy(&from, &to);
+            } else {
+                std::fs::copy(&from, &to).unwrap();
+            }
+        }
+    }
+    let temporary = tempfile::tempdir().unwrap();
+    copy(from, temporary.path());
+    std::fs::write(temporary.path().join(file), content.to_string()).unwrap();
+    temporary
+}
+
+/// The samples of the script's `picture`.
+fn picture(tile: Size) -> Pixels {
+    let mut state = 5_u32;
+    let sample = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    Pixels::from_u8(tile, 3, std::iter::repeat_with(sample).take(tile.area() as usize * 3).collect())
+}
+
+fn logits(model: &Model, arithmetic: Arithmetic) -> Vec<f32> {
+    let (device, mirroring, precision) = (Device::Cpu, Mirroring::Off, Precision::F32);
+    let predictor = model.predictor(&Execution { device, mirroring, precision, arithmetic }).unwrap();
+    let normalizer = Normalizer::new(&model.card().normalization, &[]).unwrap();
+    let picture = picture(model.card().tile);
+    predictor.predict(&[Tile::full(&picture)], &normalizer).unwrap().remove(0).values
+}
+
+/// The largest difference, as a fraction of the largest expected logit.
+fn difference(model: &Model, arithmetic: Arithmetic, expected: &[f32]) -> f32 {
+    let found = logits(model, arithmetic);
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+    found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest
+}
+
+#[test]
+fn logits_of_every_network_are_monais() {
+    for (name, line) in NETWORKS {
+        let folder = folder(name);
+        let recipe: Value = read(&folder.join("recipe.json"));
+        for Expected { width, height, logits: expected } in read::<Vec<Expected>>(&folder.join("logits.json")) {
+            let mut recipe = recipe.clone();
+            recipe["tile"] = json!({"width": width, "height": height});
+            let copy = changed(&folder, "recipe.json", &recipe);
+            let model = open(copy.path()).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert!(model.card().architecture.starts_with(line), "{name}: {}", model.card().architecture);
+            for arithmetic in [Arithmetic::Exact, Arithmetic::Fast] {
+                let difference = difference(&model, arithmetic, &expected);
+                println!("{name}, {width} x {height}, {arithmetic}: {difference:e} of the largest logit");
+                assert!(difference < BOUND, "{name}, {width} x {height}, {arithmetic}: {difference:e}");
+            }
+            // The package made of it says the same.
+            let package = copy.path().join("package");
+            model.save_package(&package, &PackageOptions::default()).unwrap();
+            let copy = open(&package).unwrap();
+            assert_eq!(logits(&copy, Arithmetic::Exact), logits(&model, Arithmetic::Exact), "{name}");
+            assert_eq!(copy.card(), model.card());
+        }
+    }
+}
+
+#[test]
+fn what_a_constructor_cannot_honour_is_named() {
+    let message = |name: &str, change: fn(&mut Value)| {
+        let folder = folder(name);
+        let mut recipe: Value = read(&folder.join("recipe.json"));
+        change(&mut recipe["arguments"]);
+        let copy = changed(&folder, "recipe.json", &recipe);
+        let message = open(copy.path()).unwrap_err();
+        message.replace(&format!("{}: ", copy.path().join("recipe.json").display()), "")
+    };
+    let basic = |change| message("basic-unet", change);
+    assert_eq!(
+        basic(|a| a["spatial_dims"] = json!(3)),
+        "arguments.spatial_dims is 3; networks of 2 dimensions are supported"
+    );
+    assert_eq!(basic(|a| a["spatial_dims"] = Value::Null), "arguments.spatial_dims is missing");
+    assert_eq!(basic(|a| a["depth"] = json!(3)), "arguments.depth is no argument that is known");
+    assert_eq!(basic(|a| a["features"] = json!([4, 4])), "arguments.features are 2; there must be 6");
+    assert_eq!(
+        basic(|a| a["act"] = json!("elu")),
+        "arguments.act is elu; relu, leakyrelu, prelu, swish, memswish, mish and gelu are supported"
+    );
+    assert_eq!(
+        basic(|a| a["norm"] = json!("layer")),
+        "arguments.norm is layer; instance, batch, syncbatch and group are supported"
+    );
+    assert!(
+        basic(|a| a["norm"] = json!(["batch", {"track_running_stats": false}])).contains("what else is in the batch")
+    );
+    assert_eq!(basic(|a| a["norm"] = json!(["group", {"num_groups": 3}])), "the network has 3 groups of 4 channels");
+    assert_eq!(basic(|a| a["act"] = json!(["relu"])), "arguments.act is neither a name nor a name with arguments");
+    assert_eq!(basic(|a| a["act"] = json!(["swish", {"alpha": 2}])), "arguments.act.alpha is 2; 1 is supported");
+    let dynamic = |change| message("dyn-unet", change);
+    assert_eq!(
+        dynamic(|a| a["strides"] = json!([1, 3, 2, 2])),
+        "the network has a stride of 3x3; 1 and 2 are supported"
+    );
+    assert_eq!(
+        dynamic(|a| a["kernel_size"] = json!([3, 3])),
+        "the network has 2 kernels for 4 stages; there must be 4"
+    );
+    assert!(
+        dynamic(|a| a["res_block"] = json!(true))
+            .contains("its weights are not this network's: missing input_block.conv3.conv.weight")
+    );
+    let residual = |change| message("seg-res-net", change);
+    assert_eq!(
+        residual(|a| a["blocks_up"] = json!([1])),
+        "the network has 1 blocks_up for 3 blocks_down; there must be 2"
+    );
+}
+
+#[test]
+fn a_bundle_is_what_monai_makes_of_it() {
+    let folder = folder("bundle");
+    let model = open(&folder).unwrap();
+    let card = model.card();
+    assert_eq!((card.name.as_str(), card.tile), ("Random stripes", Size::new(24, 16)));
+    assert_eq!((card.step, card.placement, card.window), (0.375, Placement::Monai, Window::GaussianMonai));
+    assert_eq!(card.channels, ["R", "G", "B"]);
+    assert_eq!((card.output.clone(), card.mirror_axes), (Output::Labels, MirrorAxes::NONE));
+    let classes: Vec<(u16, &str)> = card.classes.iter().map(|c| (c.value, c.name.as_str())).collect();
+    assert_eq!(classes, [(0, "background"), (1, "stripe")]);
+    assert_eq!(card.mpp, None);
+    let provenance = card.provenance.as_deref().unwrap();
+    assert_eq!(
+        provenance,
+        "MONAI bundle Random stripes, version 0.1.2, by nobody. It was trained on pictures with x as their first axis; kernels and tile \
+         are transposed here. Its post-processing is not applied: KeepLargestConnectedComponentd."
+    );
+    let Normalization::Linear { lower, upper, .. } = card.normalization[0] else { panic!("{:?}", card.normalization) };
+    assert!((lower.unwrap() - 51.0).abs() < 1e-9 && (upper.unwrap() - 204.0).abs() < 1e-9);
+    let expected = read::<Vec<Expected>>(&folder.join("logits.json")).remove(0);
+    for arithmetic in [Arithmetic::Exact, Arithmetic::Fast] {
+        let difference = difference(&model, arithmetic, &expected.logits);
+        println!("bundle, {arithmetic}: {difference:e} of the largest logit");
+        assert!(difference < BOUND, "bundle, {arithmetic}: {difference:e}");
+    }
+}
+
+#[test]
+fn what_a_bundle_asks_for_and_cannot_have_is_named() {
+    let folder = folder("bundle");
+    let message = |change: &dyn Fn(&mut Value)| {
+        let mut configuration: Value = read(&folder.join("configs/inference.json"));
+        change(&mut configuration);
+        let copy = changed(&folder, "configs/inference.json", &configuration);
+        let message = open(copy.path()).unwrap_err();
+        message.replace(&format!("{}: ", copy.path().join("configs/inference.json").display()), "")
+    };
+    let network = |key: &'static str, value: Value| message(&|c| c["network_def"][key] = value.clone());
+    assert_eq!(
+        network("channels", json!("$[4, 6, 8]")),
+        "network_def.channels is an expression ($[4, 6, 8]), which is not evaluated: write its value there"
+    );
+    assert_eq!(network("channels", json!("@depth")), "network_def.channels refers to depth, which is not there");
+    assert_eq!(
+        network("channels", json!("@network_def::channels")),
+        "network_def.channels holds references or values more than 64 deep"
+    );
+    let error = message(&|c| {
+        let level = |i: usize| if i == 0 { json!("x") } else { json!(vec![format!("@more::{}", i - 1); 40]) };
+        c["more"] = (0..20).map(level).collect();
+        c["network_def"]["channels"] = json!("@more::19");
+    });
+    assert!(error.ends_with("its references come to more than 1048576 bytes"), "{error}");
+    assert!(network("_target_", json!("monai.networks.nets.SwinUNETR")).starts_with("the network SwinUNETR of monai"));
+    assert_eq!(network("_mode_", json!("callable")), "network_def has _mode_, which is not supported");
+    let transform =
+        |value: Value| message(&|c| c["preprocessing"]["transforms"].as_array_mut().unwrap().insert(2, value.clone()));
+    assert_eq!(
+        transform(json!({"_target_": "Spacingd", "keys": "image", "pixdim": [1, 1]})),
+        "preprocessing.transforms[2] is Spacingd, which is not supported: pictures are resampled to the model's micrometres per pixel"
+    );
+    assert_eq!(
+        transform(json!({"_target_": "Lambdad", "keys": "image", "func": "$lambda x: x"})),
+        "preprocessing.transforms[2].func is an expression ($lambda x: x), which is not evaluated: write its value there"
+    );
+    assert_eq!(
+        transform(json!({"_target_": "ScaleIntensityd", "keys": "image"})),
+        "preprocessing.transforms[2].channel_wise is false: statistics of all channels together are not supported"
+    );
+    assert_eq!(
+        transform(json!({"_target_": "NormalizeIntensityd", "keys": "image", "channel_wise": true})),
+        "preprocessing.transforms[3] comes after a normalisation with the image's own statistics"
+    );
+    let inferer = |key: &'static str, value: Value| message(&|c| c["inferer"][key] = value.clone());
+    assert!(inferer("_target_", json!("SimpleInferer")).starts_with("inferer is SimpleInferer; only SlidingWindow"));
+    assert_eq!(inferer("padding_mode", json!("reflect")), "inferer.padding_mode is reflect; constant is supported");
+    assert_eq!(inferer("sigma_scale", json!(0.25)), "inferer.sigma_scale must be 0.125");
+    assert_eq!(inferer("overlap", json!([0.5, 0.25])), "inferer.overlap differs between the axes");
+    assert_eq!(inferer("roi_size", json!([-1, 16])), "inferer.roi_size must be positive along both axes");
+    let behind = |value: Value| message(&|c| c["postprocessing"]["transforms"][2] = value.clone());
+    assert_eq!(
+        behind(json!({"_target_": "VoteEnsembled", "keys": "pred"})),
+        "postprocessing.transforms[2] is VoteEnsembled, which is not supported"
+    );
+    assert_eq!(
+        behind(json!({"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5})),
+        "postprocessing.transforms[2].threshold must be 0.5, of a sigmoid"
+    );
+}
+
+#[test]
+fn what_is_missing_from_a_bundle_is_named() {
+    let folder = folder("bundle");
+    let message = |change: &dyn Fn(&Path)| {
+        let copy = changed(&folder, "nothing", &Value::Null);
+        change(copy.path());
+        open(copy.path()).unwrap_err().replace(&format!("{}: ", copy.path().display()), "")
+    };
+    let weights = "models/model.pt";
+    assert!(message(&|b| std::fs::remove_file(b.join(weights)).unwrap()).starts_with("models/model.pt is missing"));
+    let script = message(&|b| std::fs::rename(b.join(weights), b.join("models/model.ts")).unwrap());
+    assert!(script.contains("models/model.ts is a TorchScript program, which is not run"), "{script}");
+    let (json, yaml) = ("configs/inference.json", "configs/inference.yaml");
+    let error = message(&|b| std::fs::rename(b.join(json), b.join(yaml)).unwrap());
+    assert!(error.starts_with("configs/inference.yaml is not read; write it as configs/inference.json"), "{error}");
+    assert!(message(&|b| std::fs::remove_file(b.join(json)).unwrap()).starts_with("configs/inference.json is missing"));
+}
