@@ -188,8 +188,8 @@ impl Axis {
                 let first = position * self.along(*stride) - (kernel - 1) / 2;
                 (first, first + kernel - 1)
             }
-            Operation::AveragePool { kernel, stride } => {
-                let first = position * self.along(*stride);
+            Operation::AveragePool { kernel, stride, before } => {
+                let first = position * self.along(*stride) - self.beside(*before);
                 (first, first + self.along(*kernel) - 1)
             }
             Operation::MaxPool { kernel, stride, padding } => {
@@ -261,7 +261,7 @@ impl fmt::Display for Operation {
             Self::Activation { function } => function.fmt(f),
             Self::Concatenate => f.write_str("concatenation"),
             Self::Add => f.write_str("sum"),
-            Self::AveragePool { kernel, stride } => {
+            Self::AveragePool { kernel, stride, .. } => {
                 write!(f, "average pool {kernel}")?;
                 by(f, stride)
             }

@@ -86,14 +86,13 @@ pub(crate) enum Axes {
 type Construct = fn(&Object<'_>, Axes) -> Result<Architecture>;
 
 /// Those that can be constructed: framework, class, and how.
-const CONSTRUCTORS: &[(&str, &str, Construct)] =
-    &[
-        constructor::<MonaiUnet>(),
-        constructor::<BasicUnet>(),
-        constructor::<DynUnet>(),
-        constructor::<SegResNet>(),
-        constructor::<SmpUnet>(),
-    ];
+const CONSTRUCTORS: &[(&str, &str, Construct)] = &[
+    constructor::<MonaiUnet>(),
+    constructor::<BasicUnet>(),
+    constructor::<DynUnet>(),
+    constructor::<SegResNet>(),
+    constructor::<SmpUnet>(),
+];
 
 /// An entry of the list.
 const fn constructor<F: Constructor + Into<Architecture>>() -> (&'static str, &'static str, Construct) {

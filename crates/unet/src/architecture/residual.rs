@@ -4,7 +4,7 @@
 
 use super::layers::check_channels;
 use super::unet::Common;
-use crate::network::{Extent, Network, Operation, Source};
+use crate::network::{Extent, Network, Operation, Padding, Source};
 
 impl Common<'_> {
     /// `BasicBlockD`: two convolutions, added to a shortcut.
