@@ -200,7 +200,7 @@ fn describe(out: &mut impl Write, card: &Card, model: &Model) -> Result<()> {
         None => writeln!(out, "resolution   not stated: give --model-mpp")?,
     }
     for (channel, normalization) in card.channels.iter().zip(&card.normalization) {
-        writeln!(out, "channel      {channel}, normalised by {normalization:?}")?;
+        writeln!(out, "channel      {channel}, normalised by {normalization}")?;
     }
     if card.crop_to_nonzero {
         writeln!(out, "crop         black borders are cut off before anything else")?;

@@ -82,6 +82,19 @@ impl Normalization {
     }
 }
 
+/// One line for people.
+impl std::fmt::Display for Normalization {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self::Linear { shift, divisor, lower, upper } = self else { return write!(f, "{self:?}") };
+        match (lower, upper) {
+            (None, None) => write!(f, "(x - {shift}) / {divisor}"),
+            (Some(lower), None) => write!(f, "(max(x, {lower}) - {shift}) / {divisor}"),
+            (None, Some(upper)) => write!(f, "(min(x, {upper}) - {shift}) / {divisor}"),
+            (Some(lower), Some(upper)) => write!(f, "(clip(x, {lower}, {upper}) - {shift}) / {divisor}"),
+        }
+    }
+}
+
 /// What nnU-Net divides by at least.
 const SMALLEST: f64 = 1e-8;
 
@@ -226,6 +239,8 @@ mod tests {
     fn fixed_numbers_are_one_linear_form() {
         let range = |lower, upper| Normalization::Linear { shift: 127.5, divisor: 127.5, lower, upper };
         assert_eq!([0.0, 51.0, 255.0].map(|x| apply(range(None, None), x)), [-1.0, -0.6, 1.0]);
+        assert_eq!(range(None, None).to_string(), "(x - 127.5) / 127.5");
+        assert_eq!(range(Some(51.0), Some(255.0)).to_string(), "(clip(x, 51, 255) - 127.5) / 127.5");
         assert_eq!([0.0, 300.0].map(|x| apply(range(Some(51.0), Some(255.0)), x)), [-0.6, 1.0]);
         let imagenet = Normalization::standardized(255.0, 0.485, 0.229);
         for x in [0.0_f32, 17.0, 255.0] {

@@ -126,9 +126,9 @@ fn describe(recipe: &Object<'_>) -> Result<(Card, Networks)> {
     let channels = architecture.channels().min(MOST_CHANNELS);
     let classes = classes(recipe)?;
     let folder = recipe.path.parent().unwrap_or(Path::new(""));
-    let stem = |path: &Path| path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let named = folder.file_name().filter(|_| recipe.path.ends_with(NAME)).or(recipe.path.file_stem());
     let card = Card {
-        name: text("name")?.unwrap_or_else(|| stem(if recipe.path.ends_with(NAME) { folder } else { recipe.path })),
+        name: text("name")?.unwrap_or_else(|| named.map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()),
         architecture: String::new(),
         tile: tile(recipe)?,
         channels: match recipe.get("channels") {

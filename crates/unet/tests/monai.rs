@@ -18,10 +18,12 @@ const NETWORKS: &[(&str, &str)] = &[
     ("unet-residual", "UNet 2D of MONAI, 4 levels of 4, 5, 5, 6 features, residual units of 2, batch norm"),
     ("basic-unet", "BasicUNet 2D of MONAI, 4, 4, 6, 6, 8, 5 features, instance norm"),
     ("basic-unet-nontrainable", "BasicUNet 2D of MONAI, 4, 4, 6, 6, 8, 4 features, group norm"),
+    ("basic-unet-pixelshuffle", "BasicUNet 2D of MONAI, 4, 4, 4, 4, 4, 4 features, instance norm"),
     ("dyn-unet", "DynUNet 2D of MONAI, 4 stages of 4, 5, 6, 6 features, instance norm"),
     ("dyn-unet-residual", "DynUNet 2D of MONAI, 3 stages of 4, 6, 6 features with shortcuts, batch norm"),
     ("seg-res-net", "SegResNet 2D of MONAI, 3 levels from 4 features, 6 blocks, group norm"),
     ("seg-res-net-deconv", "SegResNet 2D of MONAI, 3 levels from 4 features, 6 blocks, instance norm"),
+    ("seg-res-net-pixelshuffle", "SegResNet 2D of MONAI, 2 levels from 4 features, 3 blocks, group norm"),
 ];
 /// The largest difference from MONAI's logits, as a fraction of the largest of them.
 const BOUND: f32 = 1e-4;

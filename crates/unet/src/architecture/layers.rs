@@ -73,7 +73,6 @@ impl Network {
     }
 
     /// `PixelShuffle`; it has no name, and no weights.
-    #[allow(dead_code)] // So far only the networks of tests shuffle pixels.
     pub(super) fn shuffle_pixels(&mut self, factor: usize, at: Source) -> Source {
         self.push(Operation::PixelShuffle { factor }, &[at])
     }

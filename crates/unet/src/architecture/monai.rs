@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::layers::Convolution;
 use super::{Activation, Norm};
 use crate::arguments::{Object, as_count};
-use crate::network::{Extent, Factor, Interpolation, Network, Operation, Source};
+use crate::network::{Extent, Factor, Interpolation, Network, Operation, Padding, Source};
 use crate::{Error, Result};
 
 /// As recipes name it.
@@ -27,6 +27,8 @@ pub enum UpsampleMode {
     Deconv,
     /// Bilinear interpolation.
     Nontrainable,
+    /// A convolution of 3 x 3 pixels, a pixel shuffle, and the mean of each pixel and those above and on the left.
+    Pixelshuffle,
 }
 
 /// The arguments of one of MONAI's constructors.
@@ -194,7 +196,10 @@ impl<'a> Arguments<'a> {
             None => Ok(default),
             Some("deconv") => Ok(UpsampleMode::Deconv),
             Some("nontrainable") => Ok(UpsampleMode::Nontrainable),
-            Some(other) => Err(self.0.unsupported(key, &format!("is {other}; deconv and nontrainable are supported"))),
+            Some("pixelshuffle") => Ok(UpsampleMode::Pixelshuffle),
+            Some(other) => Err(self
+                .0
+                .unsupported(key, &format!("is {other}; deconv, nontrainable and pixelshuffle are supported"))),
         }
     }
 }
@@ -254,6 +259,13 @@ pub(super) fn double(
             let at = if changes { network.convolve(&format!("{name}.preconv"), convolution, at) } else { at };
             let factor = Factor { height: 2.0, width: 2.0 };
             network.push(Operation::Resize { factor, interpolation }, &[at])
+        }
+        UpsampleMode::Pixelshuffle => {
+            let convolution = Convolution { input, output: 4 * output, kernel: THREE, stride: Extent::ONE, bias: true };
+            let at = network.convolve(&format!("{name}.pixelshuffle.conv_block"), convolution, at);
+            let at = network.shuffle_pixels(2, at);
+            let before = Padding { height: 1, width: 1 };
+            network.push(Operation::AveragePool { kernel: TWO, stride: Extent::ONE, before }, &[at])
         }
     }
 }

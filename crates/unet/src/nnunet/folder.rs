@@ -279,6 +279,34 @@ mod tests {
         model.predictor(&execution).unwrap().predict(&[Tile::full(&pixels)], &normalizer).unwrap().remove(0).values
     }
 
+    // As MONAI's `convert_nnunet_to_monai_bundle` leaves it: the weights apart from all else, and nobody mirrors.
+    #[test]
+    fn a_bundle_of_monai_holds_the_same_network() {
+        let temporary = tempfile::tempdir().unwrap();
+        let (results, bundle) = (temporary.path().join("results"), temporary.path().join("bundle"));
+        trainer(&results);
+        let models = bundle.join("models");
+        for (fold, entries) in [(0, weights(0)), (1, weights(1))] {
+            std::fs::create_dir_all(models.join(format!("fold_{fold}"))).unwrap();
+            let content = dict([("network_weights", Item::Dict(entries))]);
+            save(&models.join(format!("fold_{fold}/model.pt")), &content);
+        }
+        for file in ["plans.json", "dataset.json"] {
+            std::fs::copy(results.join(file), models.join(file)).unwrap();
+        }
+        let [configuration, trainer, axes] = settings().try_into().unwrap();
+        save(&models.join(BUNDLE_SETTINGS), &dict([configuration, trainer, axes]));
+        let open = |path: &Path| Model::open(path, &ModelOptions::default()).unwrap();
+        let (original, copy) = (open(&results), open(&bundle));
+        assert_eq!(copy.folds(), original.folds());
+        assert_eq!(copy.card().classes, original.card().classes);
+        assert_eq!(copy.card().mirror_axes, MirrorAxes::NONE);
+        assert!(copy.card().provenance.as_deref().is_some_and(|p| p.ends_with("model.pt.")));
+        let best = ModelOptions { checkpoint: Which::Best, ..ModelOptions::default() };
+        let error = Model::open(&bundle, &best).unwrap_err().to_string();
+        assert!(error.contains("fold_0/best_model.pt is missing"), "{error}");
+    }
+
     #[test]
     fn folds_are_averaged_and_survive_the_package() {
         let folder = tempfile::tempdir().unwrap();
