@@ -7,10 +7,13 @@ MICROTOME is the binary, SLIDE a slide that OpenSlide reads; WORK_FOLDER is wher
 units and random weights, its outputs centred so that every class wins somewhere, runs over crops of the slide: through MONAI's
 sliding_window_inference with its own Gaussian or constant weights, and through `-m` as a state dict with recipe.json; and as a bundle,
 whose transforms and inferer MONAI's own parser makes of its inference.json. Bound: 99.98 % of pixels equal.
+Before that the logits of one tile by networks of all four classes, wide enough for every fast algorithm, are compared with
+MONAI's in microtome's default arithmetic, as test vectors of packages. Bound: 1e-4 of the largest logit.
 """
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -20,8 +23,9 @@ import openslide
 import torch
 from monai.bundle import ConfigParser
 from monai.inferers import sliding_window_inference
-from monai.networks.nets import UNet
+from monai.networks import nets
 from PIL import Image
+from safetensors.torch import save_file
 
 from compare_masks import compare, read_mask
 
@@ -44,16 +48,75 @@ CASES = [
     ("narrow", NARROW, 0.5, "gaussian"),
     ("narrow", NARROW, 0.25, "gaussian"),
 ]
+# Networks for single tiles.
+LOGIT_BOUND = 1e-4
+WIDE = [
+    ("UNet", {"channels": [32, 48, 64, 96], "strides": [2, 2, 2], "num_res_units": 2, "norm": "batch"}),
+    ("BasicUNet", {"features": [32, 32, 64, 64, 96, 32], "upsample": "pixelshuffle"}),
+    (
+        "DynUNet",
+        {
+            "kernel_size": [3] * 4,
+            "strides": [1, 2, 2, 2],
+            "upsample_kernel_size": [2] * 3,
+            "filters": [32, 48, 64, 96],
+            "res_block": True,
+        },
+    ),
+    ("SegResNet", {"init_filters": 32, "blocks_down": [1, 2, 2], "blocks_up": [1, 1]}),
+]
 WINDOWS = {"gaussian": "gaussian-monai", "constant": "constant"}
 
 
-def network(example):
-    """Random weights, and outputs that lie around 0 on the example."""
-    net = UNet(**ARGUMENTS).eval()
+def randomized(net):
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.ndim > 1:
                 parameter.copy_((2.0 / parameter[0].numel()) ** 0.5 * torch.randn(parameter.shape))
+    return net.eval()
+
+
+def recipe_of(folder, name, arguments, net, **others):
+    folder.mkdir(exist_ok=True)
+    torch.save({"state_dict": net.state_dict()}, folder / "weights.pt")
+    recipe = {
+        "framework": "monai",
+        "network": name,
+        "arguments": arguments,
+        "weights": ["weights.pt"],
+        "tile": {"width": ROI, "height": ROI},
+        "normalization": [{"scheme": "rgb-to01"}] * 3,
+        "classes": ["background", "one", "two"],
+        **others,
+    }
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+
+
+def logits_of_a_tile(microtome, work, name, arguments, rgb):
+    """The largest difference of a logit, as a fraction of the largest, in the default arithmetic."""
+    arguments = {"spatial_dims": 2, "in_channels": 3, "out_channels": HEADS, **arguments}
+    net = randomized(getattr(nets, name)(**arguments))
+    recipe, package = work / f"logits-{name}", work / f"package-{name}"
+    recipe_of(recipe, name, arguments, net)
+    shutil.rmtree(package, ignore_errors=True)
+    subprocess.run([microtome, "model", "import", recipe, package, "--model-mpp", "1"], check=True, stdout=subprocess.DEVNULL)
+    with torch.no_grad():
+        logits = net(torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255)[0]
+    (package / "test").mkdir(exist_ok=True)
+    Image.fromarray(rgb).save(package / "test" / "input.png")
+    Image.fromarray(logits.argmax(0).numpy().astype(np.uint8)).save(package / "test" / "mask.png")
+    save_file({"logits": logits.contiguous()}, package / "test" / "logits.safetensors")
+    with open(package / "model.toml", "a") as manifest:
+        manifest.write('\n[test]\ncomputed_by = "MONAI"\nmethod = "check_monai.py"\n')
+    answer = subprocess.run([microtome, "model", "info", package, "--check", "--json"], stdout=subprocess.PIPE).stdout
+    agreement = json.loads(answer)["agreement"]
+    return agreement["max_logit_difference"] / agreement["max_logit"]
+
+
+def network(example):
+    """Random weights, and outputs that lie around 0 on the example."""
+    net = randomized(nets.UNet(**ARGUMENTS))
+    with torch.no_grad():
         logits = net(example)
         net.model[2][1].conv.unit0.conv.bias -= logits.mean(dim=(0, 2, 3))
     return net
@@ -110,24 +173,16 @@ def main():
               f" classes {', '.join(shares)}; MONAI took {seconds:.1f} s{'' if good else ': MISSED'}", flush=True)
         return not good
 
+    for name, arguments in WIDE:
+        difference = logits_of_a_tile(microtome, work, name, arguments, pictures["crop"][:ROI, :ROI])
+        good = difference <= LOGIT_BOUND
+        missed |= not good
+        print(f"{name}: {difference:.2e} of the largest logit{'' if good else ': MISSED'}", flush=True)
+
     net = network(tensor("crop")[..., :ROI, :ROI] / 255)
     for name, crop, overlap, mode in CASES:
         model = work / f"recipe-{overlap}-{mode}"
-        model.mkdir(exist_ok=True)
-        torch.save({"state_dict": net.state_dict()}, model / "weights.pt")
-        recipe = {
-            "framework": "monai",
-            "network": "UNet",
-            "arguments": ARGUMENTS,
-            "weights": ["weights.pt"],
-            "tile": {"width": ROI, "height": ROI},
-            "normalization": [{"scheme": "rgb-to01"}] * 3,
-            "classes": ["background", "one", "two"],
-            "step": 1 - overlap,
-            "placement": "monai",
-            "window": WINDOWS[mode],
-        }
-        (model / "recipe.json").write_text(json.dumps(recipe))
+        recipe_of(model, "UNet", ARGUMENTS, net, step=1 - overlap, placement="monai", window=WINDOWS[mode])
         start = time.monotonic()
         with torch.no_grad():
             logits = sliding_window_inference(tensor(name) / 255, (ROI, ROI), 4, net, overlap=overlap, mode=mode)

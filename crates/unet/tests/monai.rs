@@ -26,7 +26,9 @@ const NETWORKS: &[(&str, &str)] = &[
     ("seg-res-net-pixelshuffle", "SegResNet 2D of MONAI, 2 levels from 4 features, 3 blocks, group norm"),
 ];
 /// The largest difference from MONAI's logits, as a fraction of the largest of them.
-const BOUND: f32 = 1e-4;
+/// Measured: 4.2e-6 with AVX-512, 6.8e-6 with AVX2, 7.3e-6 in plain Rust. These networks are too narrow for fast algorithms:
+/// `tests/python/check_monai.py` compares wider ones, with 1.2e-5 at most.
+const BOUND: f32 = 2e-5;
 
 /// MONAI's logits for one size of tile.
 #[derive(Debug, Deserialize)]

@@ -221,19 +221,17 @@ fn meaning(names: &[String], heads: usize, decision: Decision) -> (Vec<Class>, O
 }
 
 fn provenance(name: &str, metadata: &Object<'_>, transposed: bool, left_out: &[String]) -> Result<String> {
-    let mut text = format!("MONAI bundle {name}");
-    if let Some(version) = metadata.text("version")? {
-        text += &format!(", version {version}");
-    }
-    if let Some(authors) = metadata.text("authors")? {
-        text += &format!(", by {authors}");
-    }
-    text += ".";
+    let part = |key: &str, words: &str| -> Result<String> {
+        Ok(metadata.text(key)?.map(|text| format!(", {words} {text}")).unwrap_or_default())
+    };
+    let mut text = format!("MONAI bundle {name}{}{}.", part("version", "version")?, part("authors", "by")?);
     if transposed {
-        text += " It was trained on pictures with x as their first axis; kernels and tile are transposed here.";
+        text.push_str(" It was trained on pictures with x as their first axis; kernels and tile are transposed here.");
     }
     if !left_out.is_empty() {
-        text += &format!(" Its post-processing is not applied: {}.", left_out.join(", "));
+        text.push_str(" Its post-processing is not applied: ");
+        text.push_str(&left_out.join(", "));
+        text.push('.');
     }
     Ok(text)
 }
