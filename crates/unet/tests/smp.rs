@@ -140,8 +140,7 @@ fn compare(encoder: &str) {
             "{}",
             model.card().architecture
         );
-        // 1e-4 is promised for exact arithmetic.
-        for (arithmetic, bound) in [(Arithmetic::Exact, 1e-4), (Arithmetic::Fast, 1e-4)] {
+        for arithmetic in [Arithmetic::Exact, Arithmetic::Fast] {
             let all = logits(&model, arithmetic);
             let found: Vec<f32> = all.iter().copied().step_by(step).collect();
             assert_eq!(found.len(), case.logits.len());
@@ -149,8 +148,10 @@ fn compare(encoder: &str) {
                 found.iter().zip(&case.logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / case.largest;
             let largest = all.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
             println!("{}, {arithmetic}: {difference:e} of the largest logit, {largest}", case.arguments);
-            assert!((largest - case.largest).abs() <= bound * case.largest, "{arithmetic}: {largest}");
-            assert!(difference <= bound, "{}, {arithmetic}: {difference:e}", case.arguments);
+            // 1e-4 is promised. Measured with AVX-512, AVX2 and plain Rust: up to 3.0e-6 exact and 4.3e-6 fast; with instance norm,
+            // on the few pixels of coarse blocks, 1.3e-5 and 1.1e-5.
+            assert!((largest - case.largest).abs() < 2e-5 * case.largest, "{arithmetic}: {largest}");
+            assert!(difference < 2e-5, "{}, {arithmetic}: {difference:e}", case.arguments);
         }
     }
 }
