@@ -1,7 +1,7 @@
 //! Segments gigapixel pathology slides in constant memory.
 //!
-//! A [`Segmenter`] runs a trained network (any nnU-Net v2 2D result, or a package of ours) over a whole slide of any size:
-//! tiles with nnU-Net's overlap and weights, blended in strips that fit a byte budget, written as a multi-level OME-Zarr
+//! A [`Segmenter`] runs a trained network (any nnU-Net v2 2D result, or a package of ours), or several together, over a whole slide of any
+//! size: tiles with nnU-Net's overlap and weights, blended in strips that fit a byte budget, written as a multi-level OME-Zarr
 //! label image. [`preview`] makes small pictures of slides and masks.
 //!
 //! This crate never holds a slide, its logits or its mask as a whole, never guesses a resolution, never shows half a
