@@ -58,6 +58,30 @@ fn probabilities_and_confidence_lie_beside_the_mask() {
     assert!(verified.stdout.contains("0 faulty"), "{verified:?}");
 }
 
+/// The bundled model is nnU-Net's, which cuts off black borders.
+#[test]
+fn what_was_cut_off_is_said() {
+    let place = Place::new();
+    let bright = |x: u64, y: u64| (71..250).contains(&x) && (20..200).contains(&y);
+    let sample = |x: u64, y: u64, c: usize| if bright(x, y) { 1 + (x * 7 + y * 13 + c as u64 * 50) % 251 } else { 0 };
+    let slide = TiffSlide::rgb(&[(300, 200)], |_, x, y, c| sample(x, y, c) as u16);
+    let slide = place.file("slide.tif", slide.bytes());
+    let mask = place.path("mask.ome.zarr");
+    let words = "crop         179 x 180 at (71, 20) of level 0; what lies outside is black, and background in the mask";
+    let planned = run(place.segment(&[&slide], &mask).arg("--dry-run")).ended(0);
+    assert!(planned.stdout.contains(words), "{planned:?}");
+    let ran = run(&mut place.segment(&[&slide], &mask)).ended(0);
+    assert!(ran.stdout.contains(words) && ran.stderr.contains("slide.tif: crop"), "{ran:?}");
+    let report = std::fs::read_to_string(place.path("mask.ome.zarr.run/report.html")).unwrap();
+    assert!(report.contains("179 x 180 at (71, 20) of level 0"), "{report}");
+    run(place.segment(&[&slide], &mask).args(["--crop-nonzero", "off", "--quiet"]))
+        .refused(5, &["crop_nonzero: true there"]);
+    let again = run(place.segment(&[&slide], &mask).args(["--crop-nonzero", "on"])).ended(0);
+    assert!(again.stdout.contains("done already"), "{again:?}");
+    let whole = run(place.segment(&[&slide], &mask).args(["--crop-nonzero", "off", "--overwrite"])).ended(0);
+    assert!(!whole.stdout.contains("crop  "), "{whole:?}");
+}
+
 #[test]
 fn tiles_that_cannot_be_read_fail_the_run_or_are_listed() {
     let place = Place::new();

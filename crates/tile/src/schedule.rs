@@ -260,7 +260,7 @@ mod tests {
                     for &t in &row.tiles {
                         proptest::prop_assert!(last < Some(t.index), "ascending");
                         last = Some(t.index);
-                        let rect = grid.rect(t.index).intersect(covered).unwrap();
+                        let rect = grid.rect(t.index).intersect(grid.covered()).unwrap();
                         proptest::prop_assert!(rect.y as u64 / block >= finished, "no tile touches a finished block");
                         held = held.max((rect.bottom() as u64).div_ceil(block) - finished.max(rect.y as u64 / block));
                     }
