@@ -52,13 +52,15 @@ pub(crate) fn run_nnunet(workspace: &Workspace, venv: &Venv) -> Result<()> {
     let mut random = venv.script(workspace, "check_nnunet_models.py");
     shell::run(random.arg(&binary).arg(&slide).arg(work.join("models")))?;
     let mut dice = venv.script(workspace, "check_nnunet_dice.py");
-    shell::run(dice.arg(&binary).arg(&model).arg(data.join(DSB)).arg(work.join("dice")));
+    shell::run(dice.arg(&binary).arg(&model).arg(data.join(DSB)).arg(work.join("dice")))?;
     let mut crop = venv.script(workspace, "check_crop.py");
     shell::run(crop.arg(&binary).arg(&model).arg(&slide).arg(work.join("crop")))?;
     let mut ensemble = venv.script(workspace, "check_ensemble.py");
     shell::run(ensemble.arg(&binary).arg(&slide).arg(work.join("ensemble")))?;
     let mut smp = venv.script(workspace, "check_smp.py");
-    shell::run(smp.arg(&binary).arg(&slide).arg(work.join("smp")))
+    shell::run(smp.arg(&binary).arg(&slide).arg(work.join("smp")))?;
+    let mut monai = venv.script(workspace, "check_monai.py");
+    shell::run(monai.arg(&binary).arg(&slide).arg(work.join("monai")))
 }
 
 /// Segments with the bundled model.

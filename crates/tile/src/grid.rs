@@ -192,8 +192,8 @@ mod tests {
         let (image, tile) = (Size::new(700, 300), Size::new(64, 64));
         for part in [Rect::new(37, 11, 211, 187), Rect::new(601, 290, 30, 10), Rect::new(0, 0, 700, 300)] {
             let (grid, alone) = (
-                TileGrid::placed(image, part, tile, 0.5).unwrap(),
-                TileGrid::new(part.size(), tile, 0.5, StepRule::Nnunet).unwrap(),
+                TileGrid::placed(image, part, tile, 0.5, StepRule::Nnunet).unwrap(),
+                TileGrid::new(part.size(), tile, 0.5).unwrap(),
             );
             assert_eq!((grid.image(), grid.covered(), grid.len()), (image, part, alone.len()));
             for index in (0..grid.len()).map(TileIndex) {

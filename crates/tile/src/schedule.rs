@@ -236,6 +236,7 @@ mod tests {
     use microtome_io::Downsample;
 
     use super::*;
+    use crate::StepRule;
 
     proptest::proptest! {
         #[test]
