@@ -63,7 +63,8 @@ fn probabilities_and_confidence_lie_beside_the_mask() {
 fn what_was_cut_off_is_said() {
     let place = Place::new();
     let bright = |x: u64, y: u64| (71..250).contains(&x) && (20..200).contains(&y);
-    let sample = move |x: u64, y: u64, c: usize| if bright(x, y) { 1 + (x * 7 + y * 13 + c as u64 * 50) % 251 } else { 0 };
+    let sample =
+        move |x: u64, y: u64, c: usize| if bright(x, y) { 1 + (x * 7 + y * 13 + c as u64 * 50) % 251 } else { 0 };
     let slide = TiffSlide::rgb(&[(300, 200)], move |_, x, y, c| sample(x, y, c) as u16);
     let slide = place.file("slide.tif", slide.bytes());
     let mask = place.path("mask.ome.zarr");

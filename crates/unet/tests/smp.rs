@@ -19,6 +19,7 @@ use crate::fixture::Item;
 #[path = "../src/fuzz/archive.rs"]
 mod archive;
 #[path = "../src/torch/fixture.rs"]
+#[expect(dead_code, reason = "values that a state dict does not hold")]
 mod fixture;
 
 /// Where the fixture looks for its archives.

@@ -114,6 +114,7 @@ mod tests {
     use super::*;
     use crate::architecture::PlainConvUnet;
     use crate::architecture::tests::tiny;
+    use crate::model::hexadecimal;
     use crate::model::tests::random;
     use crate::{Architecture, Disagreement, Execution, Mirroring, Normalizer, PrecisionNote, Tile, WeightFormat};
 
