@@ -20,6 +20,24 @@ fn the_bundled_model_is_described_and_checked() {
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["agreement"]["differing_pixels"], 0);
     assert_eq!(json["card"]["mpp"], 0.5);
+    // A multiply-add counts as two; 4 mirrorings of one fold; a step of a half runs every pixel four times.
+    let network = &json["network"];
+    let flop = network["flop_per_tile_and_pass"].as_f64().unwrap();
+    assert_eq!(flop, 2.0 * network["multiplications"].as_f64().unwrap());
+    let per_mm2 = network["flop_per_mm2_and_pass"].as_f64().unwrap();
+    assert!((per_mm2 / (flop / (128.0 * 128.0) * 4.0 * 4e6) - 1.0).abs() < 1e-9, "{per_mm2}");
+    assert_eq!(
+        (network["passes_per_tile"].as_u64(), network["receptive_field"]["global"].as_bool()),
+        (Some(4), Some(true))
+    );
+    assert!(network["memory"]["weights"].as_u64() > Some(1_000_000) && network.get("layers").is_none());
+    let json = run(microtome().args(["model", "info", "--json", "--layers"]).arg(&nuclei)).ended(0).stdout;
+    let json: Value = serde_json::from_str(&json).unwrap();
+    let layers = json["network"]["layers"].as_array().unwrap();
+    let sum: u64 = layers.iter().map(|layer| layer["parameters"].as_u64().unwrap()).sum();
+    assert_eq!(Some(sum), json["card"]["parameters"].as_u64());
+    let text = run(microtome().args(["model", "info", "--layers"]).arg(&nuclei)).ended(0).stdout;
+    assert_eq!(text.lines().filter(|line| line.contains("convolution 3x3")).count(), 18 + 1, "{text}");
 }
 
 #[test]
@@ -211,7 +229,7 @@ fn a_recommendation_is_measured_and_followed_where_the_device_is_fast() {
     assert!(!package.exists());
     let flags = ["--recommend", "bf16", "--measure", slide.to_str().unwrap(), "--device", "cpu"];
     let ran = import(&nuclei, &package, &flags).ended(0);
-    assert!(ran.stdout.contains("bf16: ") && ran.stdout.contains("60000 pixels differ from f32 exact"), "{ran:?}");
+    assert!(ran.stdout.contains("bf16: ") && ran.stdout.contains("of 60000 pixels ("), "{ran:?}");
     let note = &info(&package)["card"]["precision"];
     let share = |precision: &str| note["measured"]["disagreement"][precision].as_f64().unwrap();
     assert!(share("f32") < 0.001 && share("bf16") > 0.0 && share("bf16") < 0.05, "{note}");

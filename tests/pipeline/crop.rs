@@ -303,7 +303,7 @@ fn inside_a_region_the_mask_is_the_full_runs() {
     assert_same(WHOLE, &levels_of(&mask)[0].1, &expected, "inside the region");
     // One that holds nothing but black: no tile runs.
     let mut corner = microtome_tile::Roi::builder(Size::new(2, 2), Downsample { x: 16.0, y: 16.0 });
-    corner.push_row([0..1]).unwrap();
+    corner.push_row(std::iter::once(0..1)).unwrap();
     assert!(!corner.finish().touches(part));
     let path = folder.path().join("corner.geojson");
     std::fs::write(&path, r#"{"type": "Polygon", "coordinates": [[[0,0],[12,0],[12,12],[0,0]]]}"#).unwrap();

@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Run a model over slides and write the masks as OME-Zarr
     #[command(args_override_self = true)]
-    Segment(Segment),
+    Segment(Box<Segment>),
     /// Make a small picture of a slide or mask
     Preview(Preview),
     /// Say what is known of a slide or store without decoding it
@@ -556,6 +556,10 @@ pub(crate) struct ModelInfo {
     /// Compute the test vector that travels with the model, and compare
     #[arg(long)]
     pub(crate) check: bool,
+
+    /// Every layer of the network with its output, parameters and multiply-adds
+    #[arg(long)]
+    pub(crate) layers: bool,
 
     /// As JSON
     #[arg(long)]

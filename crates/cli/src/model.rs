@@ -7,11 +7,11 @@ use anyhow::{Context, Result, bail};
 use microtome::io::Pixels;
 use microtome::io::slide::{self, OpenOptions};
 use microtome::unet::{
-    Card, ClassChange, Execution, Measurement, Model, Output, PackageOptions, Placement, Precision, TestVector,
-    WeightFormat,
+    Arithmetic, Card, ClassChange, Device, Execution, Measurement, MemoryEstimate, Model, Output, PackageOptions,
+    Placement, Precision, Summary, TestVector, WeightFormat,
 };
-use microtome::{Error, Settings, TargetResolution, measure_precision};
-use serde_json::json;
+use microtome::{Bytes, Error, Settings, TargetResolution, measure_precision};
+use serde_json::{Value, json};
 
 use crate::progress::{Progress, Quiet};
 use crate::{args, failure, signals};
@@ -136,12 +136,13 @@ fn test_vector(
 }
 
 fn measurement(out: &mut impl Write, measured: &Measurement) -> Result<()> {
+    let pixels = measured.pixels;
     for (precision, share) in measured.disagreement.all() {
+        let count = (share * pixels as f64).round();
         writeln!(
             out,
-            "measured     {precision}: {:.4} % of {} pixels differ from f32 exact",
-            share * 100.0,
-            measured.pixels
+            "measured     {precision}: {count} of {pixels} pixels ({:.4} %) differ from f32 exact",
+            share * 100.0
         )?;
     }
     writeln!(out, "             on {}", measured.picture)?;
@@ -154,11 +155,17 @@ pub(crate) fn info(args: &args::ModelInfo) -> Result<u8> {
     let agreement =
         if args.check { model.check_test_vector(&Execution::default()).map_err(Error::Model)? } else { None };
     let card = model.card();
+    let figures = Figures::of(&model)?;
     let mut out = std::io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&json!({ "card": card, "agreement": agreement }))?)?;
+        let network = figures.json(card, args.layers)?;
+        let all = json!({ "card": card, "network": network, "agreement": agreement });
+        writeln!(out, "{}", serde_json::to_string_pretty(&all)?)?;
     } else {
-        describe(&mut out, card, &model)?;
+        describe(&mut out, card, &model, &figures)?;
+        if args.layers {
+            figures.layers(&mut out)?;
+        }
     }
     if !args.check {
         return Ok(0);
@@ -180,21 +187,123 @@ pub(crate) fn info(args: &args::ModelInfo) -> Result<u8> {
     Ok(if same { 0 } else { 3 })
 }
 
-fn describe(out: &mut impl Write, card: &Card, model: &Model) -> Result<()> {
-    writeln!(out, "{}", card.name)?;
-    writeln!(out, "network      {}", card.architecture)?;
-    let tile = card.tile;
-    let multiplications = model.network().multiplications(tile);
-    writeln!(
-        out,
-        "tile         {tile} pixels, step {}{}; {:.3} billion multiplications per tile and pass",
-        card.step,
-        match card.placement {
+/// What follows from the network: counted, and what this machine needs for it.
+struct Figures {
+    summary: Summary,
+    memory: MemoryEstimate,
+    /// On which device and how.
+    execution: String,
+    /// Forward passes for a tile: mirrorings times folds.
+    passes: usize,
+}
+
+/// A multiplication with its addition counts as two operations.
+const FLOP: f64 = 2.0;
+
+impl Figures {
+    fn of(model: &Model) -> Result<Self> {
+        let card = model.card();
+        let device = Device::default();
+        let precision = card.precision.choose(None, device, Arithmetic::Fast).map_err(Error::Model)?.precision;
+        let predictor =
+            model.predictor(&Execution { device, precision, ..Execution::default() }).map_err(Error::Model)?;
+        Ok(Self {
+            summary: model.network().summary(card.tile),
+            memory: predictor.memory(1),
+            execution: predictor.identity(),
+            passes: card.mirror_axes.passes().len() * card.folds.len(),
+        })
+    }
+
+    /// Operations of one pass over one tile.
+    fn per_tile(&self) -> f64 {
+        self.summary.multiplications as f64 * FLOP
+    }
+
+    /// Operations of one pass for each square millimetre, where the resolution is known.
+    fn per_mm2(&self, card: &Card) -> Option<f64> {
+        card.mpp.map(|mpp| self.summary.multiplications_per_mm2(card.step, mpp) * FLOP)
+    }
+
+    /// How many layers there are of each kind, in the order in which the network first has them.
+    fn counts(&self) -> Vec<(&str, usize)> {
+        let mut counts: Vec<(&str, usize)> = Vec::new();
+        for layer in &self.summary.layers {
+            let kind = layer.operation.split(',').next().unwrap_or_default();
+            match counts.iter_mut().find(|(name, _)| *name == kind) {
+                Some((_, n)) => *n += 1,
+                None => counts.push((kind, 1)),
+            }
+        }
+        counts
+    }
+
+    fn json(&self, card: &Card, layers: bool) -> Result<Value> {
+        let mut network = serde_json::to_value(&self.summary)?;
+        if let (Some(network), false) = (network.as_object_mut(), layers) {
+            network.remove("layers");
+        }
+        let counts: serde_json::Map<String, Value> =
+            self.counts().into_iter().map(|(kind, n)| (kind.to_owned(), n.into())).collect();
+        network["layer_counts"] = counts.into();
+        network["passes_per_tile"] = self.passes.into();
+        network["flop_per_tile_and_pass"] = self.per_tile().into();
+        network["flop_per_mm2_and_pass"] = self.per_mm2(card).into();
+        network["memory"] = json!({
+            "weights": self.memory.weights,
+            "per_tile": self.memory.activations,
+            "execution": self.execution,
+        });
+        Ok(network)
+    }
+
+    fn describe(&self, out: &mut impl Write, card: &Card) -> Result<()> {
+        let Summary { tile, layers, receptive_field, .. } = &self.summary;
+        let counts: Vec<String> = self.counts().into_iter().map(|(kind, n)| format!("{n} x {kind}")).collect();
+        writeln!(out, "layers       {}: {}", layers.len(), counts.join(", "))?;
+        let all = if receptive_field.global { "; by its norms the whole tile" } else { "" };
+        writeln!(out, "receptive    field of {} pixels{all}", receptive_field.size)?;
+        let placed = match card.placement {
             Placement::Nnunet => "",
             Placement::Monai => " placed as MONAI does",
-        },
-        multiplications as f64 / 1e9
-    )?;
+        };
+        writeln!(out, "tile         {tile} pixels, step {}{placed}", card.step)?;
+        write!(out, "work         {:.3} GFLOP per tile and pass", self.per_tile() / 1e9)?;
+        if let (Some(flop), Some(mpp)) = (self.per_mm2(card), card.mpp) {
+            write!(out, ", {:.1} GFLOP per mm2 and pass at {mpp} um per pixel and this step", flop / 1e9)?;
+        }
+        writeln!(out, "; {} passes per tile (a multiply-add is 2 FLOP, convolutions only)", self.passes)?;
+        let MemoryEstimate { weights, activations } = self.memory;
+        writeln!(
+            out,
+            "memory       {} of packed weights, {} for one tile with all its passes ({})",
+            Bytes(weights),
+            Bytes(activations),
+            self.execution
+        )?;
+        Ok(())
+    }
+
+    /// A line for each layer.
+    fn layers(&self, out: &mut impl Write) -> Result<()> {
+        writeln!(out, "{:>5} {:>22} {:>12} {:>16}  layer", "", "output", "parameters", "multiply-adds")?;
+        for (index, layer) in self.summary.layers.iter().enumerate() {
+            let output = format!("{} x {}", layer.output.channels, layer.output.size);
+            let name = layer.name.as_ref().map_or_else(String::new, |name| format!(" ({name})"));
+            writeln!(
+                out,
+                "{index:>5} {output:>22} {:>12} {:>16}  {}{name}",
+                layer.parameters, layer.multiplications, layer.operation
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn describe(out: &mut impl Write, card: &Card, model: &Model, figures: &Figures) -> Result<()> {
+    writeln!(out, "{}", card.name)?;
+    writeln!(out, "network      {}", card.architecture)?;
+    figures.describe(out, card)?;
     match card.mpp {
         Some(mpp) => writeln!(out, "resolution   {mpp} um per pixel")?,
         None => writeln!(out, "resolution   not stated: give --model-mpp")?,

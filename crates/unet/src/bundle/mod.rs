@@ -86,9 +86,10 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
         name.map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
     });
     let (classes, output) = meaning(&described(&metadata, "outputs", "pred"), heads, decision);
-    let networks = match before.transposed {
-        true => Networks::construct("monai", &network.class, &network.object(&path), Axes::XY)?,
-        false => framed,
+    let networks = if before.transposed {
+        Networks::construct("monai", &network.class, &network.object(&path), Axes::XY)?
+    } else {
+        framed
     };
     let named = described(&metadata, "inputs", "image");
     let card = Card {

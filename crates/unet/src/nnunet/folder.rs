@@ -141,7 +141,7 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
             }
             error => error,
         })?;
-        folds.push(Fold { weights, name });
+        folds.push(Fold { name, weights });
     }
     model::complete(&mut card, &architecture, &folds);
     Ok(Model::new(card, architecture, folds, None))
