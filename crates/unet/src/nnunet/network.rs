@@ -70,6 +70,9 @@ const KEYWORDS: [&str; 14] = [
     "deep_supervision",
 ];
 
+/// What does nothing at inference.
+const DROPOUT: [&str; 6] = ["Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"];
+
 /// `architecture`, as nnU-Net 2.4 and later write it.
 fn new_form(configuration: &Object<'_>, counts: Counts, replaced: Option<Norm>) -> Result<Architecture> {
     let architecture = configuration.child("architecture")?;
@@ -84,9 +87,6 @@ fn new_form(configuration: &Object<'_>, counts: Counts, replaced: Option<Norm>) 
         Some(other) => return Err(keywords.unsupported("conv_op", &format!("{other} is not supported; Conv2d is"))),
         None => return Err(keywords.wrong("conv_op", "is missing")),
     }
-    // At inference all of them are the identity.
-    const DROPOUT: [&str; 6] =
-        ["Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"];
     if let Some(other) = class_name(keywords, "dropout_op")?.filter(|n| !DROPOUT.contains(n)) {
         return Err(
             keywords.unsupported("dropout_op", &format!("{other} is not supported; {} are", DROPOUT.join(", ")))
