@@ -7,6 +7,7 @@
 //! This crate knows no slide and no store: it never reads a slide, never resamples, never blends, and takes the statistics that
 //! normalisation needs from its caller, who has seen the whole slide.
 //! It never runs code from a checkpoint, never opens a file outside the model's folder, and never allocates what a file merely claims.
+//! Files with weights are mapped while they are read, and must not change meanwhile: [`Map`](microtome_io::bytes::Map) says what happens then.
 //! The logits of a tile depend on its pixels, the normaliser, the model and the [`Execution`], not on batch or threads.
 //!
 //! ```
