@@ -62,10 +62,10 @@ fn probabilities_and_confidence_lie_beside_the_mask() {
 #[test]
 fn what_was_cut_off_is_said() {
     let place = Place::new();
-    let bright = |x: u64, y: u64| (71..250).contains(&x) && (20..200).contains(&y);
-    let sample =
-        move |x: u64, y: u64, c: usize| if bright(x, y) { 1 + (x * 7 + y * 13 + c as u64 * 50) % 251 } else { 0 };
-    let slide = TiffSlide::rgb(&[(300, 200)], move |_, x, y, c| sample(x, y, c) as u16);
+    let slide = TiffSlide::rgb(&[(300, 200)], |_, x, y, c| {
+        let bright = (71..250).contains(&x) && (20..200).contains(&y);
+        if bright { (1 + (x * 7 + y * 13 + c as u64 * 50) % 251) as u16 } else { 0 }
+    });
     let slide = place.file("slide.tif", slide.bytes());
     let mask = place.path("mask.ome.zarr");
     let words = "crop         179 x 180 at (71, 20) of level 0; what lies outside is black, and background in the mask";

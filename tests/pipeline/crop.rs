@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use microtome::io::slide::SlideReader;
 use microtome::io::store::OmeZarr;
-use microtome::io::{Downsample, Level, Pixels, Rect, SampleType, Size, TileCoord};
+use microtome::io::{Level, Pixels, Rect, SampleType, Size, TileCoord};
 use microtome::unet::{Arithmetic, Device, Execution, Mirroring, Model, ModelOptions, Normalization, Precision};
 use microtome::{
     Accumulation, CropNonzero, Error, Existing, Observer, OnBadTile, Outcome, Phase, Product, RoiSource, Segmenter,
@@ -302,9 +302,6 @@ fn inside_a_region_the_mask_is_the_full_runs() {
     });
     assert_same(WHOLE, &levels_of(&mask)[0].1, &expected, "inside the region");
     // One that holds nothing but black: no tile runs.
-    let mut corner = microtome_tile::Roi::builder(Size::new(2, 2), Downsample { x: 16.0, y: 16.0 });
-    corner.push_row(std::iter::once(0..1)).unwrap();
-    assert!(!corner.finish().touches(part));
     let path = folder.path().join("corner.geojson");
     std::fs::write(&path, r#"{"type": "Polygon", "coordinates": [[[0,0],[12,0],[12,12],[0,0]]]}"#).unwrap();
     let mut model = FunctionModel::new(Size::new(28, 24), &[60.5]);
