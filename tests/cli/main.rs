@@ -7,6 +7,7 @@ mod kills;
 mod models;
 mod outputs;
 mod pictures;
+mod postprocessing;
 mod products;
 mod reading;
 mod refusals;

@@ -197,7 +197,7 @@ fn a_vector_by_the_original_framework_is_taken_if_it_is_reproduced() {
 #[test]
 fn a_model_without_a_test_vector_gets_one_that_says_whose_it_is() {
     let place = Place::new();
-    let residual = repository("crates/unet/tests/residual-encoder-unet");
+    let residual = repository("crates/unet/tests/nnunet/residual-encoder");
     import(&residual, &place.path("package"), &[]).refused(2, &["--model-mpp"]);
     import(&residual, &place.path("package"), &["--model-mpp", "0.5"]).ended(0);
     let text = run(microtome().args(["model", "info", "--check"]).arg(place.path("package"))).ended(0).stdout;

@@ -541,9 +541,12 @@ fn the_report_and_the_store_name_all_models() {
     assert!(text.contains("2 models, the mean of their probabilities"), "{text}");
     assert!(text.contains("model        large: "), "{text}");
     let page = std::fs::read_to_string(folder.path().join("mask.ome.zarr.run/report.html")).unwrap();
-    for words in
-        ["Model 1", "Model 2", "16 x 16 pixels, step 0.5 of a tile, small", "40 x 56 pixels, step 0.7 of a tile, large"]
-    {
+    for words in [
+        "Model 1",
+        "Model 2",
+        "16 x 16 pixels, step 0.5 of a tile, placed as nnunet does, small",
+        "40 x 56 pixels, step 0.7 of a tile, placed as nnunet does, large",
+    ] {
         assert!(page.contains(words), "{words}");
     }
     let report = std::fs::read(folder.path().join("mask.ome.zarr.run/report.json")).unwrap();

@@ -467,7 +467,7 @@ mod tests {
         assert!(
             message(json!({ "titel": 3 })).starts_with("titel is unknown; there are framework, network, arguments, ")
         );
-        let wrong: [(Value, &str); 20] = [
+        let wrong: [(Value, &str); 22] = [
             (json!({ "tile": [256, 256] }), r#"tile is neither a number of pixels nor {"width": .., "height": ..}"#),
             (json!({ "tile": { "width": 64 } }), "tile.height is missing"),
             (
@@ -508,7 +508,9 @@ mod tests {
             (json!({ "output": "softmax" }), "output must be labels or regions"),
             (json!({ "output": { "kind": "labels", "class_order": [1] } }), "output.class_order is for regions only"),
             (json!({ "mirror_axes": { "horizontal": 1 } }), "mirror_axes.horizontal is neither true nor false"),
-            (json!({ "window": "hann" }), "window is hann; there are gaussian and constant"),
+            (json!({ "window": "hann" }), "window is hann; there are gaussian, gaussian-monai and constant"),
+            (json!({ "placement": "mine" }), "placement is mine; there are nnunet and monai"),
+            (json!({ "axes": "zyx" }), "axes is zyx; there are yx and xy"),
         ];
         for (changes, expected) in wrong {
             assert_eq!(message(changes), expected);

@@ -544,7 +544,7 @@ mod tests {
         assert_eq!(message("format_version = 1", ""), "format_version is missing");
         assert!(message("step = 0.5", "step = ?").starts_with("line 3: "));
         assert!(message("step = 0.5", "stap = 0.5").contains("unknown field `stap`"));
-        assert!(message("window = \"gaussian\"", "window = \"round\"").starts_with("line 4: unknown variant `round`"));
+        assert!(message("window = \"gaussian\"", "window = \"round\"").starts_with("line 5: unknown variant `round`"));
         assert_eq!(message("step = 0.5", "step = 1.5"), "step is 1.5; it must be above 0 and at most 1");
         assert_eq!(message("heads = 2", "heads = 3"), "3 logits, but 2 classes or regions");
         assert_eq!(message("channels = 3", "channels = 4"), "4 input channels, but 3 names and 3 normalisations");
