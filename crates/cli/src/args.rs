@@ -433,13 +433,7 @@ pub(crate) struct Postprocess {
     pub(crate) output: PathBuf,
 
     /// Apply the post-processing that this model comes with
-    #[arg(
-        short,
-        long,
-        value_name = "MODEL",
-        conflicts_with = "keep_largest",
-        required_unless_present = "keep_largest"
-    )]
+    #[arg(short, long, value_name = "MODEL", conflicts_with = "keep_largest")]
     pub(crate) model: Option<PathBuf>,
 
     /// Make background of all pixels with one of these values that are not in the largest connected component of such pixels; again for

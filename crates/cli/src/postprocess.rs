@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use microtome::unet::{Model, ModelOptions, Postprocessing};
 use microtome::{Error, Existing};
 use serde_json::json;
@@ -13,6 +13,9 @@ use crate::signals;
 
 pub(crate) fn run(args: &args::Postprocess) -> Result<()> {
     signals::watch().context("signals cannot be watched")?;
+    if args.model.is_none() && args.keep_largest.is_empty() {
+        bail!("say what to apply: -m MODEL, or --keep-largest VALUES");
+    }
     let steps = match &args.model {
         Some(path) => of_model(path)?,
         None => args.keep_largest.iter().map(|v| Postprocessing::KeepLargest { values: v.0.clone() }).collect(),

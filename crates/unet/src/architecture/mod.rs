@@ -1,6 +1,6 @@
 //! The families of networks that this crate knows: parameters in, [`Network`] out.
 //!
-//! A new architecture is one file here, which implements [`Family`], and one line in the list of [`Architecture`].
+//! A new architecture is one file here, which implements `Family`, and one line in the list of [`Architecture`].
 
 mod basic_unet;
 mod dyn_unet;
