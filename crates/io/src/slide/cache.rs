@@ -4,8 +4,8 @@
 //! tiles, because what their bytes mean depends on where they belong.
 //!
 //! The tiles are spread over shards, each with its own lock, which is held to look up and to store and never while a tile
-//! is decoded. Threads that want a tile which another one is decoding wait for it. They cannot wait for each other in a
-//! circle: a decoder asks for no other tile and hands no work to the thread pool.
+//! is decoded. Threads that want a tile which another one is decoding are told so, and can do something else first, or wait for
+//! it. They cannot wait for each other in a circle: a decoder asks for no other tile and hands no work to the thread pool.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -57,6 +57,24 @@ enum Entry {
     Ready { pixels: Option<Arc<Pixels>>, used: u64 },
 }
 
+/// What to do about a tile that another thread is decoding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// Come back at once, with [`Found::Busy`].
+    No,
+    /// Wait for it.
+    Yes,
+}
+
+/// What became of the question for a tile.
+#[derive(Debug, PartialEq)]
+pub(super) enum Found {
+    /// Its pixels; `None` for a tile that the file leaves out.
+    Tile(Option<Arc<Pixels>>),
+    /// Another thread is decoding it.
+    Busy,
+}
+
 impl TileCache {
     /// A cache that holds at most `budget` bytes, for tiles of up to `tile_bytes`; 0 keeps nothing.
     pub(super) fn new(budget: usize, tile_bytes: usize) -> Self {
@@ -79,18 +97,19 @@ impl TileCache {
         self.used.load(Ordering::Relaxed) * self.budget.load(Ordering::Relaxed)
     }
 
-    /// The tile, decoded by `decode` unless it is there already.
+    /// The tile, decoded by `decode` unless it is there already, or in another thread's hands.
     ///
     /// # Errors
     /// That of `decode`, which is not remembered.
     pub(super) fn get(
         &self,
         key: Key,
+        wait: Wait,
         decode: impl FnOnce() -> Result<Option<Arc<Pixels>>>,
-    ) -> Result<Option<Arc<Pixels>>> {
+    ) -> Result<Found> {
         let budget = self.budget.load(Ordering::Relaxed);
         if budget == 0 {
-            return decode();
+            return decode().map(Found::Tile);
         }
         let shard = self.shard(key);
         let mut state = shard.lock();
@@ -99,8 +118,9 @@ impl TileCache {
                 Some(Entry::Ready { pixels, .. }) => {
                     let pixels = pixels.clone();
                     state.touch(key);
-                    return Ok(pixels);
+                    return Ok(Found::Tile(pixels));
                 }
+                Some(Entry::Pending) if wait == Wait::No => return Ok(Found::Busy),
                 Some(Entry::Pending) => state = shard.settled.wait(state).unwrap_or_else(PoisonError::into_inner),
                 None => break,
             }
@@ -110,7 +130,7 @@ impl TileCache {
         let claim = Claim { shard, key };
         let pixels = decode()?;
         claim.settle(pixels.as_ref(), budget);
-        Ok(pixels)
+        Ok(Found::Tile(pixels))
     }
 
     fn shard(&self, (level, raster, tile): Key) -> &Shard {
@@ -216,12 +236,12 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for column in 0..50 {
-                        let found = cache.get((Level(0), 0, tile(column)), || {
+                        let found = cache.get((Level(0), 0, tile(column)), Wait::Yes, || {
                             decoded.fetch_add(1, Ordering::Relaxed);
                             std::thread::yield_now();
                             Ok(Some(pixels(column as u16)))
                         });
-                        assert_eq!(found.unwrap(), Some(pixels(column as u16)));
+                        assert_eq!(found.unwrap(), Found::Tile(Some(pixels(column as u16))));
                     }
                 });
             }
@@ -237,7 +257,7 @@ mod tests {
         let get = |column: u64| {
             let mut hit = true;
             cache
-                .get((Level(0), 0, tile(column)), || {
+                .get((Level(0), 0, tile(column)), Wait::Yes, || {
                     hit = false;
                     Ok(Some(pixels(column as u16)))
                 })
@@ -258,7 +278,9 @@ mod tests {
     #[test]
     fn another_size_forgets_what_was_there() {
         let cache = TileCache::new(1 << 20, 100);
-        let fill = || (0..100).filter(|&c| cache.get((Level(0), 0, tile(c)), || Ok(Some(pixels(1)))).is_ok()).count();
+        let fill = || {
+            (0..100).filter(|&c| cache.get((Level(0), 0, tile(c)), Wait::Yes, || Ok(Some(pixels(1)))).is_ok()).count()
+        };
         let held = || cache.shards.iter().map(|shard| shard.lock().bytes).sum::<usize>();
         assert_eq!(fill(), 100);
         let all = held();
@@ -274,27 +296,67 @@ mod tests {
     #[test]
     fn levels_are_kept_apart_and_failures_are_not_remembered() {
         let cache = TileCache::new(1 << 20, 100);
-        assert!(cache.get((Level(0), 0, tile(1)), || Err(Error::format("x", "broken"))).is_err());
-        assert_eq!(cache.get((Level(0), 0, tile(1)), || Ok(Some(pixels(3)))).unwrap(), Some(pixels(3)));
-        assert_eq!(cache.get((Level(1), 0, tile(1)), || Ok(Some(pixels(4)))).unwrap(), Some(pixels(4)));
-        assert_eq!(cache.get((Level(2), 0, tile(1)), || Ok(None)).unwrap(), None);
-        assert_eq!(cache.get((Level(2), 0, tile(1)), || unreachable!("left-out tiles are remembered")).unwrap(), None);
+        assert!(cache.get((Level(0), 0, tile(1)), Wait::Yes, || Err(Error::format("x", "broken"))).is_err());
+        assert_eq!(
+            cache.get((Level(0), 0, tile(1)), Wait::Yes, || Ok(Some(pixels(3)))).unwrap(),
+            Found::Tile(Some(pixels(3)))
+        );
+        assert_eq!(
+            cache.get((Level(1), 0, tile(1)), Wait::Yes, || Ok(Some(pixels(4)))).unwrap(),
+            Found::Tile(Some(pixels(4)))
+        );
+        assert_eq!(cache.get((Level(2), 0, tile(1)), Wait::Yes, || Ok(None)).unwrap(), Found::Tile(None));
+        assert_eq!(
+            cache.get((Level(2), 0, tile(1)), Wait::Yes, || unreachable!("left-out tiles are remembered")).unwrap(),
+            Found::Tile(None)
+        );
     }
 
     #[test]
     fn a_panic_while_decoding_lets_the_next_one_try() {
         let cache = TileCache::new(1 << 20, 100);
         let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            cache.get((Level(0), 0, tile(1)), || panic!("a decoder's mistake"))
+            cache.get((Level(0), 0, tile(1)), Wait::Yes, || panic!("a decoder's mistake"))
         }));
         assert!(attempt.is_err());
-        assert_eq!(cache.get((Level(0), 0, tile(1)), || Ok(Some(pixels(3)))).unwrap(), Some(pixels(3)));
+        assert_eq!(
+            cache.get((Level(0), 0, tile(1)), Wait::Yes, || Ok(Some(pixels(3)))).unwrap(),
+            Found::Tile(Some(pixels(3)))
+        );
+    }
+
+    #[test]
+    fn who_does_not_want_to_wait_is_told_that_a_tile_is_busy() {
+        let cache = TileCache::new(1 << 20, 100);
+        let ask = |wait| cache.get((Level(0), 0, tile(1)), wait, || unreachable!("another thread is decoding it"));
+        let (begun, finish) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let decoded = cache.get((Level(0), 0, tile(1)), Wait::Yes, || {
+                    begun.wait();
+                    finish.wait();
+                    Ok(Some(pixels(3)))
+                });
+                assert_eq!(decoded.unwrap(), Found::Tile(Some(pixels(3))));
+            });
+            begun.wait();
+            assert_eq!(ask(Wait::No).unwrap(), Found::Busy);
+            finish.wait();
+            assert_eq!(ask(Wait::Yes).unwrap(), Found::Tile(Some(pixels(3))));
+            assert_eq!(ask(Wait::No).unwrap(), Found::Tile(Some(pixels(3))));
+        });
     }
 
     #[test]
     fn without_a_budget_nothing_is_kept() {
         let cache = TileCache::new(0, 100);
-        assert_eq!(cache.get((Level(0), 0, tile(1)), || Ok(Some(pixels(3)))).unwrap(), Some(pixels(3)));
-        assert_eq!(cache.get((Level(0), 0, tile(1)), || Ok(Some(pixels(4)))).unwrap(), Some(pixels(4)));
+        assert_eq!(
+            cache.get((Level(0), 0, tile(1)), Wait::Yes, || Ok(Some(pixels(3)))).unwrap(),
+            Found::Tile(Some(pixels(3)))
+        );
+        assert_eq!(
+            cache.get((Level(0), 0, tile(1)), Wait::Yes, || Ok(Some(pixels(4)))).unwrap(),
+            Found::Tile(Some(pixels(4)))
+        );
     }
 }

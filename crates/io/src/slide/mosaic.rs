@@ -1,9 +1,13 @@
 //! A rectangle put together from the cells of a grid that it touches.
+//!
+//! Who fetches a cell that another thread is decoding goes on with the others first, and comes back for it: so threads that
+//! want the same cells, such as the strips as wide as the slide under a row of regions, share the work in place of waiting for each other.
 
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::cache::{Found, Wait};
 use crate::pixels::{Pixels, Samples};
 use crate::{Rect, Result, Size, TileCoord};
 
@@ -117,7 +121,26 @@ pub(super) fn few(at: Rect, bounds: Size, cell: Size, cell_bytes: u64, kept: u64
         && cells(at, bounds, cell).take(most as usize + 1).count() as u64 <= most
 }
 
-/// The pixels of `at`, out of the cells of a grid over `bounds`; elsewhere, and where `fetch` returns `None`, `background`.
+/// Fetches all cells, those that other threads are decoding last; `fetch` gives `None` for those.
+///
+/// # Errors
+/// That of the first cell, in the order of `cells`, that could not be fetched.
+fn each<C: Send, R: Send>(cells: &mut [C], fetch: impl Fn(&mut C, Wait) -> Result<Option<R>> + Sync) -> Result<Vec<R>> {
+    // Alone, there is nothing to do meanwhile.
+    let first = if cells.len() > 1 { Wait::No } else { Wait::Yes };
+    let mut results: Vec<Result<Option<R>>> = match &mut *cells {
+        [cell] => vec![fetch(cell, first)],
+        cells => cells.par_iter_mut().map(|cell| fetch(cell, first)).collect(),
+    };
+    let busy: Vec<(&mut C, &mut Result<Option<R>>)> =
+        cells.iter_mut().zip(&mut results).filter(|(_, result)| matches!(result, Ok(None))).collect();
+    for (cell, result) in busy {
+        *result = fetch(cell, Wait::Yes);
+    }
+    results.into_iter().filter_map(Result::transpose).collect()
+}
+
+/// The pixels of `at`, out of the cells of a grid over `bounds`; elsewhere, and where `fetch` finds a cell to be left out, `background`.
 ///
 /// As [`fill`], but all cells are fetched, from many threads at once, before the first pixel is written, so that each is written once and
 /// no memory is filled with what does not stay: a tenth of the time that JPEG tiles take.
@@ -126,14 +149,15 @@ pub(super) fn few(at: Rect, bounds: Size, cell: Size, cell_bytes: u64, kept: u64
 /// That of the first cell, row by row, that could not be fetched.
 pub(super) fn gather<F>(at: Rect, bounds: Size, cell: Size, blank: &Pixels, fetch: F) -> Result<Pixels>
 where
-    F: Fn(TileCoord) -> Result<Option<Arc<Pixels>>> + Sync,
+    F: Fn(TileCoord, Wait) -> Result<Found> + Sync,
 {
-    let touched: Vec<TileCoord> = cells(at, bounds, cell).collect();
-    let fetched: Vec<Result<Option<Arc<Pixels>>>> = match touched[..] {
-        [one] => vec![fetch(one)],
-        _ => touched.par_iter().map(|&tile| fetch(tile)).collect(),
-    };
-    let fetched = fetched.into_iter().collect::<Result<Vec<_>>>()?;
+    let mut touched: Vec<TileCoord> = cells(at, bounds, cell).collect();
+    let fetched = each(&mut touched, |tile, wait| {
+        Ok(match fetch(*tile, wait)? {
+            Found::Tile(pixels) => Some(pixels),
+            Found::Busy => None,
+        })
+    })?;
     let area = at.intersect(bounds.rect()).unwrap_or(Rect::new(at.x, at.y, 0, 0));
     let channels = blank.channels();
     Ok(match blank.samples() {
@@ -194,15 +218,15 @@ fn lay<T: Copy>(
 
 /// Copies into `to`, which lies at `at`, what the cells of a grid over `bounds` hold of it.
 ///
-/// `fetch` is called once for each cell that is touched, from many threads at once if there are several; cells for
-/// which it returns `None` leave the pixels as they are. No lock is held: the rows of `to` are cut along the grid
+/// `fetch` is called for each cell that is touched, from many threads at once if there are several, and again for those that were busy;
+/// cells that are left out leave the pixels as they are. No lock is held: the rows of `to` are cut along the grid
 /// before the work starts, so that each cell has its own part to write to.
 ///
 /// # Errors
 /// That of the first cell, row by row, that could not be fetched.
 pub(super) fn fill<F>(to: &mut Pixels, at: Rect, bounds: Size, grid: impl Into<Grid>, fetch: F) -> Result<()>
 where
-    F: Fn(TileCoord) -> Result<Option<Arc<Pixels>>> + Sync,
+    F: Fn(TileCoord, Wait) -> Result<Found> + Sync,
 {
     let grid = grid.into();
     let Some(area) = at.intersect(bounds.rect()) else { return Ok(()) };
@@ -270,11 +294,15 @@ fn paste<T: Copy + Send>(
     mut pieces: Vec<Piece<'_, T>>,
     grid: Grid,
     channels: usize,
-    fetch: &(impl Fn(TileCoord) -> Result<Option<Arc<Pixels>>> + Sync),
+    fetch: &(impl Fn(TileCoord, Wait) -> Result<Found> + Sync),
     samples: impl Fn(&Pixels) -> &[T] + Sync,
 ) -> Result<()> {
-    let fill_piece = |piece: &mut Piece<'_, T>| -> Result<()> {
-        let Some(pixels) = fetch(piece.tile)? else { return Ok(()) };
+    each(&mut pieces, |piece, wait| {
+        let pixels = match fetch(piece.tile, wait)? {
+            Found::Busy => return Ok(None),
+            Found::Tile(None) => return Ok(Some(())),
+            Found::Tile(Some(pixels)) => pixels,
+        };
         let stride = pixels.size().width as usize * channels;
         let offset = (piece.x - grid.x.start(piece.tile.column)) as usize * channels;
         let first = (piece.y - grid.y.start(piece.tile.row)) as usize;
@@ -283,17 +311,15 @@ fn paste<T: Copy + Send>(
             let n = to.len();
             to.copy_from_slice(&from[offset..offset + n]);
         }
-        Ok(())
-    };
-    let failure = match &mut pieces[..] {
-        [piece] => fill_piece(piece).err(),
-        pieces => pieces.par_iter_mut().find_map_first(|piece| fill_piece(piece).err()),
-    };
-    failure.map_or(Ok(()), Err)
+        Ok(Some(()))
+    })?;
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
     use crate::SampleType;
 
@@ -311,10 +337,12 @@ mod tests {
             for (width, height) in [(1, 1), (4, 3), (6, 5), (14, 12)] {
                 let at = Rect::new(x, y, width, height);
                 let mut pixels = Pixels::filled(at.size(), SampleType::U8, &[255]);
-                fill(&mut pixels, at, level, cell, |tile| Ok(Some(Arc::new(cell_pixels(tile, cell))))).unwrap();
+                fill(&mut pixels, at, level, cell, |tile, _| Ok(Found::Tile(Some(Arc::new(cell_pixels(tile, cell))))))
+                    .unwrap();
                 let blank = Pixels::filled(Size::new(1, 1), SampleType::U8, &[255]);
                 let gathered =
-                    gather(at, level, cell, &blank, |tile| Ok(Some(Arc::new(cell_pixels(tile, cell))))).unwrap();
+                    gather(at, level, cell, &blank, |tile, _| Ok(Found::Tile(Some(Arc::new(cell_pixels(tile, cell))))))
+                        .unwrap();
                 assert!(pixels == gathered, "{at}");
                 let expected: Vec<u8> = (at.y..at.bottom())
                     .flat_map(|y| (at.x..at.right()).map(move |x| (x, y)))
@@ -323,6 +351,33 @@ mod tests {
                 assert_eq!(pixels.as_u8().unwrap(), expected, "{at}");
             }
         }
+    }
+
+    #[test]
+    fn what_others_are_decoding_is_fetched_last() {
+        let (level, cell) = (Size::new(9, 7), Size::new(4, 3));
+        let at = level.rect();
+        let (asked, whole) = (AtomicUsize::new(0), Pixels::filled(at.size(), SampleType::U8, &[0]));
+        let fetch = |tile: TileCoord, wait| {
+            let before = asked.fetch_add(1, Ordering::Relaxed);
+            let busy = tile.column == 1;
+            match wait {
+                Wait::No if busy => Ok(Found::Busy),
+                Wait::No => Ok(Found::Tile(Some(Arc::new(cell_pixels(tile, cell))))),
+                Wait::Yes => {
+                    assert!(busy && before >= 9, "{tile} after {before}");
+                    Ok(Found::Tile(Some(Arc::new(cell_pixels(tile, cell)))))
+                }
+            }
+        };
+        let mut filled = whole.clone();
+        fill(&mut filled, at, level, cell, fetch).unwrap();
+        assert_eq!(asked.swap(0, Ordering::Relaxed), 12);
+        let expected: Vec<u8> = (0..7).flat_map(|y| (0..9).map(move |x| 10 * y + x)).collect();
+        assert_eq!(filled.as_u8().unwrap(), expected);
+        let blank = Pixels::filled(Size::new(1, 1), SampleType::U8, &[0]);
+        assert_eq!(gather(at, level, cell, &blank, fetch).unwrap(), filled);
+        assert_eq!(asked.into_inner(), 12);
     }
 
     #[test]
@@ -343,7 +398,7 @@ mod tests {
     fn cells_that_are_left_out_stay_background_and_few_are_counted() {
         let (level, cell) = (Size::new(9, 7), Size::new(4, 3));
         let odd = |tile: TileCoord| (tile.column + tile.row) % 2 == 1;
-        let fetch = |tile: TileCoord| Ok(odd(tile).then(|| Arc::new(cell_pixels(tile, cell))));
+        let fetch = |tile: TileCoord, _| Ok(Found::Tile(odd(tile).then(|| Arc::new(cell_pixels(tile, cell)))));
         let at = Rect::new(-2, -1, 13, 10);
         let mut filled = Pixels::filled(at.size(), SampleType::U8, &[200]);
         fill(&mut filled, at, level, cell, fetch).unwrap();
@@ -360,15 +415,17 @@ mod tests {
     #[test]
     fn the_first_failure_is_reported_whatever_the_threads_do() {
         let at = Rect::new(0, 0, 100, 100);
+        // The first to fail is busy at first.
+        let fetch = |tile: TileCoord, wait| match tile.column + tile.row {
+            5 if tile.row == 0 && wait == Wait::No => Ok(Found::Busy),
+            5.. => Err(crate::Error::format("x", tile.to_string())),
+            _ => Ok(Found::Tile(None)),
+        };
         for _ in 0..20 {
             let mut pixels = Pixels::filled(at.size(), SampleType::U8, &[0]);
-            let error = fill(&mut pixels, at, at.size(), Size::new(10, 10), |tile| {
-                if tile.column + tile.row >= 5 { Err(crate::Error::format("x", tile.to_string())) } else { Ok(None) }
-            });
+            let error = fill(&mut pixels, at, at.size(), Size::new(10, 10), fetch);
             assert_eq!(error.unwrap_err().to_string(), "x: column 5 row 0");
-            let error = gather(at, at.size(), Size::new(10, 10), &pixels, |tile| {
-                if tile.column + tile.row >= 5 { Err(crate::Error::format("x", tile.to_string())) } else { Ok(None) }
-            });
+            let error = gather(at, at.size(), Size::new(10, 10), &pixels, fetch);
             assert_eq!(error.unwrap_err().to_string(), "x: column 5 row 0");
         }
     }

@@ -14,6 +14,7 @@ use image::codecs::{png::PngDecoder, webp::WebPDecoder};
 use image::{ColorType, ImageDecoder};
 
 use super::alpha::{Alpha, over_white};
+use super::cache::Found;
 use super::codec::jpeg;
 use super::{OpenOptions, SlideInfo, SlideReader, mosaic};
 use crate::bytes::{ByteSource, content_id};
@@ -92,8 +93,8 @@ impl SlideReader for Picture {
         check_limit(self.source.path(), rect.size(), channels, sample, self.limit)?;
         let size = self.info.size();
         let mut region = Pixels::filled(rect.size(), sample, background);
-        mosaic::fill(&mut region, rect, size, size, |tile| match self.pixels.get_or_init(|| self.decode()) {
-            Ok(pixels) => Ok(Some(Arc::clone(pixels))),
+        mosaic::fill(&mut region, rect, size, size, |tile, _| match self.pixels.get_or_init(|| self.decode()) {
+            Ok(pixels) => Ok(Found::Tile(Some(Arc::clone(pixels)))),
             Err(message) => Err(Error::Tile { path: self.info.path.clone(), level, tile, message: message.clone() }),
         })?;
         Ok(region)

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::cache::TileCache;
+use super::cache::{Found, TileCache, Wait};
 use super::mosaic;
 use super::raster::{Raster, Shape};
 use super::{AssociatedImage, LevelInfo, OpenOptions, Resolution, SlideInfo, SlideReader};
@@ -172,8 +172,8 @@ impl SlideReader for Pyramid {
         self.info.level(level)?;
         let layer = &self.layers[level.0];
         check_limit(&self.info.path, layer.shape(), rect.size(), self.decoded_bytes)?;
-        let fetch = |number: usize, part: &Part, tile: TileCoord| {
-            self.cache.get((level, number, tile), || {
+        let fetch = |number: usize, part: &Part, tile: TileCoord, wait: Wait| {
+            self.cache.get((level, number, tile), wait, || {
                 let decoded = part.raster.decode(tile).map_err(|error| at_tile(error, level, tile))?;
                 Ok(decoded.map(Arc::new))
             })
@@ -184,13 +184,13 @@ impl SlideReader for Pyramid {
             let even = part.raster.grid() == shape.cell.into();
             if even && mosaic::few(at, size, shape.cell, shape.cell_bytes(), kept) {
                 let blank = Pixels::filled(Size::new(1, 1), self.info.sample, &self.info.background);
-                return mosaic::gather(at, size, shape.cell, &blank, |tile| fetch(0, part, tile));
+                return mosaic::gather(at, size, shape.cell, &blank, |tile, wait| fetch(0, part, tile, wait));
             }
         }
         let mut pixels = Pixels::filled(rect.size(), self.info.sample, &self.info.background);
         for (number, part) in layer.parts.iter().enumerate() {
             let (size, grid) = (part.visible(layer.size), part.raster.grid());
-            mosaic::fill(&mut pixels, part.place(rect), size, grid, |tile| fetch(number, part, tile))?;
+            mosaic::fill(&mut pixels, part.place(rect), size, grid, |tile, wait| fetch(number, part, tile, wait))?;
         }
         Ok(pixels)
     }
@@ -206,14 +206,14 @@ impl SlideReader for Pyramid {
         let shape = raster.shape();
         check_limit(&self.info.path, shape, shape.size, self.decoded_bytes)?;
         let mut pixels = Pixels::filled(shape.size, shape.sample, &shape.background);
-        mosaic::fill(&mut pixels, shape.size.rect(), shape.size, raster.grid(), |tile| {
+        mosaic::fill(&mut pixels, shape.size.rect(), shape.size, raster.grid(), |tile, _| {
             let decoded = raster.decode(tile).map_err(|error| match error {
                 Error::Format { path, message } => {
                     Error::Format { path, message: format!("associated image {name:?}, {tile}: {message}") }
                 }
                 other => other,
             })?;
-            Ok(decoded.map(Arc::new))
+            Ok(Found::Tile(decoded.map(Arc::new)))
         })?;
         Ok(pixels)
     }
