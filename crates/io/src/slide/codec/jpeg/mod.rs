@@ -356,7 +356,7 @@ mod tests {
     #[cfg(feature = "turbojpeg")]
     #[test]
     fn ours_is_libjpeg_turbo() {
-        use SamplingFactor::*;
+        use SamplingFactor::{R_4_1_0, R_4_1_1, R_4_2_0, R_4_2_1, R_4_2_2, R_4_4_0, R_4_4_1, R_4_4_4};
         for chroma in [R_4_4_4, R_4_4_0, R_4_4_1, R_4_2_2, R_4_2_0, R_4_2_1, R_4_1_1, R_4_1_0] {
             for side in (1..40).chain([100, 255, 256]) {
                 for restart in [0, 1, 7] {

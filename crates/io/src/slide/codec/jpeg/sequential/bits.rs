@@ -146,7 +146,8 @@ impl State {
             let next = bytes.get(self.at..).and_then(<[u8]>::first_chunk).ok_or(Fault::Ends)?;
             self.buffer |= u64::from_be_bytes(*next) >> self.count;
             self.at += ((63 - self.count) >> 3) as usize;
-            self.count |= 56;
+            // Whole bytes were taken, of which the last ones do not fit: from 56 to 63 bits are there now.
+            self.count |= 0b11_1000;
         }
         Ok(())
     }
@@ -238,7 +239,7 @@ mod tests {
         let ac = [&counts[..], &[0, 0x01, 0xf0, 0xf1]].concat();
         let (dc, ac) = (table(Class::Dc, &dc).unwrap().0, table(Class::Ac, &ac).unwrap().0);
         let mut text = text.replace(' ', "");
-        while text.len() % 8 != 0 {
+        while !text.len().is_multiple_of(8) {
             text.push('1');
         }
         let mut stream = Vec::new();

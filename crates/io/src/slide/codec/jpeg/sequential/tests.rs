@@ -202,8 +202,8 @@ impl Coding {
         let pixel = |channel: usize, x: usize, y: usize| -> i32 {
             let ((width, height), ratio) = (self.size(channel), self.ratio(channel));
             let (i, j) = (x / ratio.0, y / ratio.1);
-            let far = if y % 2 == 0 { j.saturating_sub(1) } else { (j + 1).min(height - 1) };
-            let beside = if x % 2 == 0 { i.checked_sub(1) } else { Some(i + 1).filter(|&i| i < width) };
+            let far = if y.is_multiple_of(2) { j.saturating_sub(1) } else { (j + 1).min(height - 1) };
+            let beside = if x.is_multiple_of(2) { i.checked_sub(1) } else { Some(i + 1).filter(|&i| i < width) };
             match ratio {
                 (1, 2) => (3 * sample(channel, i, j) + sample(channel, i, far) + 1 + y as i32 % 2) >> 2,
                 (2, 1) if width > 2 => match beside {
