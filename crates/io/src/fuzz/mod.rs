@@ -36,6 +36,19 @@ pub fn open_and_read(bytes: &[u8]) {
     }
 }
 
+/// Decodes arbitrary bytes as a JPEG stream, of the size that it claims, once by itself and once with its tables apart, as tiles have
+/// them. Must return, whatever the bytes are.
+pub fn decode_jpeg(bytes: &[u8]) {
+    use crate::slide::jpeg::{Color, decode, read_header};
+    let Ok(header) = read_header(bytes) else { return };
+    if u32::from(header.width) * u32::from(header.height) > 1 << 18 {
+        return;
+    }
+    // An error is as good as samples.
+    let _ = decode(None, bytes, header, Color::AsMarked);
+    let _ = decode(Some(bytes), bytes, header, Color::YCbCr);
+}
+
 /// Decodes arbitrary bytes as a JPEG 2000 stream, of the size and depth that it claims. Must return, whatever the bytes are.
 pub fn decode_jpeg2000(bytes: &[u8]) {
     use crate::slide::jpeg2000::{Color, Expected, decode, read_header};
@@ -54,6 +67,7 @@ pub fn decode_jpeg2000(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
     use proptest::prelude::*;
 
     use super::open_and_read;
@@ -117,6 +131,38 @@ mod tests {
                 Ok(())
             })
             .unwrap();
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(3000))]
+
+        #[test]
+        fn jpeg_streams_with_bytes_of_chance(
+            chroma in prop::sample::select(vec![
+                SamplingFactor::R_4_4_4, SamplingFactor::R_4_2_2, SamplingFactor::R_4_2_0, SamplingFactor::R_4_4_0, SamplingFactor::R_4_1_0,
+            ]),
+            size in (1..90_u16, 1..90_u16),
+            restart in 0..5_u16,
+            progressive in prop::sample::select(vec![false, false, false, true]),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            in_the_head: bool,
+        ) {
+            let mut stream = Vec::new();
+            let mut encoder = Encoder::new(&mut stream, 70);
+            encoder.set_sampling_factor(chroma);
+            encoder.set_restart_interval(restart);
+            encoder.set_progressive(progressive);
+            let pixels: Vec<u8> = (0..u32::from(size.0) * u32::from(size.1) * 3).map(|i| (i * i >> 6) as u8).collect();
+            encoder.encode(&pixels, size.0, size.1, ColorType::Rgb).unwrap();
+            // Tables and headers come first.
+            let window = if in_the_head { stream.len().min(640) } else { stream.len() };
+            for (at, value) in changes {
+                stream[at.index(window)] = value;
+            }
+            let start = std::time::Instant::now();
+            super::decode_jpeg(&stream);
+            prop_assert!(start.elapsed() < std::time::Duration::from_secs(2));
+        }
     }
 
     proptest! {

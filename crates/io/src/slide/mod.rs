@@ -47,7 +47,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use check::{Checked, check};
-pub(crate) use codec::jpeg2000;
+pub(crate) use codec::{jpeg, jpeg2000};
 pub use open::{Backend, OpenOptions, open, open_bytes};
 
 use crate::{Downsample, Error, Level, Microns, Pixels, Rect, Result, SampleType, Size};
@@ -233,8 +233,10 @@ impl Default for Limits {
     }
 }
 
-/// The decoder of JPEG tiles in this build. Two decoders may differ by one level in a sample.
-pub const JPEG_DECODER: &str = if cfg!(feature = "turbojpeg") { "libjpeg-turbo" } else { "zune-jpeg 0.5" };
+/// The decoder of JPEG tiles in this build. Ours gives the samples that libjpeg-turbo gives; it leaves progressive streams, which slides do
+/// not have, to zune-jpeg, which gives others.
+pub const JPEG_DECODER: &str =
+    if cfg!(feature = "turbojpeg") { "libjpeg-turbo" } else { "microtome 1, progressive zune-jpeg 0.5" };
 
 /// A source of slide pixels. Implementations decode from many threads at once and hold no lock while they do.
 pub trait SlideReader: Send + Sync + std::fmt::Debug {

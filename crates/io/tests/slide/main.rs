@@ -5,6 +5,7 @@ mod check;
 mod colors;
 mod corpus;
 mod dicom;
+mod jpeg;
 mod jpeg2000;
 mod ndpi;
 mod ome;

@@ -105,8 +105,8 @@ fn the_container_says_what_the_colours_of_jpeg_tiles_are() {
         let mut written = TiffSlide::rgb(SIZES, |_, x, y, channel| (60 + x / 4 + y / 3 + channel as u64 * 20) as u16);
         written.compression = Compression::Jpeg(100);
         written.photometric = photometric;
-        // Quality 100 has quantisation steps of 1; colours that go through YCbCr are rounded twice more. Measured, with
-        // zune-jpeg as with libjpeg-turbo: RGB comes back as it was, YCbCr is off by 1.
+        // Quality 100 has quantisation steps of 1; colours that go through YCbCr are rounded twice more. Measured: RGB comes
+        // back as it was, YCbCr is off by 1.
         let tolerance = if photometric == 2 { 0 } else { 1 };
         check(&*opened(&written), &written, tolerance);
     }

@@ -6,7 +6,7 @@
 
 pub(super) mod deflate;
 pub(super) mod dicom_rle;
-pub(super) mod jpeg;
+pub(crate) mod jpeg;
 pub(crate) mod jpeg2000;
 pub(super) mod jpegls;
 pub(super) mod lzw;

@@ -9,18 +9,21 @@
 //!
 //! Streams too large to be decoded at once are decoded by pieces, between restart markers: see [`restart`].
 //!
+//! What decodes is [`sequential`], ours, which gives what libjpeg-turbo gives; for progressive streams, which slides do not have, it is
+//! zune-jpeg, which differs by some levels. With the feature `turbojpeg`, libjpeg-turbo decodes them all.
+//!
 //! Sources: ITU-T T.81; TIFF Technical Note 2 (`JPEGTables`); Adobe Technical Note 5116 (APP14).
 
 pub(crate) mod restart;
+// Where libjpeg-turbo decodes, tests compare the two.
+#[cfg(any(test, not(feature = "turbojpeg")))]
+mod sequential;
 #[cfg(feature = "turbojpeg")]
 mod turbo;
 #[cfg(not(feature = "turbojpeg"))]
 mod zune;
 
-#[cfg(feature = "turbojpeg")]
-use turbo as decoder;
-#[cfg(not(feature = "turbojpeg"))]
-use zune as decoder;
+use super::super::spare;
 
 /// What the channels of a stream are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,12 +68,17 @@ impl Header {
     }
 }
 
+/// Frame header of a progressive picture.
+const SOF2: u8 = 0xc2;
+const DHT: u8 = 0xc4;
 const SOI: u8 = 0xd8;
 const EOI: u8 = 0xd9;
 const SOS: u8 = 0xda;
+const DQT: u8 = 0xdb;
 const DRI: u8 = 0xdd;
 const DHP: u8 = 0xde;
 const APP0: u8 = 0xe0;
+const APP14: u8 = 0xee;
 const APP15: u8 = 0xef;
 const COM: u8 = 0xfe;
 
@@ -113,8 +121,30 @@ pub(crate) fn looks_like_ycbcr(data: &[u8]) -> bool {
 ///
 /// Size and number of channels must be those of `expected`; they are compared before anything is allocated.
 pub(crate) fn decode(tables: Option<&[u8]>, data: &[u8], expected: Header, color: Color) -> Result<Vec<u8>, String> {
-    let stream = assemble(tables, data, expected, color)?;
-    decoder::decode(&stream, expected)
+    decode_stream(&assemble(tables, data, expected, color)?, expected)
+}
+
+/// Decodes a complete stream whose header is `header`.
+fn decode_stream(stream: &[u8], header: Header) -> Result<Vec<u8>, String> {
+    if !matches!(header.components, 1 | 3) {
+        return Err(format!("JPEG: {} channels (CMYK, perhaps) cannot be read, 1 and 3 can", header.components));
+    }
+    // The decoders write every sample or fail.
+    let mut samples = spare::take(header.samples());
+    decode_into(stream, header, &mut samples)?;
+    Ok(samples)
+}
+
+/// As [`decode_stream`], into [`Header::samples`] of 1 or 3 channels.
+fn decode_into(stream: &[u8], header: Header, samples: &mut [u8]) -> Result<(), String> {
+    #[cfg(feature = "turbojpeg")]
+    return turbo::decode_into(stream, header, samples);
+    #[cfg(not(feature = "turbojpeg"))]
+    if Segments::new(stream)?.map_while(Result::ok).any(|segment| segment.marker == SOF2) {
+        zune::decode_into(stream, header, samples)
+    } else {
+        sequential::decode_into(stream, header, samples)
+    }
 }
 
 /// Puts together the stream that the decoder gets.
@@ -180,7 +210,7 @@ fn is_frame(marker: u8) -> bool {
 /// Reads a frame header; refuses what the decoders cannot do, by name.
 fn frame(segment: &Segment<'_>) -> Result<Header, String> {
     let kind = match segment.marker {
-        0xc0..=0xc2 => None,
+        0xc0 | 0xc1 | SOF2 => None,
         0xc3 => Some("lossless coding"),
         0xc5..=0xc7 => Some("hierarchical coding"),
         _ => Some("arithmetic coding"),
@@ -202,6 +232,13 @@ struct Segment<'a> {
     marker: u8,
     start: usize,
     bytes: &'a [u8],
+}
+
+impl<'a> Segment<'a> {
+    /// What comes behind marker and length.
+    fn content(&self) -> &'a [u8] {
+        self.bytes.get(4..).unwrap_or_default()
+    }
 }
 
 /// Walks the segments between the start of an image and its first scan, or its end.
@@ -266,6 +303,75 @@ impl<'a> Iterator for Segments<'a> {
     }
 }
 
+#[cfg(test)]
+mod tests {
+    use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn stream(chroma: SamplingFactor, progressive: bool, restart: u16, side: u16) -> Vec<u8> {
+        let mut stream = Vec::new();
+        let mut encoder = Encoder::new(&mut stream, 80);
+        encoder.set_sampling_factor(chroma);
+        encoder.set_progressive(progressive);
+        encoder.set_restart_interval(restart);
+        let pixels: Vec<u8> = (0..u32::from(side) * u32::from(side) * 3).map(|i| (i * i >> 5) as u8).collect();
+        encoder.encode(&pixels, side, side, ColorType::Rgb).unwrap();
+        stream
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(3000))]
+
+        /// What was in the buffer before shows in no pixel, also of streams that are damaged and decoded nevertheless.
+        #[test]
+        fn every_sample_is_written(
+            chroma in prop::sample::select(vec![SamplingFactor::R_4_4_4, SamplingFactor::R_4_2_2, SamplingFactor::R_4_2_0]),
+            progressive: bool,
+            restart in prop::sample::select(vec![0_u16, 1, 3]),
+            side in prop::sample::select(vec![8_u16, 17, 40]),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..5),
+        ) {
+            let mut stream = stream(chroma, progressive, restart, side);
+            for (at, value) in changes {
+                let at = at.index(stream.len());
+                stream[at] = value;
+            }
+            let Ok(header) = read_header(&stream) else { return Ok(()) };
+            if header.samples() > 1 << 20 || header.samples() == 0 || !matches!(header.components, 1 | 3) {
+                return Ok(());
+            }
+            let decoded = [0x55, 0xaa].map(|before| {
+                let mut samples = vec![before; header.samples()];
+                decode_into(&stream, header, &mut samples).map(|()| samples)
+            });
+            if let [Ok(one), Ok(other)] = &decoded {
+                prop_assert!(one == other);
+            }
+        }
+    }
+
+    /// Where libjpeg-turbo is there, it decodes what ours decodes, to the same samples.
+    #[cfg(feature = "turbojpeg")]
+    #[test]
+    fn ours_is_libjpeg_turbo() {
+        use SamplingFactor::{R_4_1_0, R_4_1_1, R_4_2_0, R_4_2_1, R_4_2_2, R_4_4_0, R_4_4_1, R_4_4_4};
+        for chroma in [R_4_4_4, R_4_4_0, R_4_4_1, R_4_2_2, R_4_2_0, R_4_2_1, R_4_1_1, R_4_1_0] {
+            for side in (1..40).chain([100, 255, 256]) {
+                for restart in [0, 1, 7] {
+                    let stream = stream(chroma, false, restart, side);
+                    let header = read_header(&stream).unwrap();
+                    let mut samples = [vec![0; header.samples()], vec![1; header.samples()]];
+                    sequential::decode_into(&stream, header, &mut samples[0]).unwrap();
+                    turbo::decode_into(&stream, header, &mut samples[1]).unwrap();
+                    assert!(samples[0] == samples[1], "{chroma:?}, {side}");
+                }
+            }
+        }
+    }
+}
+
 #[cfg(all(test, not(feature = "turbojpeg")))]
 mod speed {
     use std::time::Duration;
@@ -318,12 +424,12 @@ mod speed {
         let mut samples = vec![0; size.area() as usize * 3];
         let bare = best(|| {
             for stream in &streams {
-                decoder::decode_into(stream, expected, &mut samples).unwrap();
+                decode_into(stream, expected, &mut samples).unwrap();
             }
         });
         let fresh = best(|| {
             for stream in &streams {
-                std::hint::black_box(decoder::decode(stream, expected).unwrap());
+                std::hint::black_box(decode_stream(stream, expected).unwrap());
             }
         });
         let paged = best(|| {
@@ -354,6 +460,75 @@ mod speed {
             ("regions, 6 MiB of tiles kept", regions(6 << 20)),
         ] {
             println!("{what:30} {:6.1} Mpx/s of tiles, {:.3} of the bare decoder", rate(seconds), bare / seconds);
+        }
+    }
+
+    /// Ours beside zune-jpeg, in turns, on the same streams into one buffer: tiles as the slide stores them (240 x 240, RGB), and its pixels coded
+    /// again as 256 x 256 pixels of luma and chroma.
+    ///
+    /// `cargo nextest run -p microtome-io --release --run-ignored all -E 'test(ours_beside_zune)' --no-capture`
+    #[test]
+    #[ignore = "a measurement"]
+    fn ours_beside_zune() {
+        use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
+
+        /// Of all tiles for each time that is taken: the clock ticks in milliseconds.
+        const PASSES: usize = 8;
+
+        let Some(path) = microtome_testkit::data("slides/svs/CMU-1-Small-Region.svs") else { return };
+        let source = OpenOptions::default().access.open(&path).unwrap();
+        let tiff = Tiff::parse(source, &Limits::default()).unwrap();
+        let (file, ifd) = (tiff.file(), &tiff.directories()[0]);
+        let page = Page::read(file, ifd).unwrap();
+        let tables = ifd.bytes(file, crate::slide::tiff::Tag::JPEG_TABLES).unwrap();
+        let cells = page.layout.size.cells(page.layout.cell);
+        let tiles = (0..cells.height).flat_map(|row| (0..cells.width).map(move |column| TileCoord { row, column }));
+        let header = |side: u16| Header { width: side, height: side, components: 3 };
+        let stored = tiles.map(|tile| {
+            let data = page.layout.bytes(file, tile, 0).unwrap().unwrap();
+            assemble(tables.as_deref(), &data, header(240), Color::Rgb).unwrap()
+        });
+        let mut sets = vec![("240 x 240 RGB, as stored".to_owned(), header(240), stored.collect::<Vec<_>>())];
+        let slide = open(&path, &OpenOptions::default()).unwrap();
+        for (name, chroma, quality) in [
+            ("4:4:4", SamplingFactor::F_1_1, 75),
+            ("4:2:2", SamplingFactor::F_2_1, 75),
+            ("4:2:0", SamplingFactor::F_2_2, 75),
+            ("4:2:0", SamplingFactor::F_2_2, 90),
+        ] {
+            let places = (0..11).flat_map(|row| (0..8).map(move |column| (row * 256, column * 256)));
+            let streams = places.map(|(y, x)| {
+                let pixels = slide.read_region(Level(0), Rect::new(x, y, 256, 256)).unwrap();
+                let mut stream = Vec::new();
+                let mut encoder = Encoder::new(&mut stream, quality);
+                encoder.set_sampling_factor(chroma);
+                encoder.encode(pixels.as_u8().unwrap(), 256, 256, ColorType::Rgb).unwrap();
+                stream
+            });
+            sets.push((format!("256 x 256 {name}, quality {quality}"), header(256), streams.collect()));
+        }
+        for (name, header, streams) in sets {
+            let mut samples = vec![0; header.samples()];
+            let mut times = [const { Vec::new() }; 2];
+            for _ in 0..11 {
+                for (times, decode) in times.iter_mut().zip([sequential::decode_into, zune::decode_into]) {
+                    let before = spent();
+                    for stream in streams.iter().cycle().take(PASSES * streams.len()) {
+                        decode(stream, header, &mut samples).unwrap();
+                    }
+                    times.push((spent() - before).as_secs_f64());
+                }
+            }
+            let pixels = streams.len() as f64 * header.samples() as f64 / 3.0;
+            let [ours, zune] = times.map(|mut times| {
+                times.sort_by(f64::total_cmp);
+                PASSES as f64 * pixels / times[times.len() / 2] / 1e6
+            });
+            let bits = streams.iter().map(|stream| stream.len() as f64 * 8.0).sum::<f64>() / pixels;
+            println!(
+                "{name:30} {bits:4.2} bits a pixel: ours {ours:5.1}, zune-jpeg {zune:5.1} Mpx/s, {:.2} times",
+                ours / zune
+            );
         }
     }
 }

@@ -4,7 +4,7 @@
 //! coarser) by a marker behind which a decoder starts from nothing. Any intervals can thus be put together to a stream
 //! of their own, with a frame header that states their size, and markers that are numbered anew.
 
-use super::{Color, DHP, DRI, EOI, Header, SOI, SOS, Segments, decoder, frame, is_comment, is_frame};
+use super::{Color, DHP, DRI, EOI, Header, SOI, SOS, Segments, decode_stream, frame, is_comment, is_frame};
 
 /// Bytes that a coefficient can take at most: 27 bits, each byte of which may be followed by a stuffed zero.
 const MOST_BYTES_OF_A_BLOCK: u64 = 64 * 27 / 8 * 2;
@@ -109,7 +109,7 @@ impl Prelude {
             stream.extend(interval);
         }
         stream.extend([0xff, EOI]);
-        decoder::decode(&stream, header)
+        decode_stream(&stream, header)
     }
 }
 
