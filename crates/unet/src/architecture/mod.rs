@@ -24,7 +24,7 @@ pub(crate) use {plain_conv_unet::tests, residual_encoder_unet::tests as residual
 use microtome_io::Size;
 use serde::{Deserialize, Serialize};
 
-use crate::arguments::Object;
+use crate::arguments::{Object, nothing_else};
 use crate::{Error, Network, Result};
 
 /// What every family of networks can say of its parameters.
@@ -229,6 +229,7 @@ pub enum Norm {
         affine: bool,
     },
     /// No normalisation.
+    #[serde(deserialize_with = "nothing_else")]
     None,
 }
 
@@ -258,13 +259,18 @@ pub enum Activation {
         per_channel: bool,
     },
     /// `x / (1 + exp(-x))`, also called swish.
+    #[serde(deserialize_with = "nothing_else")]
     Silu,
     /// `x * tanh(ln(1 + exp(x)))`.
+    #[serde(deserialize_with = "nothing_else")]
     Mish,
     /// `x / 2 * (1 + erf(x / sqrt(2)))`.
+    #[serde(deserialize_with = "nothing_else")]
     Gelu,
     /// The approximation of the same by a hyperbolic tangent.
+    #[serde(deserialize_with = "nothing_else")]
     GeluTanh,
     /// No nonlinearity.
+    #[serde(deserialize_with = "nothing_else")]
     None,
 }
