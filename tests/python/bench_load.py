@@ -25,7 +25,7 @@ import time
 import numpy as np
 
 PLAIN = {"n_stages": 5, "features_per_stage": [96, 192, 384, 768, 1536], "n_conv_per_stage": [2] * 5, "n_conv_per_stage_decoder": [2] * 4}
-BASIC = {"spatial_dims": 2, "in_channels": 3, "out_channels": 3, "features": [128, 256, 512, 1024, 2048, 128]}
+BASIC = {"spatial_dims": 2, "in_channels": 3, "out_channels": 3, "features": [128, 256, 512, 1024, 2048, 256]}
 MOST = 1.05
 
 
@@ -111,7 +111,7 @@ def main():
 
     picture = folder / "picture.png"
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8)).save(picture)
-    print("python tests/python/bench_load.py MICROTOME LOAD_MODEL FOLDER")
+    print("$ python tests/python/bench_load.py MICROTOME LOAD_MODEL FOLDER")
     print(f"{processor()}, {os.cpu_count()} processors, {platform.system()} {platform.release()}; MB are millions of bytes\n")
     missed = False
     for what, (model, checkpoint) in [("nnU-Net's checkpoint", nnunet(folder)), ("safetensors", safetensors(folder / "basic-unet"))]:
