@@ -1,7 +1,14 @@
 //! What the precisions change in masks: the numbers of `docs/precision.md`.
 
+use std::path::PathBuf;
+
 use microtome::Settings;
-use microtome::unet::{Arithmetic, Device, Execution, Mirroring, Model, ModelOptions, Precision, Predictor};
+use microtome::io::slide::{OpenOptions, SlideReader};
+use microtome::io::{Level, Pixels, Rect, Size};
+use microtome::unet::{
+    Arithmetic, Card, ChannelStatistics, Device, Execution, Mirroring, Model, ModelOptions, Normalizer, Precision,
+    Predictor, Tile,
+};
 
 use crate::{labels, levels_of, picture, repository, segment, settings, with};
 
@@ -25,7 +32,7 @@ fn large(settings: &Settings) -> Settings {
 }
 
 fn mask(path: &std::path::Path, predictor: &dyn Predictor) -> Vec<u16> {
-    let slide = microtome::io::slide::open(path, &microtome::io::slide::OpenOptions::default()).unwrap();
+    let slide = microtome::io::slide::open(path, &OpenOptions::default()).unwrap();
     levels_of(&segment(slide.as_ref(), predictor, &large(&settings())).0).remove(0).1
 }
 
@@ -90,6 +97,75 @@ fn what_a_precision_changes() {
             changed[way],
             100.0 * changed[way] as f64 / pixels as f64,
             changes.sum::<f64>() / n,
+        );
+    }
+}
+
+/// Of a whole picture of 8 bits, in f64.
+fn statistics(picture: &Pixels) -> Vec<ChannelStatistics> {
+    let (samples, channels) = (picture.as_u8().unwrap(), picture.channels());
+    let of = |channel: usize| {
+        let values = || samples.iter().skip(channel).step_by(channels).map(|v| f64::from(*v));
+        let n = values().count() as f64;
+        let mean = values().sum::<f64>() / n;
+        let std = (values().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt();
+        ChannelStatistics { mean, std, min: values().fold(255.0, f64::min), max: values().fold(0.0, f64::max) }
+    };
+    (0..channels).map(of).collect()
+}
+
+/// The logits of the whole tiles that lie beside each other in a picture.
+fn logits(slide: &dyn SlideReader, size: Size, predictor: &dyn Predictor, card: &Card) -> Vec<f32> {
+    let read = |rect| slide.read_region(Level(0), rect).unwrap();
+    let normalizer = Normalizer::new(&card.normalization, &statistics(&read(size.rect()))).unwrap();
+    let Size { width, height } = card.tile;
+    let places = (0..size.height / height).flat_map(|y| (0..size.width / width).map(move |x| (x, y)));
+    let tile = |(x, y)| read(Rect::new((x * width) as i64, (y * height) as i64, width, height));
+    places
+        .flat_map(|place| predictor.predict(&[Tile::full(&tile(place))], &normalizer).unwrap().remove(0).values)
+        .collect()
+}
+
+fn largest(values: impl Iterator<Item = f32>) -> f32 {
+    values.fold(0.0, |most, value| most.max(value.abs()))
+}
+
+/// `MICROTOME_MODELS=FOLDER cargo test -p microtome --test pipeline -- --ignored --nocapture what_bf16_changes`; the folder is what
+/// `tests/python/precision_models.py` makes. The bundled model runs beside its models.
+#[test]
+#[ignore = "a measurement"]
+fn what_bf16_changes_in_each_architecture() {
+    let folder =
+        PathBuf::from(std::env::var_os("MICROTOME_MODELS").expect("MICROTOME_MODELS names a folder of models"));
+    let picture = folder.join("picture.png");
+    let slide = microtome::io::slide::open(&picture, &OpenOptions::default()).unwrap();
+    let size = slide.info().levels[0].size;
+    let mut models: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    models.retain(|path| path.is_dir());
+    models.sort();
+    models.insert(0, repository("models/nuclei"));
+    println!("{} pixels of {}", size.area(), picture.display());
+    println!("| model | parameters | largest logit | its largest error, f32 | bf16 | pixels that change, f32 | bf16 |");
+    println!("|---|---|---|---|---|---|---|");
+    for path in models {
+        let model = Model::open(&path, &ModelOptions::default()).unwrap();
+        let predictors = predictors(&model);
+        let [exact, fast, bf16] = [0, 1, 3].map(|way| {
+            let predictor = predictors[way].as_ref();
+            (logits(slide.as_ref(), size, predictor, model.card()), mask(&picture, predictor))
+        });
+        let most = largest(exact.0.iter().copied());
+        let error =
+            |(logits, _): &(Vec<f32>, Vec<u16>)| largest(logits.iter().zip(&exact.0).map(|(a, b)| a - b)) / most;
+        let share = |(_, mask): &(Vec<f32>, Vec<u16>)| 100.0 * differing(mask, &exact.1) as f64 / mask.len() as f64;
+        println!(
+            "| {} | {:.1} million | {most:.3} | {:.1e} | {:.1e} | {:.4} % | {:.3} % |",
+            path.file_name().unwrap().to_string_lossy(),
+            model.card().parameters as f64 / 1e6,
+            error(&fast),
+            error(&bf16),
+            share(&fast),
+            share(&bf16),
         );
     }
 }

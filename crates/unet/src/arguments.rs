@@ -46,6 +46,18 @@ fn without_constants(text: &str) -> String {
     out
 }
 
+/// Reads what stands beside the tag of an enumeration's variant that has no fields: nothing. serde itself would let any keys pass there,
+/// also where unknown ones are denied.
+///
+/// # Errors
+/// Names the key that is there.
+pub(crate) fn nothing_else<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<(), D::Error> {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Nothing {}
+    <Nothing as serde::Deserialize>::deserialize(deserializer).map(|Nothing {}| ())
+}
+
 /// An object of the file with the words that name it in messages.
 #[derive(Debug, Clone)]
 pub(crate) struct Object<'a> {

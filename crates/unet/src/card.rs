@@ -3,6 +3,7 @@
 use microtome_io::{Class, Size};
 use serde::{Deserialize, Serialize};
 
+use crate::arguments::nothing_else;
 use crate::{ChannelStatistics, Normalization, PrecisionNote};
 
 /// What a caller needs to know about a model to run it over a slide, and a reader to judge it.
@@ -86,6 +87,7 @@ impl Output {
 #[serde(rename_all = "lowercase", tag = "kind", deny_unknown_fields)]
 pub enum Output {
     /// One logit per class: the value is the index of the largest, the first of several equal ones.
+    #[serde(deserialize_with = "nothing_else")]
     Labels,
     /// One logit per region, regions may overlap: in order, each region whose logit is positive (probability above one half)
     /// sets the value, so that later ones overwrite earlier ones; 0 where none is.

@@ -26,7 +26,7 @@ pub enum Folds {
     List(Vec<u32>),
 }
 
-/// Which of nnU-Net's checkpoints is loaded. Packages hold only one.
+/// Which of nnU-Net's checkpoints is loaded. All other models hold only one, and refuse to be asked for the best.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Checkpoint {
     /// `checkpoint_final.pth`, after the last epoch.
@@ -109,6 +109,7 @@ impl Model {
         }
         let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
         if let Some(recipe) = recipe::find(path) {
+            only_checkpoint(&recipe, options)?;
             return recipe::load(&recipe, options);
         }
         if !metadata.is_dir() {
@@ -117,12 +118,14 @@ impl Model {
             return Err(Error::unsupported(path, message));
         }
         if package::is_package(path) {
+            only_checkpoint(path, options)?;
             return package::load(path, options);
         }
         if let Some(folder) = bundle::nnunet_folder(path) {
             return nnunet::load(&folder, options);
         }
         if bundle::is_bundle(path) {
+            only_checkpoint(path, options)?;
             return bundle::load(path, options);
         }
         if nnunet::is_trainer_folder(path) {
@@ -258,11 +261,25 @@ impl Model {
     }
 }
 
+/// Refuses to look for the best checkpoint where there is only one.
+fn only_checkpoint(path: &Path, options: &ModelOptions) -> Result<()> {
+    match options.checkpoint {
+        Checkpoint::Final => Ok(()),
+        Checkpoint::Best => Err(Error::usage(format!(
+            "{}: the best checkpoint is asked for, but only results of nnU-Net keep one beside the last",
+            path.display()
+        ))),
+    }
+}
+
 /// Checks that the parts of a model fit each other, before weights are read. `path` is the file that says so.
 pub(crate) fn check(path: &Path, card: &Card, architecture: &Architecture) -> Result<()> {
     let wrong = |message: String| Err(Error::format(path, message));
     if let Err(message) = architecture.check(card.tile) {
         return Err(Error::unsupported(path, format!("the network has {message}")));
+    }
+    if let Err(message) = check_words(card) {
+        return wrong(message);
     }
     let channels = architecture.channels();
     if card.channels.len() != channels || card.normalization.len() != channels {
@@ -319,6 +336,22 @@ pub(crate) fn check(path: &Path, card: &Card, architecture: &Architecture) -> Re
         return wrong(format!("step is {}; it must be above 0 and at most 1", card.step));
     }
     Ok(())
+}
+
+/// Refuses names and texts that could do something to the terminal that shows them. Texts may have lines.
+fn check_words(card: &Card) -> Result<(), String> {
+    let class = |c: &microtome_io::Class| [Some(c.name.clone()), c.code.clone()].into_iter().flatten();
+    let names = [&card.name].into_iter().chain(&card.channels).chain(&card.folds).cloned();
+    if let Some(name) = names.chain(card.classes.iter().flat_map(class)).find(|n| n.contains(char::is_control)) {
+        return Err(format!("the name {name} holds a control character"));
+    }
+    let measured = card.precision.measured.iter().flat_map(|m| [&m.picture, &m.computed_by]);
+    let texts = [&card.licence, &card.provenance, &card.intended_use, &card.test_vector].into_iter().flatten();
+    let harmful = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    match texts.chain(measured).find(|text| text.contains(harmful)) {
+        None => Ok(()),
+        Some(text) => Err(format!("a text holds a control character: {text}")),
+    }
 }
 
 /// Fills in what follows from the network and the weights.

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::arguments::nothing_else;
 use crate::{Error, Result};
 
 /// How the samples of one channel are normalised before the network sees them.
@@ -12,6 +13,7 @@ use crate::{Error, Result};
 #[serde(tag = "scheme", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Normalization {
     /// `(x - mean) / max(std, 1e-8)` with the mean and the population standard deviation of the whole image.
+    #[serde(deserialize_with = "nothing_else")]
     ZScore,
     /// `(clip(x, lower, upper) - mean) / max(std, 1e-8)` with numbers from the training set.
     Ct {
@@ -25,8 +27,10 @@ pub enum Normalization {
         std: f64,
     },
     /// `(x - min) / max(max - min, 1e-8)` with the extremes of the whole image.
+    #[serde(deserialize_with = "nothing_else")]
     RescaleTo01,
     /// `x / 255`.
+    #[serde(deserialize_with = "nothing_else")]
     RgbTo01,
     /// `(clip(x, lower, upper) - shift) / divisor` with fixed numbers: what a range of intensities that is mapped to another comes to,
     /// or mean and standard deviation of samples that were divided by 255 before.
@@ -43,6 +47,7 @@ pub enum Normalization {
         upper: Option<f64>,
     },
     /// `x` as it is.
+    #[serde(deserialize_with = "nothing_else")]
     None,
 }
 

@@ -4,6 +4,7 @@
 //! package's `model.toml` gives, under the same keys: tile, normalisation, classes and so on. Format: `docs/model-package.md`.
 //! Keys are read one by one, so that a message can say which is wrong and where.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use microtome_io::{Class, Size};
@@ -12,9 +13,12 @@ use serde_json::{Value, json};
 use crate::architecture::Axes;
 use crate::arguments::{Object, as_count, read_object};
 use crate::model::{self, Folds, Model, ModelOptions};
+use crate::network::{Operation, Source};
 use crate::state_dict::{NESTED, StateDict};
-use crate::weights::Fold;
-use crate::{Architecture, Card, Error, MirrorAxes, Normalization, Output, Placement, Result, Window, architecture};
+use crate::weights::{Fold, Weight};
+use crate::{
+    Architecture, Card, Error, MirrorAxes, Network, Normalization, Output, Placement, Result, Window, architecture,
+};
 
 /// The file's name in a folder.
 const NAME: &str = "recipe.json";
@@ -102,13 +106,38 @@ pub(crate) fn load_described(
         let state = StateDict::open(files.get(index).ok_or_else(missing)?, &NESTED)?;
         let weights = match &networks.transposed {
             None => state.weights(architecture)?,
-            Some(held) => state.weights(held)?.into_iter().map(|(name, weight)| (name, weight.transposed())).collect(),
+            Some(held) => upright(&held.network(), state.weights(held)?),
         };
         Ok(Fold { name: format!("fold_{index}"), weights })
     };
     let folds = wanted.into_iter().map(fold).collect::<Result<Vec<_>>>()?;
     model::complete(&mut card, architecture, &folds);
     Ok(Model::new(card, architecture.clone(), folds, None))
+}
+
+/// The weights of a network that takes x for the first axis as those of the one that sees pictures upright.
+///
+/// Kernels are transposed. Where a convolution makes what is shuffled into blocks of pixels, its output channels change places, too:
+/// those of a block lie row by row.
+fn upright(held: &Network, weights: BTreeMap<String, Weight>) -> BTreeMap<String, Weight> {
+    let mut factors: BTreeMap<&str, usize> = BTreeMap::new();
+    for layer in held.layers() {
+        if let (Operation::PixelShuffle { factor }, Source::Layer(i)) = (&layer.operation, layer.sources[0])
+            && let Operation::Convolution { weight, bias, .. } = &held.layers()[i].operation
+        {
+            factors.insert(weight, *factor);
+            factors.extend(bias.as_deref().map(|bias| (bias, *factor)));
+        }
+    }
+    let one = |(name, weight): (String, Weight)| {
+        let weight = weight.transposed();
+        let weight = match factors.get(name.as_str()) {
+            Some(&factor) => weight.with_transposed_blocks(factor),
+            None => weight,
+        };
+        (name, weight)
+    };
+    weights.into_iter().map(one).collect()
 }
 
 /// The card, without what follows from the weights, and the network.

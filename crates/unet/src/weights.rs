@@ -25,6 +25,17 @@ impl Weight {
         let values = (0..outer * inner).flat_map(plane).collect();
         Self { shape: vec![outer, inner, width, height], values }
     }
+
+    /// The same with other places for the outermost entries: of each `factor` x `factor` of them that follow each other, which lie row by
+    /// row, rows become columns.
+    pub(crate) fn with_transposed_blocks(self, factor: usize) -> Self {
+        let Some(&outer) = self.shape.first().filter(|outer| **outer > 0) else { return self };
+        let block = factor * factor;
+        let one = self.values.len() / outer;
+        let from = |entry: usize| entry / block * block + entry % factor * factor + entry % block / factor;
+        let values = (0..outer).flat_map(|entry| &self.values[from(entry) * one..][..one]).copied().collect();
+        Self { values, ..self }
+    }
 }
 
 /// One set of weights: exactly those that the network uses.
@@ -86,5 +97,8 @@ mod tests {
         assert_eq!(*kernel.values, [0.0, 3.0, 1.0, 4.0, 2.0, 5.0, 6.0, 9.0, 7.0, 10.0, 8.0, 11.0]);
         let bias = Weight { shape: vec![4], values: values(4) };
         assert_eq!(bias.clone().transposed(), bias);
+        let blocks = Weight { shape: vec![8, 2], values: values(16) }.with_transposed_blocks(2);
+        let expected = [0.0, 1.0, 4.0, 5.0, 2.0, 3.0, 6.0, 7.0, 8.0, 9.0, 12.0, 13.0, 10.0, 11.0, 14.0, 15.0];
+        assert_eq!((blocks.shape, &*blocks.values), (vec![8, 2], expected.as_slice()));
     }
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use microtome_io::{Pixels, Size};
 use microtome_unet::{
-    Arithmetic, Device, Execution, MirrorAxes, Mirroring, Model, ModelOptions, Normalization, Normalizer, Output,
-    PackageOptions, Placement, Precision, Tile, Window,
+    Arithmetic, Checkpoint, Device, Execution, MirrorAxes, Mirroring, Model, ModelOptions, Normalization, Normalizer,
+    Output, PackageOptions, Placement, Precision, Tile, Window,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -79,12 +79,24 @@ fn picture(tile: Size) -> Pixels {
     Pixels::from_u8(tile, 3, std::iter::repeat_with(sample).take(tile.area() as usize * 3).collect())
 }
 
+/// The same with rows for columns, as MONAI's readers hand over pictures.
+fn transposed(picture: &Pixels) -> Pixels {
+    let Size { width, height } = picture.size();
+    let (samples, channels) = (picture.as_u8().unwrap(), picture.channels());
+    let at = |x: u64, y: u64| &samples[(y * width + x) as usize * channels..][..channels];
+    let turned = (0..width).flat_map(|x| (0..height).flat_map(move |y| at(x, y).to_vec()));
+    Pixels::from_u8(Size::new(height, width), channels, turned.collect())
+}
+
 fn logits(model: &Model, arithmetic: Arithmetic) -> Vec<f32> {
+    logits_of(model, arithmetic, &picture(model.card().tile))
+}
+
+fn logits_of(model: &Model, arithmetic: Arithmetic, picture: &Pixels) -> Vec<f32> {
     let (device, mirroring, precision) = (Device::Cpu, Mirroring::Off, Precision::F32);
     let predictor = model.predictor(&Execution { device, mirroring, precision, arithmetic }).unwrap();
     let normalizer = Normalizer::new(&model.card().normalization, &[]).unwrap();
-    let picture = picture(model.card().tile);
-    predictor.predict(&[Tile::full(&picture)], &normalizer).unwrap().remove(0).values
+    predictor.predict(&[Tile::full(picture)], &normalizer).unwrap().remove(0).values
 }
 
 /// The largest difference, as a fraction of the largest expected logit.
@@ -118,6 +130,32 @@ fn logits_of_every_network_are_monais() {
             assert_eq!(logits(&copy, Arithmetic::Exact), logits(&model, Arithmetic::Exact), "{name}");
             assert_eq!(copy.card(), model.card());
         }
+    }
+}
+
+/// A picture that lies on its side gives logits that lie on their side.
+#[test]
+fn a_network_that_takes_x_first_sees_pictures_on_their_side() {
+    for (name, _) in NETWORKS {
+        let folder = folder(name);
+        let Expected { width, height, logits: expected } = read::<Vec<Expected>>(&folder.join("logits.json")).remove(0);
+        let mut recipe: Value = read(&folder.join("recipe.json"));
+        recipe["axes"] = json!("xy");
+        recipe["tile"] = json!({"width": height, "height": width});
+        let copy = changed(&folder, "recipe.json", &recipe);
+        let model = open(copy.path()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let lying = transposed(&picture(Size::new(width, height)));
+        let found = logits_of(&model, Arithmetic::Exact, &lying);
+        // Row x, column y of each plane.
+        let (width, height) = (width as usize, height as usize);
+        let planes = 0..expected.len() / (width * height);
+        let at = |plane: usize, x: usize, y: usize| expected[(plane * height + y) * width + x];
+        let turned = planes.flat_map(|p| (0..width).flat_map(move |x| (0..height).map(move |y| (p, x, y))));
+        let largest = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+        let differences = turned.zip(&found).map(|((p, x, y), found)| (at(p, x, y) - found).abs());
+        let difference = differences.fold(0.0, f32::max) / largest;
+        println!("{name}: {difference:e} of the largest logit");
+        assert!(found.len() == expected.len() && difference < BOUND, "{name}: {difference:e}");
     }
 }
 
@@ -247,6 +285,13 @@ fn what_a_bundle_asks_for_and_cannot_have_is_named() {
         transform(json!({"_target_": "NormalizeIntensityd", "keys": "image", "channel_wise": true})),
         "preprocessing.transforms[3] comes after a normalisation with the image's own statistics"
     );
+    assert_eq!(
+        message(&|c| {
+            let transforms = c["preprocessing"]["transforms"].as_array_mut().unwrap();
+            transforms.push(json!({"_target_": "CastToTyped", "keys": "image", "dtype": "$torch.uint8"}));
+        }),
+        "preprocessing.transforms[5].dtype is $torch.uint8, and comes after a change of intensities, which is not supported"
+    );
     let inferer = |key: &'static str, value: Value| message(&|c| c["inferer"][key] = value.clone());
     assert!(inferer("_target_", json!("SimpleInferer")).starts_with("inferer is SimpleInferer; only SlidingWindow"));
     assert_eq!(inferer("padding_mode", json!("reflect")), "inferer.padding_mode is reflect; constant is supported");
@@ -262,6 +307,49 @@ fn what_a_bundle_asks_for_and_cannot_have_is_named() {
         behind(json!({"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5})),
         "postprocessing.transforms[2].threshold must be 0.5, of a sigmoid"
     );
+    assert_eq!(
+        behind(json!({"_target_": "AsDiscreted", "keys": "pred", "argmax": true, "threshold": 0.5})),
+        "postprocessing.transforms[2].threshold comes after argmax, which is not supported"
+    );
+    assert_eq!(
+        behind(json!({"_target_": "AsDiscreted", "keys": ["label", "pred"], "argmax": [true]})),
+        "postprocessing.transforms[2].argmax has fewer entries than keys"
+    );
+}
+
+/// Lists hold an entry for each of the keys, in their order.
+#[test]
+fn what_a_transform_does_to_another_entry_does_not_count() {
+    let folder = folder("bundle");
+    let output = |keys: Value, sigmoid: Value, threshold: Value| {
+        let mut configuration: Value = read(&folder.join("configs/inference.json"));
+        configuration["postprocessing"]["transforms"] = json!([
+            {"_target_": "Activationsd", "keys": keys, "sigmoid": sigmoid},
+            {"_target_": "AsDiscreted", "keys": keys, "threshold": threshold},
+        ]);
+        let copy = changed(&folder, "configs/inference.json", &configuration);
+        open(copy.path()).unwrap().card().output.clone()
+    };
+    let regions = Output::Regions { class_order: vec![1, 2] };
+    assert_eq!(output(json!("pred"), json!(true), json!(0.5)), regions);
+    let (other_first, other_last) = (json!(["label", "pred"]), json!(["pred", "label"]));
+    assert_eq!(output(other_first.clone(), json!([false, true]), json!([null, 0.5])), regions);
+    assert_eq!(output(other_last.clone(), json!([true, false]), json!([0.5, null])), regions);
+    assert_eq!(output(other_first, json!([true, false]), json!([0.5, null])), Output::Labels);
+    assert_eq!(output(other_last, json!([false, true]), json!([null, 0.5])), Output::Labels);
+}
+
+/// Only nnU-Net keeps a best checkpoint beside the last.
+#[test]
+fn the_best_checkpoint_of_a_model_with_one_is_refused() {
+    let options = ModelOptions { checkpoint: Checkpoint::Best, ..ModelOptions::default() };
+    let unet = folder("unet");
+    let package = tempfile::tempdir().unwrap();
+    open(&unet).unwrap().save_package(package.path(), &PackageOptions::default()).unwrap();
+    for path in [unet.join("recipe.json"), folder("bundle"), package.path().to_owned()] {
+        let message = Model::open(&path, &options).unwrap_err().to_string();
+        assert!(message.starts_with(&format!("{}: the best checkpoint is asked for", path.display())), "{message}");
+    }
 }
 
 #[test]

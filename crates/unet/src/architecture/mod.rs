@@ -1,6 +1,7 @@
 //! The families of networks that this crate knows: parameters in, [`Network`] out.
 //!
-//! A new architecture is one file here, which implements `Family`, and one line in the list of [`Architecture`].
+//! A new architecture is one file here, which implements `Family`, and one line in the list of [`Architecture`];
+//! `docs/architectures.md` shows it by the last one that was added.
 
 mod basic_unet;
 mod dyn_unet;
@@ -15,22 +16,15 @@ mod seg_res_net;
 mod smp_unet;
 mod unet;
 
-pub use basic_unet::BasicUnet;
-pub use dyn_unet::DynUnet;
 pub use monai::UpsampleMode;
-pub use monai_unet::MonaiUnet;
-pub use plain_conv_unet::PlainConvUnet;
-pub use residual_encoder_unet::ResidualEncoderUnet;
-pub use residual_unet::ResidualUnet;
-pub use seg_res_net::SegResNet;
-pub use smp_unet::{Enlargement, Resnet, SmpUnet};
+pub use smp_unet::{Enlargement, Resnet};
 #[cfg(test)]
 pub(crate) use {plain_conv_unet::tests, residual_encoder_unet::tests as residual_tests};
 
 use microtome_io::Size;
 use serde::{Deserialize, Serialize};
 
-use crate::arguments::Object;
+use crate::arguments::{Object, nothing_else};
 use crate::{Error, Network, Result};
 
 /// What every family of networks can say of its parameters.
@@ -60,11 +54,13 @@ pub(crate) trait Family: std::fmt::Display {
 }
 
 /// A family whose parameters are the arguments of a constructor in the framework that it comes from.
-pub(crate) trait Constructor: Sized {
+pub(crate) trait Constructor: Into<Architecture> {
     /// The framework, as recipes name it.
     const FRAMEWORK: &'static str;
     /// The class.
     const NAME: &'static str;
+    /// The entry in the list of those that recipes can name.
+    const ENTRY: (&'static str, &'static str, Construct) = (Self::FRAMEWORK, Self::NAME, constructed::<Self>);
 
     /// The parameters that the constructor's arguments stand for. Arguments that are missing have the framework's defaults;
     /// one that is unknown, or has a value that cannot be honoured, is refused by name.
@@ -85,24 +81,13 @@ pub(crate) enum Axes {
 
 type Construct = fn(&Object<'_>, Axes) -> Result<Architecture>;
 
-/// Those that can be constructed: framework, class, and how.
-const CONSTRUCTORS: &[(&str, &str, Construct)] = &[
-    constructor::<MonaiUnet>(),
-    constructor::<BasicUnet>(),
-    constructor::<DynUnet>(),
-    constructor::<SegResNet>(),
-    constructor::<SmpUnet>(),
-];
-
-/// An entry of the list.
-const fn constructor<F: Constructor + Into<Architecture>>() -> (&'static str, &'static str, Construct) {
-    (F::FRAMEWORK, F::NAME, |arguments, axes| {
-        let mut family = F::construct(arguments)?;
-        if axes == Axes::XY {
-            family.transpose();
-        }
-        Ok(family.into())
-    })
+/// The network that a family makes of these arguments, for pictures that are upright.
+fn constructed<F: Constructor>(arguments: &Object<'_>, axes: Axes) -> Result<Architecture> {
+    let mut family = F::construct(arguments)?;
+    if axes == Axes::XY {
+        family.transpose();
+    }
+    Ok(family.into())
 }
 
 /// The network that a framework's class makes of these arguments, for pictures that are upright.
@@ -119,9 +104,11 @@ pub(crate) fn construct(framework: &str, class: &str, arguments: &Object<'_>, ax
     construct(arguments, axes)
 }
 
-/// The enumeration of all families.
+/// All that there is of each family: its file's name and its own, and `Constructor` where recipes can name it.
 macro_rules! families {
-    ($($(#[$doc:meta])* $family:ident,)*) => {
+    ($($(#[$doc:meta])* $file:ident::$family:ident $(: $constructor:ident)?,)*) => {
+        $(pub use $file::$family;)*
+
         /// A network by the parameters of its family, as a package stores it.
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[serde(tag = "kind", rename_all = "kebab-case")]
@@ -142,26 +129,29 @@ macro_rules! families {
                 Self::$family(parameters)
             }
         })*
+
+        /// Those that recipes can name: framework, class, and how they are made.
+        const CONSTRUCTORS: &[(&str, &str, Construct)] = &[$($(<$family as $constructor>::ENTRY,)?)*];
     };
 }
 
 families! {
     /// nnU-Net's `PlainConvUNet` in two dimensions.
-    PlainConvUnet,
+    plain_conv_unet::PlainConvUnet,
     /// nnU-Net's `ResidualEncoderUNet` in two dimensions.
-    ResidualEncoderUnet,
+    residual_encoder_unet::ResidualEncoderUnet,
     /// nnU-Net's `ResidualUNet` in two dimensions.
-    ResidualUnet,
+    residual_unet::ResidualUnet,
     /// MONAI's `UNet` in two dimensions.
-    MonaiUnet,
+    monai_unet::MonaiUnet: Constructor,
     /// MONAI's `BasicUNet` in two dimensions.
-    BasicUnet,
+    basic_unet::BasicUnet: Constructor,
     /// MONAI's `DynUNet` in two dimensions.
-    DynUnet,
+    dyn_unet::DynUnet: Constructor,
     /// MONAI's `SegResNet` in two dimensions.
-    SegResNet,
+    seg_res_net::SegResNet: Constructor,
     /// `Unet` of segmentation-models-pytorch with a ResNet as its encoder.
-    SmpUnet,
+    smp_unet::SmpUnet: Constructor,
 }
 
 impl Architecture {
@@ -239,6 +229,7 @@ pub enum Norm {
         affine: bool,
     },
     /// No normalisation.
+    #[serde(deserialize_with = "nothing_else")]
     None,
 }
 
@@ -268,13 +259,18 @@ pub enum Activation {
         per_channel: bool,
     },
     /// `x / (1 + exp(-x))`, also called swish.
+    #[serde(deserialize_with = "nothing_else")]
     Silu,
     /// `x * tanh(ln(1 + exp(x)))`.
+    #[serde(deserialize_with = "nothing_else")]
     Mish,
     /// `x / 2 * (1 + erf(x / sqrt(2)))`.
+    #[serde(deserialize_with = "nothing_else")]
     Gelu,
     /// The approximation of the same by a hyperbolic tangent.
+    #[serde(deserialize_with = "nothing_else")]
     GeluTanh,
     /// No nonlinearity.
+    #[serde(deserialize_with = "nothing_else")]
     None,
 }

@@ -16,6 +16,8 @@ use crate::{Error, Result};
 /// hundreds of values, and references to references grow without bounds.
 const MAX_BYTES: usize = 1 << 20;
 const VALUE_BYTES: usize = 64;
+/// Bytes of a type's name, such as `$torch.float32`.
+const MAX_TYPE: usize = 64;
 /// How deep values and references may lie in each other.
 const MAX_DEPTH: usize = 64;
 
@@ -107,7 +109,13 @@ impl<'a> Config<'a> {
                     return Err(Error::unsupported(self.path, message));
                 }
                 // What only says where and how fast something runs may be an expression.
-                "device" | "sw_device" | "progress" | "sw_batch_size" | "dtype" | "buffer_steps" | "cpu_thresh" => {}
+                "device" | "sw_device" | "progress" | "sw_batch_size" | "buffer_steps" | "cpu_thresh" => {}
+                // A type is mostly an expression, of which the name is enough.
+                "dtype" => {
+                    if let Some(name) = value.as_str().filter(|name| name.len() <= MAX_TYPE) {
+                        arguments.insert(key.to_owned(), name.into());
+                    }
+                }
                 key if wanted == Arguments::Keys && key != "keys" => {}
                 key => {
                     let resolved = self.resolve(value, &format!("{place}.{key}"), 0)?;

@@ -85,13 +85,31 @@ fn named<'a>(component: &'a Component, keys: &[&str]) -> (&'a str, bool) {
     (plain(&component.class), concerns)
 }
 
+/// Where this entry of a dictionary stands among those that a transform is about.
+fn place(component: &Component, key: &str) -> usize {
+    let keys = component.arguments.get("keys").and_then(Value::as_array);
+    keys.and_then(|keys| keys.iter().position(|k| k.as_str() == Some(key))).unwrap_or(0)
+}
+
+/// Refuses to make whole numbers of what has been scaled: little would be left of it.
+fn keeps_fractions(object: &Object<'_>, intensity: &Intensity) -> Result<()> {
+    let untouched = matches!(intensity, Intensity::Fixed(linear) if linear.iter().all(|l| *l == Linear::IDENTITY));
+    let name = object.get("dtype").and_then(Value::as_str).unwrap_or_default();
+    let whole = ["int", "long", "short", "byte", "char", "bool"].into_iter().any(|kind| name.contains(kind));
+    if whole && !untouched {
+        let message = format!("is {name}, and comes after a change of intensities, which is not supported");
+        return Err(object.unsupported("dtype", &message));
+    }
+    Ok(())
+}
+
 fn refused(path: &Path, component: &Component, why: &str) -> Error {
     Error::unsupported(path, format!("{} is {}, which is not supported{why}", component.place, component.class))
 }
 
 /// Refuses arguments other than these, those of all dictionary transforms, and those that say nothing about values.
 fn only(object: &Object<'_>, known: &[&str]) -> Result<()> {
-    let common = ["keys", "allow_missing_keys", "track_meta", "meta_keys", "meta_key_postfix", "meta_dicts"];
+    let common = ["keys", "allow_missing_keys", "track_meta", "meta_keys", "meta_key_postfix", "meta_dicts", "dtype"];
     match object.map.keys().find(|k| !common.contains(&k.as_str()) && !known.contains(&k.as_str())) {
         Some(name) => Err(object.unsupported(name, "is no argument that is supported")),
         None => Ok(()),
@@ -169,7 +187,7 @@ pub(super) fn before(path: &Path, transforms: &[Component], channels: usize) -> 
                     _ => return Err(object.unsupported("indices", "are neither [0, 1, 2] nor [0, 2, 1]")),
                 }
             }
-            name if PLAIN_BEFORE.contains(&name) => {}
+            name if PLAIN_BEFORE.contains(&name) => keeps_fractions(&object, &intensity)?,
             "ScaleIntensityRange" => intensity = scale_range(&object, intensity)?,
             "ScaleIntensity" => intensity = scale(&object, intensity, channels)?,
             "NormalizeIntensity" => intensity = normalize(&object, intensity, channels)?,
@@ -325,16 +343,20 @@ pub(super) fn behind(path: &Path, transforms: &[Component]) -> Result<Postproces
             continue;
         }
         let object = transform.object(path);
-        let first = |key: &str| -> Result<bool> {
-            // A list holds one entry per key.
+        // A list holds an entry for each of the keys.
+        let place = place(transform, "pred");
+        let value = |key: &str| -> Result<Option<&Value>> {
             match object.get(key) {
-                None => Ok(false),
-                Some(Value::Bool(flag)) => Ok(*flag),
-                Some(Value::Array(items)) => {
-                    items.first().and_then(Value::as_bool).ok_or_else(|| object.wrong(key, "is no flag"))
-                }
-                Some(_) => Err(object.wrong(key, "is neither true nor false")),
+                Some(Value::Array(items)) => match items.get(place) {
+                    Some(value) => Ok(Some(value).filter(|v| !v.is_null())),
+                    None => Err(object.wrong(key, "has fewer entries than keys")),
+                },
+                other => Ok(other),
             }
+        };
+        let flag = |key: &str| -> Result<bool> {
+            let flag = |v: &Value| v.as_bool().ok_or_else(|| object.wrong(key, "is neither true nor false"));
+            Ok(value(key)?.map(flag).transpose()?.unwrap_or(false))
         };
         match name {
             "Activations" => {
@@ -342,11 +364,11 @@ pub(super) fn behind(path: &Path, transforms: &[Component]) -> Result<Postproces
                 if object.get("other").is_some() {
                     return Err(object.unsupported("other", "is not supported; sigmoid and softmax are"));
                 }
-                if first("sigmoid")? {
+                if flag("sigmoid")? {
                     sigmoid = true;
                     post.decision = Some(Decision::Positive);
                 }
-                if first("softmax")? {
+                if flag("softmax")? {
                     post.decision = Some(Decision::Argmax);
                 }
             }
@@ -363,16 +385,21 @@ pub(super) fn behind(path: &Path, transforms: &[Component]) -> Result<Postproces
                         "num_classes",
                     ],
                 )?;
-                if first("argmax")? {
+                let threshold = match value("threshold")? {
+                    Some(Value::Bool(false)) => None,
+                    Some(value) => Some(value.as_f64()),
+                    None if flag("threshold_values")? => Some(Some(object.number("logit_thresh")?.unwrap_or(0.5))),
+                    None => None,
+                };
+                if flag("argmax")? {
+                    // It would make one class of all but the first.
+                    if threshold.is_some() {
+                        return Err(object.unsupported("threshold", "comes after argmax, which is not supported"));
+                    }
                     post.decision = Some(Decision::Argmax);
                     continue;
                 }
-                let threshold = match object.get("threshold") {
-                    Some(Value::Array(items)) => items.first().and_then(Value::as_f64),
-                    Some(value) => value.as_f64(),
-                    None if first("threshold_values")? => Some(object.number("logit_thresh")?.unwrap_or(0.5)),
-                    None => continue,
-                };
+                let Some(threshold) = threshold else { continue };
                 if !sigmoid || threshold != Some(0.5) {
                     return Err(object.unsupported("threshold", "must be 0.5, of a sigmoid"));
                 }

@@ -179,9 +179,11 @@ fn normalization(file: &Object<'_>, configuration: &Object<'_>, channels: usize)
         let message = format!("has {} entries, but dataset.json has {channels} channels", schemes.len());
         return Err(configuration.wrong("normalization_schemes", &message));
     }
+    // As Python sees it: 1 is as good as true.
+    let is_set = |v: &Value| !matches!(v, Value::Bool(false) | Value::Null) && v.as_f64() != Some(0.0);
     let masked = match configuration.get("use_mask_for_norm") {
-        Some(Value::Object(map)) => map.values().any(|v| v.as_bool() == Some(true)),
-        Some(_) => configuration.list("use_mask_for_norm")?.iter().any(|v| v.as_bool() == Some(true)),
+        Some(Value::Object(map)) => map.values().any(is_set),
+        Some(_) => configuration.list("use_mask_for_norm")?.iter().any(is_set),
         None => false,
     };
     if masked {
@@ -501,6 +503,11 @@ pub(crate) mod tests {
             (
                 format!("{two}/use_mask_for_norm"),
                 json!([true]),
+                "configurations.2d.use_mask_for_norm is true, which is not supported",
+            ),
+            (
+                format!("{two}/use_mask_for_norm"),
+                json!({"0": 1}),
                 "configurations.2d.use_mask_for_norm is true, which is not supported",
             ),
             (

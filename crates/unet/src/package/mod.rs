@@ -1,6 +1,8 @@
 //! microtome's own model package: one folder that says everything about a model. Format: `docs/model-package.md`.
 
 mod classes;
+#[cfg(test)]
+mod documents;
 mod folds;
 mod manifest;
 mod staging;
@@ -463,19 +465,6 @@ mod tests {
         assert!(output.stdout.starts_with(b"3 manifests accepted, "), "{}", String::from_utf8_lossy(&output.stdout));
     }
 
-    /// So that a new family's line in the schema is not forgotten.
-    #[test]
-    fn the_schema_lists_the_kinds_of_networks() {
-        let schema: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(SCHEMA).unwrap()).unwrap();
-        let kinds = &schema["properties"]["architecture"]["properties"]["kind"]["enum"];
-        let listed: Vec<String> =
-            kinds.as_array().unwrap().iter().map(|kind| format!("`{}`", kind.as_str().unwrap())).collect();
-        let unknown = serde_json::from_str::<Architecture>("{\"kind\": \"none\"}").unwrap_err().to_string();
-        let known: Vec<&str> = unknown.split('`').skip(3).step_by(2).collect();
-        let known: Vec<String> = known.iter().map(|kind| format!("`{kind}`")).collect();
-        assert_eq!(listed, known);
-    }
-
     #[test]
     fn a_misspelt_key_of_any_table_is_an_error() {
         let temporary = tempfile::tempdir().unwrap();
@@ -554,8 +543,24 @@ mod tests {
         );
         assert_eq!(message("value = 1", "value = 2"), "the values of classes must be 0, 1, 2, ...");
         assert_eq!(message("folds = [\"fold_0\"]", "folds = []"), "folds must be named, each once");
+        assert_eq!(
+            message("name = \"class 1\"", "name = \"\\u001b[2J\""),
+            "the name \\u{1b}[2J holds a control character"
+        );
+        assert_eq!(
+            message("step = 0.5", "step = 0.5\nlicence = \"one\\ntwo\\u001b[2J\""),
+            "a text holds a control character: one\\ntwo\\u{1b}[2J"
+        );
         assert!(
             message("kind = \"plain-conv-unet\"", "kind = \"transformer\"").contains("unknown variant `transformer`")
         );
+        // What a scheme, a kind of output or a nonlinearity has no use for, too.
+        for (from, to) in [
+            ("scheme = \"rgb-to01\"", "scheme = \"rgb-to01\"\nlower = 0.0"),
+            ("kind = \"labels\"", "kind = \"labels\"\nclass_order = [1]"),
+        ] {
+            let message = message(from, to);
+            assert!(message.contains("unknown field") && message.contains("there are no fields"), "{message}");
+        }
     }
 }

@@ -124,7 +124,8 @@ fn every_checkpoint_at_hand() {
         "# Checkpoints at hand\n\n\
          Every file with weights that the project has at hand, opened as a state dict: read, all of its tensors, or refused with a reason.\n\
          Files of `models/` are real ones (not in the repository), those of `tests/checkpoints/` are made by\n\
-         `tests/python/checkpoint_fixtures.py`; their values are compared with PyTorch's.\n\n\
+         `tests/python/checkpoint_fixtures.py`; their values are compared with PyTorch's.\n\
+         What loading a checkpoint of 500 MB takes is in [benchmarks/load.txt](benchmarks/load.txt).\n\n\
          The table is made by `MICROTOME_BLESS=1 cargo nextest run -p microtome-unet -E 'test(every_checkpoint_at_hand)'`.\n\n\
          | file | result |\n|---|---|\n",
     );
