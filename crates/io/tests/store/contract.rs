@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use microtome_io::store::{ImageSink, MemoryImage, OmeZarr, StoredImage, ZarrImage};
+use microtome_io::store::{Compression, Encoding, Format, ImageSink, MemoryImage, OmeZarr, StoredImage, ZarrImage};
 use microtome_io::{Error, Level, Pixels, SampleType, Size, TileCoord};
 
 use serde_json::{Map, Value};
@@ -53,6 +53,30 @@ fn on_disk(image: StoredImage) -> Subject {
     Subject { sink, read: Box::new(read), attributes: Box::new(attributes) }
 }
 
+fn encoded(image: StoredImage, format: Format, compression: Compression) -> Subject {
+    on_disk(StoredImage { encoding: Encoding { format, compression }, ..image })
+}
+
+fn shuffled(image: StoredImage) -> Subject {
+    encoded(image, Format::V0_5, Compression::Blosc { level: 1 })
+}
+
+fn deflated(image: StoredImage) -> Subject {
+    encoded(image, Format::V0_5, Compression::Gzip { level: 1 })
+}
+
+fn version_0_4(image: StoredImage) -> Subject {
+    encoded(image, Format::V0_4, Compression::default())
+}
+
+fn shuffled_0_4(image: StoredImage) -> Subject {
+    encoded(image, Format::V0_4, Compression::Blosc { level: 1 })
+}
+
+fn plain_0_4(image: StoredImage) -> Subject {
+    encoded(image, Format::V0_4, Compression::None)
+}
+
 /// Labels and pictures, of one, three and seven channels, in narrow and wide samples.
 fn images(size: Size, levels: usize) -> Vec<StoredImage> {
     let both = [SampleType::U8, SampleType::U16];
@@ -63,13 +87,19 @@ fn images(size: Size, levels: usize) -> Vec<StoredImage> {
     kinds.concat()
 }
 
-const SUBJECTS: [fn(StoredImage) -> Subject; 2] = [memory, on_disk];
+const SUBJECTS: [fn(StoredImage) -> Subject; 7] =
+    [memory, on_disk, shuffled, deflated, version_0_4, shuffled_0_4, plain_0_4];
 
 #[test]
 fn what_is_written_is_read_back() {
     // One pixel, one row, less than a chunk, exactly a shard, odd, several shards.
     let sizes = [(1, 1), (1, 77), (13, 7), (32, 24), (33, 25), (101, 50), (200, 131)];
-    for (make, (width, height)) in SUBJECTS.iter().flat_map(|make| sizes.map(|size| (make, size))) {
+    // Each chunk of the older version is a file: the largest picture would be thousands.
+    let subjects = SUBJECTS
+        .iter()
+        .enumerate()
+        .flat_map(|(n, make)| sizes[..if n < 4 { 7 } else { 6 }].iter().map(move |size| (make, *size)));
+    for (make, (width, height)) in subjects {
         for image in images(Size::new(width, height), 3) {
             let levels: Vec<_> = (0..3).map(|n| content(&image, Level(n), width + n as u64 + 1)).collect();
             let sink = make(image);
