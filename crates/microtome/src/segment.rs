@@ -297,7 +297,7 @@ impl<'p> Segmenter<'p> {
         observer.planned(&self.forecast_of(plan, region, &all, tiles, sinks.iter().map(|(product, _)| *product)));
         let finished_shards = Finished { cells: &finished, cell: shard };
         let schedule = geometry.schedule(roi, &self.settings, strip_width, Some(finished_shards))?;
-        let mut writer =
+        let writer =
             PyramidWriter::new(sinks.iter().copied(), journal, self.settings.sync_every, PYRAMID_BYTES as usize);
         if let Some(record) = record {
             writer.restore(record)?;
