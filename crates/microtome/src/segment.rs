@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use microtome_io::slide::SlideReader;
-use microtome_io::store::{Channel, Content, ImageSink, StoreLevel, StoredImage, Translation, ZarrImage};
+use microtome_io::store::{Channel, Content, Encoding, ImageSink, StoreLevel, StoredImage, Translation, ZarrImage};
 use microtome_io::{Class, Level, Microns, Rect, Size, TileCoord};
 use microtome_stitch::{Decision, Journal, Layout, Product, PyramidWriter, Record, Window};
 use microtome_tile::pyramid::level_sizes;
@@ -737,6 +737,8 @@ impl<'p> Segmenter<'p> {
             chunk: Size::new(self.settings.chunk, self.settings.chunk),
             shard: Size::new(self.settings.shard, self.settings.shard),
             sample: product.sample(&geometry.decision),
+            encoding: Encoding::default(),
+            source: None,
             content,
             method: product.reduction().name().into(),
             metadata,

@@ -105,6 +105,8 @@ fn measurements() {
             chunk: Size::new(512, 512),
             shard: Size::new(SIDE, SIDE),
             sample: SampleType::U8,
+            encoding: Encoding::default(),
+            source: None,
             content: match channels {
                 1 => Content::Labels { classes: vec![Class::with_default_color(1, "a")] },
                 n => Content::Image { channels: vec![Channel { name: "p".into(), color: [255; 3] }; n] },

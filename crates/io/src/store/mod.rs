@@ -12,6 +12,7 @@ mod codec;
 mod collection;
 mod content;
 mod description;
+mod encoding;
 pub(crate) mod entries;
 mod folder;
 mod found;
@@ -31,7 +32,8 @@ mod sink;
 mod zarr;
 
 pub use content::{Channel, Content};
-pub use description::{StoreLevel, StoredImage, Translation};
+pub use description::{AxisUnit, LabelSource, StoreLevel, StoredImage, Translation};
+pub use encoding::{Compression, Encoding, Format};
 pub use found::{Found, inspect, remove, reopen};
 pub use memory::MemoryImage;
 pub use reader::{OmeZarr, StoreInfo};

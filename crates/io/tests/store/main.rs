@@ -10,7 +10,7 @@ mod written;
 mod zarr_python;
 mod zip;
 
-use microtome_io::store::{Channel, Content, ImageSink, StoreLevel, StoredImage};
+use microtome_io::store::{Channel, Content, Encoding, ImageSink, StoreLevel, StoredImage};
 use microtome_io::{Class, Level, Microns, Pixels, Rect, SampleType, Samples, Size, TileCoord};
 
 /// A description with three classes, chunks of 16 × 8 and shards of 32 × 24.
@@ -21,6 +21,8 @@ fn image(size: Size, levels: usize, sample: SampleType) -> StoredImage {
         chunk: Size::new(16, 8),
         shard: Size::new(32, 24),
         sample,
+        encoding: Encoding::default(),
+        source: None,
         content: Content::Labels {
             classes: ["tumour", "stroma", "necrosis"]
                 .iter()
