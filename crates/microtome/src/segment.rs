@@ -221,12 +221,7 @@ impl<'p> Segmenter<'p> {
                 Ok(Outcome::Done(Box::new(summary)))
             }
             Err(error) => {
-                // What is finished is kept for the next attempt; where there is nothing, nothing is left.
-                // The error that counts is the run's own.
-                let kept = Journal::read(&folder.journal()).ok().flatten().is_some_and(|r| !r.entries.is_empty());
-                if !kept {
-                    stores.remove_unfinished();
-                }
+                stores.remove_unless_begun();
                 Err(error)
             }
         }

@@ -6,7 +6,7 @@ use std::io::{Error as IoError, Result as IoResult};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use microtome_io::store::{ImageSink, Stored, StoredImage, ZarrImage};
+use microtome_io::store::{Content, ImageSink, Stored, StoredImage, ZarrImage};
 use microtome_io::{Error, Level, Pixels, Result, TileCoord};
 use serde_json::{Map, Value};
 
@@ -130,7 +130,9 @@ impl ImageSink for PowerLoss {
         }
         let stored = self.inner.write_shard(level, shard, pixels)?;
         if stored != Stored::Background {
-            state.unsynced.insert(format!("{level}/c/{}/{}", shard.row, shard.column).into());
+            // Channels come first and are never cut.
+            let uncut = if matches!(self.image().content, Content::Image { .. }) { "0/" } else { "" };
+            state.unsynced.insert(format!("{level}/c/{uncut}{}/{}", shard.row, shard.column).into());
         }
         if fails { Err(self.lose(&mut state, false)) } else { Ok(stored) }
     }

@@ -34,7 +34,7 @@ mod zarr;
 pub use content::{Channel, Content};
 pub use description::{AxisUnit, LabelSource, StoreLevel, StoredImage, Translation};
 pub use encoding::{Compression, Encoding, Format};
-pub use found::{Found, inspect, remove, reopen};
+pub use found::{ASSOCIATED, Found, inspect, remove, reopen};
 pub use memory::MemoryImage;
 pub use reader::{OmeZarr, StoreInfo};
 pub use sink::{ImageSink, Stored};

@@ -22,7 +22,7 @@ use crate::slide::Limits;
 use crate::{Error, Level, Pixels, Result, TileCoord};
 
 /// How many encoded bytes, and how many files, may wait for the disk. Dirty pages count as memory.
-const SYNC_BYTES: usize = 32 << 20;
+const SYNC_BYTES: usize = 16 << 20;
 const SYNC_FILES: usize = 1024;
 
 /// A [`ImageSink`] that writes an OME-Zarr 0.5 image into a folder.
@@ -32,7 +32,7 @@ const SYNC_FILES: usize = 1024;
 /// same bytes. A shard file appears whole, by rename. The root metadata comes last, so that nobody takes an unfinished store for
 /// a finished one; [`inspect`] tells ours from a stranger's.
 ///
-/// Memory: per write under way, one chunk, and the encoded shard; a bit per shard; at most 32 MiB of files that are not yet on the disk.
+/// Memory: per write under way, one chunk, and the encoded shard; a bit per shard; at most 16 MiB of files that are not yet on the disk.
 #[derive(Debug)]
 pub struct ZarrImage {
     path: PathBuf,

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use microtome_io::slide::{SlideInfo, SlideReader};
-use microtome_io::store::{self, Found, ImageSink, ZarrImage};
+use microtome_io::store::{self, Format, Found, ImageSink, ZarrImage};
 use microtome_io::{Level, Pixels, Rect, Size};
 use microtome_stitch::{Product, PyramidWriter};
 use microtome_tile::pyramid::{Pyramid, Reduction, Shard};
@@ -52,7 +52,7 @@ pub(super) fn write(slide: &dyn SlideReader, options: &ConvertOptions, output: &
         return Ok(());
     }
     let group = output.join(store::ASSOCIATED);
-    make_group(&group, options)?;
+    make_group(&group, options.encoding.format)?;
     let mut taken = BTreeSet::new();
     for name in names {
         let mut folder = folder_name(name);
@@ -77,7 +77,7 @@ pub(super) fn write(slide: &dyn SlideReader, options: &ConvertOptions, output: &
 }
 
 /// The group around them. Written anew each time: it is whole once anybody may look at it.
-fn make_group(group: &Path, options: &ConvertOptions) -> Result<()> {
+fn make_group(group: &Path, format: Format) -> Result<()> {
     let io = |path: &Path| {
         let path = path.to_owned();
         move |source| Error::Io { path, source }
@@ -86,11 +86,14 @@ fn make_group(group: &Path, options: &ConvertOptions) -> Result<()> {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(io(group)(error)),
         _ => {}
     }
-    for (name, document) in options.encoding.format.group() {
-        let path = group.join(name);
-        let written = File::create(&path).and_then(|mut file| file.write_all(document.as_bytes()).and_then(|()| file.sync_all()));
-        written.map_err(io(&path))?;
-    }
+    let (name, document) = match format {
+        Format::V0_5 => ("zarr.json", "{\n  \"zarr_format\": 3,\n  \"node_type\": \"group\"\n}\n"),
+        Format::V0_4 => (".zgroup", "{\n  \"zarr_format\": 2\n}\n"),
+    };
+    let path = group.join(name);
+    File::create(&path)
+        .and_then(|mut file| file.write_all(document.as_bytes()).and_then(|()| file.sync_all()))
+        .map_err(io(&path))?;
     if cfg!(unix) {
         File::open(group).and_then(|folder| folder.sync_all()).map_err(io(group))?;
     }

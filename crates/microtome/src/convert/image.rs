@@ -115,6 +115,7 @@ fn described(
         encoding: options.encoding,
         sample,
         content: Content::Image { channels },
+        source: None,
         method: options.reduction.name().into(),
         metadata,
         attributes: Map::new(),
@@ -233,7 +234,7 @@ mod tests {
             [("red".into(), [255, 0, 0]), ("green".into(), [0, 255, 0]), ("blue".into(), [0, 0, 255])]
         );
         assert_eq!(shown(&slide(1, &[], &[])), [("grey".into(), [255; 3])]);
-        // -16776961 is 0xFF0000FF: red, opaque. 
+        // -16776961 is 0xFF0000FF: red, opaque.
         let ome = slide(2, &["DAPI", ""], &[("ome.Channel[0].Color", "-16776961")]);
         assert_eq!(shown(&ome), [("DAPI".into(), [255, 0, 0]), ("channel 1".into(), [0, 255, 0])]);
         let qptiff = slide(1, &["CD8"], &[("perkinelmer.channel[0].Color", "255,60,157")]);

@@ -35,8 +35,10 @@ pub struct ConvertPlan {
     pub levels: Vec<StoreLevel>,
     /// Those of them whose pixels are copied from a level of the slide, with that level. Level 0 always is.
     pub copied: BTreeMap<Level, Level>,
-    /// In which order shards are converted.
+    /// In which order shards of level 0 are converted.
     pub order: VisitingOrder,
+    /// True if the slide's reader may keep so many decoded cells that each is decoded once, or nearly.
+    pub decoded_once: bool,
     /// Bytes that each part holds at most.
     pub memory: ConvertMemory,
     /// Threads.
@@ -147,7 +149,9 @@ impl ConvertPlan {
         let order = VisitingOrder::of(source, shard);
         let sizes: Vec<Size> = levels.iter().map(|level| level.size).collect();
         let planner = Planner { slide, options, source, rect, sizes: &sizes, order, threads };
-        Ok(Self { level: options.level, rect, resolution, memory: planner.fit()?, levels, copied, order, threads })
+        let memory = planner.fit()?;
+        let decoded_once = memory.cache == planner.cache();
+        Ok(Self { level: options.level, rect, resolution, memory, levels, copied, order, decoded_once, threads })
     }
 
     /// Pixels that are read: of level 0, and of the levels that are copied.
