@@ -48,7 +48,7 @@ impl Fingerprint {
     }
 
     /// The settings in which another run differs: `name: theirs there, ours here`.
-    fn differences(&self, attributes: &Map<String, Value>) -> Option<String> {
+    pub(crate) fn differences(&self, attributes: &Map<String, Value>) -> Option<String> {
         if attributes.get("fingerprint").and_then(Value::as_str) == Some(&self.digest()) {
             return None;
         }
@@ -77,6 +77,10 @@ impl RunFolder {
         let mut name = store.file_name().unwrap_or_default().to_os_string();
         name.push(".run");
         Self(store.with_file_name(name))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
     }
 
     pub(crate) fn journal(&self) -> PathBuf {

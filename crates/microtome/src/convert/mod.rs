@@ -3,6 +3,7 @@
 //! One pass over the slide: each shard is read, written, halved and handed on to the level above by one thread, in an order that keeps little
 //! half built ([`VisitingOrder`]), while another thread brings finished shards to the disk.
 
+mod archive;
 mod associated;
 mod image;
 mod options;
@@ -21,6 +22,7 @@ use microtome_io::store::{ImageSink, ZarrImage};
 use microtome_io::{Level, Size, TileCoord};
 use microtome_stitch::{Journal, Product, PyramidWriter, Record};
 use microtome_tile::pyramid::Pyramid;
+use microtome_tile::row_order;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -29,7 +31,7 @@ pub use plan::{ConvertMemory, ConvertPlan, VisitingOrder};
 pub use summary::ConvertSummary;
 
 use crate::memory;
-use crate::output::{Claim, Existing, Fingerprint, RunFolder, Stores, put};
+use crate::output::{Claim, Existing, Fingerprint, RunFolder, Stores};
 use crate::progress::{Observer, Phase};
 use crate::{Error, Result};
 use work::Work;
@@ -44,7 +46,8 @@ pub enum Conversion {
     AlreadyDone,
 }
 
-/// Converts a slide into an OME-Zarr image at `output`: axes c, y and x, samples as the slide has them, without loss.
+/// Converts a slide into an OME-Zarr image at `output`: axes c, y and x, samples as the slide has them, without loss. If the output's name
+/// ends in `.zip` or `.ozx`, it is one file, else a folder.
 ///
 /// Nothing is visible there before the image is complete. Finished shards are noted in a journal in the folder `OUTPUT.run` beside it: if the
 /// conversion fails or is killed, the same call goes on behind them, to the bytes of one that was never stopped. Where it fails before any shard
@@ -84,7 +87,11 @@ fn convert_through<S: ImageSink>(
     let plan = ConvertPlan::new(slide, options)?;
     let fingerprint = image::fingerprint(slide, options, &plan)?;
     let job = Job { slide, options, plan, fingerprint, observer };
-    job.write(output, existing, wrap)
+    if archive::is_one(output) {
+        archive::write(&job, output, existing, wrap)
+    } else {
+        job.write(output, existing, wrap)
+    }
 }
 
 struct Job<'a> {
@@ -131,10 +138,7 @@ impl Job<'_> {
             Ok(resumed) => {
                 let mut summary = self.summary(output, resumed, start);
                 summary.peak_memory = peak;
-                let path = folder.report();
-                let text = serde_json::to_vec_pretty(&summary)
-                    .map_err(|e| Error::Io { path: path.clone(), source: e.into() })?;
-                put(&path, &text)?;
+                summary.save(&folder.report())?;
                 Ok(Conversion::Done(Box::new(summary)))
             }
             Err(error) => {
@@ -165,16 +169,23 @@ impl Job<'_> {
         Ok(finished)
     }
 
+    /// All shards of the levels that are read.
+    fn all_read(&self) -> BTreeSet<(Level, TileCoord)> {
+        let shard = Size::new(self.options.shard, self.options.shard);
+        let cells = |&level: &Level| {
+            row_order(self.plan.levels[level.0].size.cells(shard)).map(move |at| (level, at))
+        };
+        self.plan.copied.keys().flat_map(cells).collect()
+    }
+
     fn summary(&self, output: &Path, resumed: BTreeSet<(Level, TileCoord)>, start: Instant) -> ConvertSummary {
         let (info, plan) = (self.slide.info(), &self.plan);
         let shard = Size::new(self.options.shard, self.options.shard);
         let area = |&(level, at): &(Level, TileCoord)| {
             at.rect(shard).intersect(plan.levels[level.0].size.rect()).map_or(0, |rect| rect.size().area())
         };
-        let read = plan.pixels() - resumed.iter().map(area).sum::<u64>();
         let pixel = (info.channels * info.sample.bytes()) as u64;
-        let seconds = start.elapsed().as_secs_f64();
-        ConvertSummary {
+        let mut summary = ConvertSummary {
             format: info.format.clone(),
             slide: info.size(),
             resolution: plan.resolution.clone(),
@@ -186,11 +197,14 @@ impl Job<'_> {
             resumed_shards: resumed.len() as u64,
             bytes: summary::size_of(output),
             raw_bytes: plan.levels.iter().map(|level| level.size.area() * pixel).sum(),
-            seconds,
-            mpx_per_second: read as f64 / 1e6 / seconds,
+            pixels: plan.pixels() - resumed.iter().map(area).sum::<u64>(),
+            seconds: 0.0,
+            mpx_per_second: 0.0,
             peak_memory: None,
             notes: image::notes(self.slide, self.options, plan),
             plan: plan.clone(),
-        }
+        };
+        summary.set_seconds(start.elapsed().as_secs_f64());
+        summary
     }
 }

@@ -9,7 +9,9 @@ use serde::Serialize;
 
 use super::plan::ConvertPlan;
 use crate::memory::PeakMemory;
+use crate::output::put;
 use crate::units::Bytes;
+use crate::{Error, Result};
 
 /// The summary of one conversion.
 #[derive(Debug, Clone, Serialize)]
@@ -34,19 +36,33 @@ pub struct ConvertSummary {
     pub shards: u64,
     /// Those of them that an earlier process had finished.
     pub resumed_shards: u64,
+    /// Pixels that were read from the slide, of all levels together; those that an earlier process had finished are not counted.
+    pub pixels: u64,
     /// Bytes of all files of the output.
     pub bytes: u64,
     /// Bytes of all levels without compression.
     pub raw_bytes: u64,
     /// Seconds from start to end.
     pub seconds: f64,
-    /// Pixels of the finest level, and of those that are copied, per second, in millions; those that an earlier process had finished are
-    /// not counted.
+    /// Millions of pixels read per second.
     pub mpx_per_second: f64,
     /// Memory used, in bytes.
     pub peak_memory: Option<PeakMemory>,
     /// What a user should know of what was written, and what was left out.
     pub notes: Vec<String>,
+}
+
+impl ConvertSummary {
+    pub(super) fn set_seconds(&mut self, seconds: f64) {
+        self.seconds = seconds;
+        self.mpx_per_second = self.pixels as f64 / 1e6 / seconds;
+    }
+
+    /// Writes it as JSON.
+    pub(super) fn save(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_vec_pretty(self).map_err(|e| Error::Io { path: path.into(), source: e.into() })?;
+        put(path, &text)
+    }
 }
 
 impl std::fmt::Display for ConvertSummary {

@@ -175,10 +175,10 @@ impl Work<'_> {
         pools: &[ThreadPool],
         shared: &Shared,
     ) {
-        let queue = Mutex::new(Queue { rest: shards, ahead: VecDeque::new() });
+        let queue = &Mutex::new(Queue { rest: shards, ahead: VecDeque::new() });
         std::thread::scope(|scope| {
             for pool in pools {
-                scope.spawn(|| pool.install(|| self.take_shards(source, &queue, shared)));
+                scope.spawn(move || pool.install(|| self.take_shards(source, queue, shared)));
             }
         });
     }
