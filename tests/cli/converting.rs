@@ -15,15 +15,15 @@ use serde_json::Value;
 
 use crate::{Place, content, microtome, run};
 
-/// A slide of 100 shards of 64 pixels, each of which holds noise and is therefore work.
+/// A slide of 400 shards of 64 pixels, each of which holds noise and is therefore work.
 fn slide(place: &Place) -> PathBuf {
-    let mut slide = TiffSlide::rgb(&[(640, 640)], |_, x, y, channel| {
+    let mut slide = TiffSlide::rgb(&[(1280, 1280)], |_, x, y, channel| {
         let mixed = (x * 2_654_435_761 + y * 2_246_822_519 + channel as u64 * 3_266_489_917) >> 7;
         (mixed % 251) as u16
     });
     slide.compression = Compression::Deflate;
     slide.description = Some(
-        "Aperio Image Library v11.2.1 640x640 [0,0 640x640] (64x64) ZIP/RGB|AppMag = 20|MPP = 0.5|User = Jane Doe".into(),
+        "Aperio Image Library v11.2.1 1280x1280 [0,0 1280x1280] (64x64) ZIP/RGB|AppMag = 20|MPP = 0.5|User = Jane Doe".into(),
     );
     place.file("slide.svs", slide.bytes())
 }
@@ -76,7 +76,7 @@ fn a_slide_becomes_an_image() {
         command
     };
     let ran = run(&mut convert()).ended(0);
-    for word in ["slide.svs", "640 x 640 pixels, aperio, 0.5 x 0.5 um", "3 channels of 8 bits", "levels       2", "Mpx/s", "planned", "image.ome.zarr"]
+    for word in ["slide.svs", "1280 x 1280 pixels, aperio, 0.5 x 0.5 um", "3 channels of 8 bits", "levels       3", "Mpx/s", "planned", "image.ome.zarr"]
     {
         assert!(ran.stdout.contains(word), "{word} is missing: {ran:?}");
     }
@@ -100,7 +100,7 @@ fn a_slide_becomes_an_image() {
     let ran = run(convert().args(["--overwrite", "--json", "--reduction", "nearest", "--quiet"])).ended(0);
     let json: Value = serde_json::from_str(&ran.stdout).unwrap();
     let done = &json["outcome"]["done"];
-    assert_eq!(done["plan"]["levels"].as_array().unwrap().len(), 2);
+    assert_eq!(done["plan"]["levels"].as_array().unwrap().len(), 3);
     assert!(done["bytes"].as_u64().unwrap() > 100_000 && done["mpx_per_second"].as_f64().unwrap() > 0.0, "{done}");
     assert_eq!(ran.stderr, "");
     let verified = run(microtome().arg("verify").arg(&output)).ended(0);
@@ -127,9 +127,9 @@ fn what_cannot_be_is_refused_with_a_sentence() {
         assert!(place.content() == before, "{flags:?} left something behind");
     };
     refused(&["--level", "3", "--quiet"], 2, &["slide.svs", "no level 3"]);
-    refused(&["--rect", "600,0,100,100", "--quiet"], 2, &["slide.svs", "--rect"]);
+    refused(&["--rect", "1200,0,100,100", "--quiet"], 2, &["slide.svs", "--rect"]);
     refused(&["--rect", "1,2,3", "--quiet"], 2, &["--rect"]);
-    refused(&["--levels", "99", "--quiet"], 2, &["99 levels", "1 to 11"]);
+    refused(&["--levels", "99", "--quiet"], 2, &["99 levels", "1 to 12"]);
     refused(&["--levels", "many", "--quiet"], 2, &["--levels", "source"]);
     refused(&["--chunk", "100", "--shard", "150", "--quiet"], 2, &["150", "100"]);
     refused(&["--compression", "lz4", "--quiet"], 2, &["lz4", "zstd"]);
@@ -265,7 +265,7 @@ fn a_disk_that_is_full() {
     run(&mut begin(&slide, &whole)).ended(0);
     std::fs::create_dir(&disk).unwrap();
     let script = r#"
-        mount -t tmpfs -o size=600k tmpfs "$DISK"
+        mount -t tmpfs -o size=4m tmpfs "$DISK"
         code=0
         "$@" 2>"$SAID" </dev/null || code=$?
         echo "exit $code" >>"$SAID"

@@ -297,7 +297,7 @@ fn real_files_are_converted_without_loss() {
     .into_iter()
     .enumerate()
     {
-        let Some(file) = data(name) else { continue };
+        let Some(file) = data(name) else { return };
         let slide = match microtome::io::slide::open(&file, &OpenOptions::default()) {
             Ok(slide) => slide,
             Err(error) => panic!("{error}"),

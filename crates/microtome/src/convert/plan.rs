@@ -19,7 +19,7 @@ const GATHERED: u64 = 4 << 20;
 const MOST_HALF_BUILT: u64 = 64 << 20;
 /// Code, stacks, allocator slack and everything too small to name.
 const FIXED_BYTES: u64 = 32 << 20;
-/// How far the ratio of a stored level may be off a power of two, as a fraction of it: sizes that are rounded move it by less.
+/// How far the ratio of a stored level may be off what is expected, as a fraction of it.
 const RATIO_TOLERANCE: f64 = 0.01;
 
 /// What a conversion will do.
@@ -210,14 +210,17 @@ fn copied(
         return copied;
     }
     for (n, level) in levels.iter().enumerate().skip(1) {
-        let ratio = 2f64.powi(n as i32);
-        let near = |a: f64, b: f64| (a / b / ratio - 1.0).abs() <= RATIO_TOLERANCE;
+        // What the file states, or what follows of sizes that are rounded, is a power of two, or nearly.
+        let near = |ratio: f64, finer: u64, coarser: u64| {
+            let ratios = [2f64.powi(n as i32), finer as f64 / coarser as f64];
+            ratios.into_iter().any(|expected| (ratio / expected - 1.0).abs() <= RATIO_TOLERANCE)
+        };
         let same = |found: &LevelInfo| {
             let (found_by, source_by) = (found.downsample, source.downsample);
             found.stored
                 && found.size == level.size
-                && near(found_by.x, source_by.x)
-                && near(found_by.y, source_by.y)
+                && near(found_by.x / source_by.x, source.size.width, level.size.width)
+                && near(found_by.y / source_by.y, source.size.height, level.size.height)
         };
         if let Some(found) = (options.level.0 + 1..stored.len()).find(|&l| same(&stored[l])) {
             copied.insert(Level(n), Level(found));
