@@ -23,7 +23,8 @@ fn slide(place: &Place) -> PathBuf {
     });
     slide.compression = Compression::Deflate;
     slide.description = Some(
-        "Aperio Image Library v11.2.1 1280x1280 [0,0 1280x1280] (64x64) ZIP/RGB|AppMag = 20|MPP = 0.5|User = Jane Doe".into(),
+        "Aperio Image Library v11.2.1 1280x1280 [0,0 1280x1280] (64x64) ZIP/RGB|AppMag = 20|MPP = 0.5|User = Jane Doe"
+            .into(),
     );
     place.file("slide.svs", slide.bytes())
 }
@@ -76,8 +77,15 @@ fn a_slide_becomes_an_image() {
         command
     };
     let ran = run(&mut convert()).ended(0);
-    for word in ["slide.svs", "1280 x 1280 pixels, aperio, 0.5 x 0.5 um", "3 channels of 8 bits", "levels       3", "Mpx/s", "planned", "image.ome.zarr"]
-    {
+    for word in [
+        "slide.svs",
+        "1280 x 1280 pixels, aperio, 0.5 x 0.5 um",
+        "3 channels of 8 bits",
+        "levels       3",
+        "Mpx/s",
+        "planned",
+        "image.ome.zarr",
+    ] {
         assert!(ran.stdout.contains(word), "{word} is missing: {ran:?}");
     }
     assert!(ran.stderr.lines().any(|line| line == "slide.svs: conversion"), "{ran:?}");
@@ -95,7 +103,8 @@ fn a_slide_becomes_an_image() {
     assert!(again.stdout.contains("done already"), "{again:?}");
     let again = run(convert().args(["--threads", "1", "--json", "--quiet"])).ended(0);
     assert_eq!(serde_json::from_str::<Value>(&again.stdout).unwrap()["outcome"], "already_done");
-    run(convert().args(["--quiet", "--reduction", "max"])).refused(5, &["image.ome.zarr", "reduction: mean there, max here", "--overwrite"]);
+    run(convert().args(["--quiet", "--reduction", "max"]))
+        .refused(5, &["image.ome.zarr", "reduction: mean there, max here", "--overwrite"]);
     assert!(place.content() == before);
     let ran = run(convert().args(["--overwrite", "--json", "--reduction", "nearest", "--quiet"])).ended(0);
     let json: Value = serde_json::from_str(&ran.stdout).unwrap();
@@ -166,7 +175,12 @@ fn killed_twenty_times_a_conversion_ends_with_the_bytes_of_an_undisturbed_one() 
         stores += 1;
         let output = place.path(&format!("killed-{stores}.ome.zarr"));
         for lives in 1.. {
-            let mut child = begin(&slide, &output).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+            let mut child = begin(&slide, &output)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
             // Longer and longer, so that it ends at last.
             std::thread::sleep(undisturbed.mul_f64(random() * f64::from(lives) / 4.0));
             // One that has ended by itself cannot be killed any more, and its status says so.
@@ -182,7 +196,10 @@ fn killed_twenty_times_a_conversion_ends_with_the_bytes_of_an_undisturbed_one() 
         let verified = run(microtome().arg("verify").arg(&output)).ended(0);
         assert!(verified.stdout.contains(" 0 faulty"), "{verified:?}");
         let left: Vec<_> = content(&run_folder(&output)).into_keys().collect();
-        assert!(left.iter().all(|name| ["journal.jsonl", "report.json"].iter().any(|n| name == Path::new(n))), "{left:?}");
+        assert!(
+            left.iter().all(|name| ["journal.jsonl", "report.json"].iter().any(|n| name == Path::new(n))),
+            "{left:?}"
+        );
     }
     println!("seed {seed}: {kills} kills, {stores} stores; undisturbed {undisturbed:?}");
 }
@@ -204,10 +221,15 @@ fn of_two_at_once_one_wins_and_the_other_says_so() {
     // Begun at the same moment, again and again: whoever comes second finds it in use, or done.
     for n in 0..10 {
         let output = place.path(&format!("{n}.ome.zarr"));
-        let spawn = || begin(&slide, &output).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let spawn = || {
+            begin(&slide, &output).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        };
         let codes = [spawn(), spawn()].map(|child| {
             let (code, _, text) = ended(child);
-            assert!(code == Some(0) || (code == Some(2) && text.contains("image") || text.contains(".ome.zarr")), "{code:?}: {text}");
+            assert!(
+                code == Some(0) || (code == Some(2) && text.contains("image") || text.contains(".ome.zarr")),
+                "{code:?}: {text}"
+            );
             code
         });
         assert!(codes.contains(&Some(0)), "{codes:?}");
@@ -231,7 +253,8 @@ fn a_signal_stops_it_and_the_same_command_goes_on() {
         assert!(matches!(inspect(&output).unwrap(), Found::Unfinished));
         run(&mut begin(&slide, &output)).ended(0);
         assert!(content(&output) == content(&whole));
-        let report: Value = serde_json::from_slice(&std::fs::read(run_folder(&output).join("report.json")).unwrap()).unwrap();
+        let report: Value =
+            serde_json::from_slice(&std::fs::read(run_folder(&output).join("report.json")).unwrap()).unwrap();
         assert!(report["resumed_shards"].as_u64().unwrap() >= 3, "{}", report["resumed_shards"]);
     }
 }
@@ -261,7 +284,8 @@ fn a_disk_that_is_full() {
         return;
     }
     let place = Place::new();
-    let (slide, whole, disk, saved) = (slide(&place), place.path("whole.ome.zarr"), place.path("disk"), place.path("saved"));
+    let (slide, whole, disk, saved) =
+        (slide(&place), place.path("whole.ome.zarr"), place.path("disk"), place.path("saved"));
     run(&mut begin(&slide, &whole)).ended(0);
     std::fs::create_dir(&disk).unwrap();
     let script = r#"
@@ -284,6 +308,7 @@ fn a_disk_that_is_full() {
     let lines: Vec<&str> = said.lines().collect();
     assert!(lines.len() == 2 && lines[0].contains("No space left on device") && lines[1] == "exit 4", "{said}");
     assert!(content(&saved.join("image.ome.zarr")) == content(&whole));
-    let report: Value = serde_json::from_slice(&std::fs::read(saved.join("image.ome.zarr.run/report.json")).unwrap()).unwrap();
+    let report: Value =
+        serde_json::from_slice(&std::fs::read(saved.join("image.ome.zarr.run/report.json")).unwrap()).unwrap();
     assert!(report["resumed_shards"].as_u64().unwrap() >= 10, "{}", report["resumed_shards"]);
 }

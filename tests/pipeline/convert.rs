@@ -189,7 +189,8 @@ fn tiles_and_strips_give_the_same_image() {
     let folder = tempfile::tempdir().unwrap();
     let mut found = Vec::new();
     for (n, cut) in [Cut::Tiles(48, 48), Cut::Tiles(16, 16), Cut::Strips(7), Cut::Strips(300)].into_iter().enumerate() {
-        let mut tiff = TiffSlide::rgb(&[(300, 211)], |_, x, y, c| ((x * 31 + y * 17 + x * y + c as u64 * 90) % 256) as u16);
+        let mut tiff =
+            TiffSlide::rgb(&[(300, 211)], |_, x, y, c| ((x * 31 + y * 17 + x * y + c as u64 * 90) % 256) as u16);
         tiff.cut = cut;
         let slide = opened(&tiff);
         let path = folder.path().join(format!("{n}.ome.zarr"));

@@ -58,7 +58,9 @@ impl Reduction {
             (Self::Mode, Samples::U16(v)) => Pixels::from_u16(half, channels, halve(v, size, channels, mode)),
             (Self::Mean, Samples::U8(v)) => Pixels::from_u8(half, channels, halve(v, size, channels, mean_u8)),
             (Self::Mean, Samples::U16(v)) => Pixels::from_u16(half, channels, halve(v, size, channels, mean_u16)),
-            (Self::Nearest, Samples::U8(v)) => Pixels::from_u8(half, channels, halve(v, size, channels, |four| four[0])),
+            (Self::Nearest, Samples::U8(v)) => {
+                Pixels::from_u8(half, channels, halve(v, size, channels, |four| four[0]))
+            }
             (Self::Nearest, Samples::U16(v)) => {
                 Pixels::from_u16(half, channels, halve(v, size, channels, |four| four[0]))
             }
@@ -258,11 +260,7 @@ impl Pyramid {
     ///
     /// # Errors
     /// The store's.
-    pub fn restore<S: ShardStore>(
-        &self,
-        done: &BTreeMap<(Level, TileCoord), bool>,
-        store: &S,
-    ) -> Result<(), S::Error> {
+    pub fn restore<S: ShardStore>(&self, done: &BTreeMap<(Level, TileCoord), bool>, store: &S) -> Result<(), S::Error> {
         // From the finest level up, as the map is ordered: a shard that is built here is pushed on like any other.
         for (&(level, shard), &stored) in done {
             let Some(key) = self.parent(level, shard).filter(|key| !done.contains_key(key)) else { continue };
@@ -486,6 +484,7 @@ mod tests {
     #[derive(Default)]
     struct Memory {
         shards: Mutex<BTreeMap<(Level, TileCoord), Pixels>>,
+        backgrounds: Mutex<BTreeSet<(Level, TileCoord)>>,
         reads: AtomicUsize,
     }
 
@@ -496,7 +495,8 @@ mod tests {
             assert!(before.is_none(), "level {level}, {shard} was written twice");
             Ok(())
         }
-        fn background(&self, _: Level, _: TileCoord) -> Result<(), Self::Error> {
+        fn background(&self, level: Level, shard: TileCoord) -> Result<(), Self::Error> {
+            assert!(self.backgrounds.lock().unwrap().insert((level, shard)), "level {level}, {shard} was noted twice");
             Ok(())
         }
         fn read(&self, level: Level, shard: TileCoord) -> Result<Pixels, Self::Error> {
@@ -587,7 +587,11 @@ mod tests {
 
         let mut whole = Pixels::from_u8(size, channels as usize, samples(size.rect(), channels));
         for (level, &size) in levels.iter().enumerate() {
-            assert_eq!(stored(&store, level, size, channels as usize), whole, "level {level}, {reduction:?}, {order:?}");
+            assert_eq!(
+                stored(&store, level, size, channels as usize),
+                whole,
+                "level {level}, {reduction:?}, {order:?}"
+            );
             whole = reduction.halve(&whole);
         }
         (pyramid.peak_bytes(), store)
@@ -597,7 +601,9 @@ mod tests {
     fn levels_do_not_depend_on_order_capacity_or_threads() {
         for size in [Size::new(1, 1), Size::new(37, 21), Size::new(64, 64), Size::new(5, 130), Size::new(33, 1)] {
             for capacity in [0, 100, usize::MAX] {
-                for kind in [LABELS, (Reduction::Mean, 1), (Reduction::Mean, 3), (Reduction::Nearest, 2), (Reduction::Max, 4)] {
+                for kind in
+                    [LABELS, (Reduction::Mean, 1), (Reduction::Mean, 3), (Reduction::Nearest, 2), (Reduction::Max, 4)]
+                {
                     for order in [Order::Columns, Order::Backwards, Order::Z] {
                         check(kind, size, capacity, order, 1);
                         check(kind, size, capacity, order, 3);
@@ -648,13 +654,15 @@ mod tests {
             let store = Memory::default();
             let pyramid = Pyramid::new(levels.clone(), SHARD, Reduction::Mode, usize::MAX);
             order[..stopped].iter().for_each(|&at| push(&pyramid, at, &store));
-            // Of what was built above, the last shard was not noted.
-            let last = store.shards.lock().unwrap().keys().rfind(|key| key.0 > Level(0)).copied();
-            last.map(|key| store.shards.lock().unwrap().remove(&key));
             let mut done: BTreeMap<_, _> = store.shards.lock().unwrap().keys().map(|&key| (key, true)).collect();
-            order[..stopped].iter().for_each(|&at| {
-                done.entry((Level(0), at)).or_insert(false);
-            });
+            done.extend(store.backgrounds.lock().unwrap().iter().map(|&key| (key, false)));
+            // Of what was built above, the last shard was not noted.
+            if done.keys().last().is_some_and(|key| key.0 > Level(0))
+                && let Some((last, _)) = done.pop_last()
+            {
+                store.shards.lock().unwrap().remove(&last);
+                store.backgrounds.lock().unwrap().remove(&last);
+            }
             let pyramid = Pyramid::new(levels.clone(), SHARD, Reduction::Mode, usize::MAX);
             pyramid.restore(&done, &store).unwrap();
             order[stopped..].iter().for_each(|&at| push(&pyramid, at, &store));

@@ -22,7 +22,11 @@ const ICC_PROFILE: &str = "icc_profile";
 const MOST_ICC_BYTES: usize = 8 << 20;
 
 /// Everything that can change a byte of the result.
-pub(super) fn fingerprint(slide: &dyn SlideReader, options: &ConvertOptions, plan: &ConvertPlan) -> Result<Fingerprint> {
+pub(super) fn fingerprint(
+    slide: &dyn SlideReader,
+    options: &ConvertOptions,
+    plan: &ConvertPlan,
+) -> Result<Fingerprint> {
     let mut run = Map::new();
     let mut set = |name: &str, value: Value| run.insert(name.into(), value);
     set("microtome", env!("CARGO_PKG_VERSION").into());
@@ -68,10 +72,7 @@ pub(super) fn image(
     if options.levels == Levels::Source {
         args.insert("copied".into(), copied(plan));
     }
-    StoredImage {
-        attributes,
-        ..described(options, plan.levels.clone(), (info.sample, channels(info)), args)
-    }
+    StoredImage { attributes, ..described(options, plan.levels.clone(), (info.sample, channels(info)), args) }
 }
 
 /// A picture that travels along, but for its pixels: nothing says how large they are.
@@ -143,7 +144,8 @@ fn channels(info: &SlideInfo) -> Vec<Channel> {
         return unnamed(info.channels).collect();
     }
     let shown = unnamed(info.channels).enumerate();
-    let name = |n: usize, other: String| Some(info.channel_names[n].clone()).filter(|name| !name.is_empty()).unwrap_or(other);
+    let name =
+        |n: usize, other: String| Some(info.channel_names[n].clone()).filter(|name| !name.is_empty()).unwrap_or(other);
     shown
         .map(|(n, Channel { name: other, color })| Channel {
             name: name(n, other),
@@ -205,7 +207,9 @@ pub(super) fn notes(slide: &dyn SlideReader, options: &ConvertOptions, plan: &Co
         notes.push(format!("the ICC profile is left out: it has {bytes} bytes, more than {MOST_ICC_BYTES}"));
     }
     if options.levels == Levels::Source && plan.copied.len() == 1 {
-        notes.push("no level of the slide has the ratio and the size of one here (--levels source): all are computed".into());
+        notes.push(
+            "no level of the slide has the ratio and the size of one here (--levels source): all are computed".into(),
+        );
     }
     notes
 }

@@ -20,7 +20,7 @@ use std::time::Instant;
 use microtome_io::slide::SlideReader;
 use microtome_io::store::{ImageSink, ZarrImage};
 use microtome_io::{Level, Size, TileCoord};
-use microtome_stitch::{Journal, Product, PyramidWriter, Record};
+use microtome_stitch::{Journal, PyramidWriter, Record};
 use microtome_tile::pyramid::Pyramid;
 use microtome_tile::row_order;
 use serde::Serialize;
@@ -149,13 +149,17 @@ impl Job<'_> {
     }
 
     /// Writes every pixel, and finishes the image; gives the shards of the levels that are read which were finished before.
-    fn fill(&self, sink: &dyn ImageSink, journal: Journal, record: Option<&Record>) -> Result<BTreeSet<(Level, TileCoord)>> {
+    fn fill(
+        &self,
+        sink: &dyn ImageSink,
+        journal: Journal,
+        record: Option<&Record>,
+    ) -> Result<BTreeSet<(Level, TileCoord)>> {
         let (plan, options) = (&self.plan, self.options);
         let sizes: Vec<Size> = plan.levels.iter().map(|level| level.size).collect();
         let shard = sink.image().shard;
         let given = plan.copied.keys().copied().filter(|level| level.0 > 0);
-        let pyramid =
-            Pyramid::new(sizes, shard, options.reduction, plan.memory.half_built as usize).with_given(given);
+        let pyramid = Pyramid::new(sizes, shard, options.reduction, plan.memory.half_built as usize).with_given(given);
         let writer = PyramidWriter::of_picture(sink, pyramid, Some(journal), options.sync_every);
         let mut finished = BTreeSet::new();
         if let Some(record) = record {
@@ -172,9 +176,7 @@ impl Job<'_> {
     /// All shards of the levels that are read.
     fn all_read(&self) -> BTreeSet<(Level, TileCoord)> {
         let shard = Size::new(self.options.shard, self.options.shard);
-        let cells = |&level: &Level| {
-            row_order(self.plan.levels[level.0].size.cells(shard)).map(move |at| (level, at))
-        };
+        let cells = |&level: &Level| row_order(self.plan.levels[level.0].size.cells(shard)).map(move |at| (level, at));
         self.plan.copied.keys().flat_map(cells).collect()
     }
 

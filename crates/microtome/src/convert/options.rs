@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use microtome_io::{Level, Rect};
 use microtome_io::store::Encoding;
+use microtome_io::{Level, Rect};
 use microtome_tile::pyramid::Reduction;
 
 use crate::memory;

@@ -74,7 +74,11 @@ impl std::fmt::Display for ConvertSummary {
         }
         let (plan, finest) = (&self.plan, &self.plan.levels[0]);
         let bits = self.sample.bytes() * 8;
-        writeln!(f, "image        {} pixels, {} channels of {bits} bits, level {} of the slide", finest.size, self.channels, plan.level)?;
+        writeln!(
+            f,
+            "image        {} pixels, {} channels of {bits} bits, level {} of the slide",
+            finest.size, self.channels, plan.level
+        )?;
         write!(f, "levels       {}", plan.levels.len())?;
         if plan.copied.len() > 1 {
             write!(f, ", {} of them copied", plan.copied.len())?;

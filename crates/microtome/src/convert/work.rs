@@ -100,7 +100,8 @@ impl Work<'_> {
         let pools = (0..threads).map(|_| pool(1)).collect::<Result<Vec<_>>>()?;
         let together = pool(threads)?;
         let shared = Shared::default();
-        let resumed = self.finished.iter().filter_map(|&(level, at)| self.rect(level, at)).map(|rect| rect.size().area());
+        let resumed =
+            self.finished.iter().filter_map(|&(level, at)| self.rect(level, at)).map(|rect| rect.size().area());
         shared.done.store(resumed.sum(), Ordering::Relaxed);
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
