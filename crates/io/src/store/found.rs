@@ -130,8 +130,9 @@ pub fn remove(path: impl AsRef<Path>) -> Result<()> {
             ASSOCIATED if kind.is_dir() => match stranger_among(&entry.path()).map_err(io)? {
                 None => rest.push(entry.path()),
                 Some(name) => {
+                    let name = name.display();
                     let message =
-                        format!("the store holds {name:?}, which microtome did not write, so it is not removed");
+                        format!("the store holds \"{name}\", which microtome did not write, so it is not removed");
                     return Err(Error::usage(path, message));
                 }
             },
