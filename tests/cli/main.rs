@@ -5,6 +5,7 @@
 mod converting;
 mod faults;
 mod kills;
+mod labels;
 mod models;
 mod outputs;
 mod pictures;

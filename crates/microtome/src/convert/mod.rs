@@ -111,7 +111,7 @@ impl Job<'_> {
         wrap: impl Fn(ZarrImage) -> S,
     ) -> Result<Conversion> {
         let start = Instant::now();
-        let stores = Stores::of(output, &[]);
+        let stores = Stores::of(output, &[], None);
         let record = match stores.claim(&self.fingerprint, existing)? {
             Claim::Done { .. } => return Ok(Conversion::AlreadyDone),
             Claim::Resume(record) => Some(record),
