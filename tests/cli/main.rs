@@ -4,6 +4,7 @@
 
 mod faults;
 mod kills;
+mod labels;
 mod models;
 mod outputs;
 mod pictures;

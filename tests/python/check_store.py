@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Checks a store of labels or of a picture with other people's programs: says what it checked and exits 0, or says what is wrong and exits 1.
 
-    python check_store.py STORE [--expect-mpp F] [--size WxH] [--schemas FOLDER]
+    python check_store.py STORE [--expect-mpp F] [--size WxH] [--format 0.5|0.4] [--image IMAGE] [--schemas FOLDER]
 
 Needs: pip install zarr numpy ome-zarr-models jsonschema
 
 - zarr-python 3 opens the group and every level, and decodes every chunk;
-- ome-zarr-models accepts the metadata, and so do the official JSON schemas where they are given (the folder `schemas` of OME-NGFF 0.5:
-  with --schemas, or in $MICROTOME_DATA/ngff/ngff-0.5);
+- ome-zarr-models accepts the metadata, and so do the official JSON schemas where they are given (the folder that holds
+  ngff-0.5/schemas and ngff-0.4/schemas: with --schemas, or in $MICROTOME_DATA/ngff);
+- with --image the store is a label of that image: listed, in its version, with as many levels where its size allows, and over its area;
 - every level is, pixel for pixel, the majority of the level below it, or of a picture its mean, rounded half up;
 - scale, translation, axes, colours and the names of the classes or channels are what they should be.
 """
@@ -63,7 +64,7 @@ def mean(level):
     return (2 * sums + counts) // (2 * counts)
 
 
-def check_schemas(document, folder, is_label):
+def check_schemas(attributes, folder, is_label):
     import jsonschema
     import referencing
 
@@ -74,13 +75,17 @@ def check_schemas(document, folder, is_label):
     for name in ("strict_image.schema", "strict_label.schema")[: 2 if is_label else 1]:
         schema = next(schema for schema in schemas if schema["$id"].endswith("/" + name))
         validator = jsonschema.Draft202012Validator(schema, registry=registry)
-        for error in validator.iter_errors(document["attributes"]):
+        for error in validator.iter_errors(attributes):
             raise Fault(f"{name}: {error.message} at {error.json_path}")
 
 
-def check_models(group, is_label):
-    from ome_zarr_models.v05.image import Image
-    from ome_zarr_models.v05.image_label import ImageLabel
+def check_models(group, is_label, version):
+    if version == "0.4":
+        from ome_zarr_models.v04.image import Image
+        from ome_zarr_models.v04.image_label import ImageLabel
+    else:
+        from ome_zarr_models.v05.image import Image
+        from ome_zarr_models.v05.image_label import ImageLabel
 
     # A warning is a finding, too: it stands for a SHOULD of the specification.
     with warnings.catch_warnings():
@@ -97,28 +102,39 @@ def close(a, b, relative=1e-6):
 
 def check(arguments):
     root = pathlib.Path(arguments.store)
-    require((root / "zarr.json").is_file(), "there is no zarr.json")
-    document = json.loads((root / "zarr.json").read_text())
-    strangers = [
-        str(path.relative_to(root))
-        for path in root.rglob("*")
-        if path.is_file() and path.name != "zarr.json" and "c" not in path.relative_to(root).parts
-    ]
+    version = "0.5" if (root / "zarr.json").is_file() else "0.4"
+    require(arguments.format in (None, version), f"the version is {version}, not {arguments.format}")
+    if version == "0.5":
+        attributes = json.loads((root / "zarr.json").read_text())["attributes"]
+        documents = ("zarr.json",)
+        is_chunk = lambda parts: "c" in parts
+    else:
+        require((root / ".zgroup").is_file() and (root / ".zattrs").is_file(), "there is neither a zarr.json nor a .zgroup with .zattrs")
+        attributes = json.loads((root / ".zattrs").read_text())
+        documents = (".zgroup", ".zattrs", ".zarray")
+        is_chunk = lambda parts: all(part.isdigit() for part in parts)
+    strangers = []
+    for path in root.rglob("*"):
+        parts = path.relative_to(root).parts
+        # Labels are stores of their own.
+        if path.is_file() and parts[0] != "labels" and path.name not in documents and not is_chunk(parts):
+            strangers.append("/".join(parts))
     require(not strangers, f"there are files that no store has: {strangers}")
 
     group = zarr.open_group(str(root), mode="r")
-    require(group.metadata.zarr_format == 3, "the group is not Zarr version 3")
-    ome = group.attrs["ome"]
-    require(ome["version"] == "0.5", f"the version is {ome['version']}, not 0.5")
+    require(group.metadata.zarr_format == (3 if version == "0.5" else 2), f"the group is Zarr version {group.metadata.zarr_format}")
+    ome = group.attrs["ome"] if version == "0.5" else group.attrs.asdict()
+    stated = ome["version"] if version == "0.5" else ome["multiscales"][0]["version"]
+    require(stated == version, f"the version is {stated}, not {version}")
     multiscale = ome["multiscales"][0]
     is_label = "image-label" in ome
     require(is_label != ("omero" in ome), "it is either labels or a picture with channels, and says both or neither")
-    check_models(group, is_label)
+    check_models(group, is_label, version)
     print("ome-zarr-models accepts it")
     if arguments.schemas is None:
         print("SKIPPED: no JSON schemas of OME-NGFF given")
     else:
-        check_schemas(document, arguments.schemas, is_label)
+        check_schemas(attributes, arguments.schemas / f"ngff-{version}/schemas", is_label)
         print("the strict JSON schemas accept it")
 
     axes = multiscale["axes"]
@@ -134,9 +150,13 @@ def check(arguments):
     for n, dataset in enumerate(multiscale["datasets"]):
         array = group[dataset["path"]]
         require(np.issubdtype(array.dtype, np.unsignedinteger), f"level {n} has the type {array.dtype}")
-        require(array.metadata.dimension_names == tuple(names), f"level {n}: the dimensions are {array.metadata.dimension_names}")
-        require(array.shards is not None, f"level {n} has no shards")
-        require(all(s % c == 0 for s, c in zip(array.shards, array.chunks)), f"level {n}: shards are not made of whole chunks")
+        if version == "0.5":
+            require(array.metadata.dimension_names == tuple(names), f"level {n}: the dimensions are {array.metadata.dimension_names}")
+            require(array.shards is not None, f"level {n} has no shards")
+            require(all(s % c == 0 for s, c in zip(array.shards, array.chunks)), f"level {n}: shards are not made of whole chunks")
+        else:
+            require(array.metadata.dimension_separator == "/", f"level {n}: chunks are not in nested folders")
+            require(array.attrs["_ARRAY_DIMENSIONS"] == names, f"level {n}: the dimensions are {array.attrs['_ARRAY_DIMENSIONS']}")
         transformations = dataset["coordinateTransformations"]
         kinds = [transformation["type"] for transformation in transformations]
         require(kinds == ["scale", "translation"], f"level {n}: the transformations are {kinds}")
@@ -144,7 +164,8 @@ def check(arguments):
         level = array[:]
         if not is_label:
             require(array.chunks[0] == 1, f"level {n}: a chunk holds {array.chunks[0]} channels")
-            require(array.shards[0] == level.shape[0], f"level {n}: a shard holds {array.shards[0]} of {level.shape[0]} channels")
+            if version == "0.5":
+                require(array.shards[0] == level.shape[0], f"level {n}: a shard holds {array.shards[0]} of {level.shape[0]} channels")
             require((scale.pop(0), shift.pop(0)) == (1, 0), f"level {n}: channels are scaled or moved")
         if n == 0:
             if arguments.size is not None:
@@ -177,15 +198,46 @@ def check(arguments):
 
     method = "mode" if is_label else "mean"
     require(multiscale["type"] == method, f"the method is {multiscale['type']!r}, not {method!r}")
-    require(isinstance(document["attributes"].get("microtome"), dict), "the attribute 'microtome' is missing")
+    require(isinstance(attributes.get("microtome"), dict), "the attribute 'microtome' is missing")
     if is_label:
-        check_classes(ome["image-label"], {int(label) for label in np.unique(finest)})
+        check_classes(ome["image-label"], {int(label) for label in np.unique(finest)}, version)
     else:
         check_channels(ome["omero"]["channels"], finest)
+    if arguments.image is not None:
+        check_place(root, arguments.image, version, multiscale, finest.shape)
 
 
-def check_classes(label, labels):
-    require(label.get("version") == "0.5", "the image-label has no version")
+def check_place(root, image, version, multiscale, shape):
+    """A label belongs to its image, is found by it, and lies on it."""
+    require(root.resolve().parent == (image / "labels").resolve(), "the label does not lie in the image's labels")
+    host = zarr.open_group(str(image), mode="r")
+    get = lambda group: group.attrs["ome"] if version == "0.5" else group.attrs.asdict()
+    require(root.name in get(host["labels"])["labels"], f"the label is not listed: {get(host['labels'])['labels']}")
+    label = get(zarr.open_group(str(root), mode="r"))["image-label"]
+    require(label["source"]["image"] == "../../", f"the source is {label['source']}")
+    require((root / label["source"]["image"]).resolve() == image.resolve(), "the source is not the image")
+    theirs = get(host)["multiscales"][0]
+    wanted = min(len(theirs["datasets"]), int(np.ceil(np.log2(max(shape)))) + 1)
+    require(len(multiscale["datasets"]) == wanted, f"there are {len(multiscale['datasets'])} levels, not {wanted}")
+    units = [[axis.get("unit") for axis in of["axes"][-2:]] for of in (multiscale, theirs)]
+    require(units[0] == units[1], f"the units of label and image are {units}")
+
+    def area(of, size):
+        steps = {step["type"]: step[step["type"]] for step in of["datasets"][0]["coordinateTransformations"]}
+        shift = steps.get("translation", [0] * len(of["axes"]))
+        # From the outer edge of the first pixel to that of the last one.
+        return [(t - s / 2, t - s / 2 + s * n) for s, t, n in zip(steps["scale"][-2:], shift[-2:], size[-2:])]
+
+    ours, all_of_it = area(multiscale, shape), area(theirs, host[theirs["datasets"][0]["path"]].shape)
+    pixel = multiscale["datasets"][0]["coordinateTransformations"][0]["scale"][-2:]
+    for (a, b), (c, d), one in zip(ours, all_of_it, pixel):
+        require(abs(a - c) < 1e-6 * one, f"the label begins at {a}, the image at {c}")
+        require(abs(b - d) <= one, f"the label ends at {b}, the image at {d}")
+    print(f"a label of {image.name}: {ours} on {all_of_it}")
+
+
+def check_classes(label, labels, version):
+    require(label.get("version") == version, "the image-label has no version")
     colors = {color["label-value"]: color["rgba"] for color in label["colors"]}
     names = {entry["label-value"]: entry["class"] for entry in label["properties"]}
     require(set(colors) == set(names), f"colours {sorted(colors)} and names {sorted(names)} are not of the same labels")
@@ -212,7 +264,9 @@ def main():
     parser.add_argument("--expect-mpp", type=float, help="micrometres per pixel of level 0")
     parser.add_argument("--size", type=lambda text: tuple(int(n) for n in text.split("x")), help="width x height of level 0")
     data = os.environ.get("MICROTOME_DATA")
-    schemas = pathlib.Path(data) / "ngff/ngff-0.5/schemas" if data else None
+    parser.add_argument("--format", help="the version that is expected")
+    parser.add_argument("--image", type=pathlib.Path, help="the image in whose labels the store lies")
+    schemas = pathlib.Path(data) / "ngff" if data else None
     parser.add_argument("--schemas", type=pathlib.Path, default=schemas if schemas and schemas.is_dir() else None)
     arguments = parser.parse_args()
     try:

@@ -90,8 +90,21 @@ pub(crate) struct Segment {
     pub(crate) models: Vec<PathBuf>,
 
     /// Where the mask goes; with several slides, the folder for NAME.ome.zarr of each
-    #[arg(short, long, value_name = "OUT")]
-    pub(crate) output: PathBuf,
+    #[arg(short, long, value_name = "OUT", required_unless_present = "into")]
+    pub(crate) output: Option<PathBuf>,
+
+    /// An OME-Zarr image of the slide, or the slide itself: the mask becomes labels/NAME of it, in the image's version and with as many
+    /// levels, and everything else in it stays
+    #[arg(long, value_name = "IMAGE.ome.zarr", conflicts_with = "output")]
+    pub(crate) into: Option<PathBuf>,
+
+    /// What the labels are called in the image [default: the model's name]
+    #[arg(long, value_name = "NAME", requires = "into")]
+    pub(crate) name: Option<String>,
+
+    /// Version of OME-Zarr that is written: 0.5 (shards) or 0.4 (one file for each chunk) [default: 0.5, or that of the image]
+    #[arg(long, value_name = "0.5|0.4")]
+    pub(crate) format: Option<microtome::io::store::Format>,
 
     /// Micrometres per level-0 pixel, in place of what the slide says
     #[arg(long, value_name = "UM")]

@@ -60,13 +60,13 @@ pub(crate) fn run(args: &args::Segment) -> Result<u8> {
     let segmenter = Segmenter::ensemble(predictors.iter().map(AsRef::as_ref).collect(), settings)?;
     signals::watch().context("signals cannot be watched")?;
 
-    let fresh = jobs.len() > 1 && !args.dry_run && !args.output.exists();
-    if fresh {
-        std::fs::create_dir_all(&args.output).with_context(|| format!("{}: cannot be made", args.output.display()))?;
+    let fresh = args.output.as_deref().filter(|output| jobs.len() > 1 && !args.dry_run && !output.exists());
+    if let Some(folder) = fresh {
+        std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
     }
     let mut failures: Vec<u8> = Vec::new();
-    for (slide, output) in &jobs {
-        match segment(&segmenter, args, slide, output).map_err(|error| naming(error, slide, output)) {
+    for (slide, place) in &jobs {
+        match segment(&segmenter, args, slide, place).map_err(|error| naming(error, slide, place.path())) {
             Ok(0) => {}
             Ok(code) => failures.push(code),
             Err(error) if signals::received() => return Err(error),
@@ -89,9 +89,9 @@ pub(crate) fn run(args: &args::Segment) -> Result<u8> {
         }
     }
     let nothing = failures.len() == jobs.len() && !failures.contains(&WITH_FAULTS);
-    if fresh && nothing {
+    if let Some(folder) = fresh.filter(|_| nothing) {
         // Where nothing succeeded nothing is left; a folder that holds something stays.
-        let _ = std::fs::remove_dir(&args.output);
+        let _ = std::fs::remove_dir(folder);
     }
     Ok(match (failures.as_slice(), jobs.len()) {
         ([], _) => 0,
@@ -118,11 +118,34 @@ fn profile(predictor: &dyn Predictor, args: &args::Segment) -> Result<()> {
 /// The exit code of what was finished, but not without faults.
 const WITH_FAULTS: u8 = 3;
 
-/// Each slide with the place of its mask.
-fn jobs(args: &args::Segment) -> Result<Vec<(PathBuf, PathBuf)>> {
-    if let [slide] = args.slides.as_slice() {
-        return Ok(vec![(slide.clone(), args.output.clone())]);
+/// Where a mask goes.
+#[derive(Debug)]
+enum Place {
+    /// Into a store of its own.
+    Store(PathBuf),
+    /// Into the labels of this image.
+    Image(PathBuf),
+}
+
+impl Place {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Store(path) | Self::Image(path) => path,
+        }
     }
+}
+
+/// Each slide with the place of its mask.
+fn jobs(args: &args::Segment) -> Result<Vec<(PathBuf, Place)>> {
+    let folder = match (&args.into, &args.output, args.slides.as_slice()) {
+        (Some(image), _, [slide]) => return Ok(vec![(slide.clone(), Place::Image(image.clone()))]),
+        (Some(_), _, slides) => {
+            bail!("--into puts the mask of one slide into an image of it, and here are {}", slides.len())
+        }
+        (None, Some(output), [slide]) => return Ok(vec![(slide.clone(), Place::Store(output.clone()))]),
+        (None, Some(output), _) => output,
+        (None, None, _) => bail!("either -o or --into says where the mask goes"),
+    };
     if args.roi.is_some() {
         bail!("--roi is a region of one slide, and here are {}", args.slides.len());
     }
@@ -132,14 +155,14 @@ fn jobs(args: &args::Segment) -> Result<Vec<(PathBuf, PathBuf)>> {
         let stem = slide.file_stem().with_context(|| format!("{}: not the name of a file", slide.display()))?;
         let mut name = stem.to_os_string();
         name.push(".ome.zarr");
-        let output = args.output.join(name);
+        let output = folder.join(name);
         if let Some(other) = outputs.insert(output.clone(), slide) {
             bail!("{} and {} would both be written to {}", other.display(), slide.display(), output.display());
         }
-        jobs.push((slide.clone(), output));
+        jobs.push((slide.clone(), Place::Store(output)));
     }
-    if args.output.exists() && !args.output.is_dir() {
-        bail!("{}: with several slides the output is a folder, and this is a file", args.output.display());
+    if folder.exists() && !folder.is_dir() {
+        bail!("{}: with several slides the output is a folder, and this is a file", folder.display());
     }
     Ok(jobs)
 }
@@ -186,6 +209,8 @@ fn settings(args: &args::Segment) -> Settings {
     settings.batch = args.batch;
     settings.threads = args.threads;
     settings.sync_every = args.sync_every;
+    settings.format = args.format;
+    settings.name.clone_from(&args.name);
     settings
 }
 
@@ -199,7 +224,11 @@ fn norm_stats(word: &Path) -> Result<NormStats> {
     })
 }
 
-fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, output: &Path) -> Result<u8> {
+fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, place: &Place) -> Result<u8> {
+    let output = match place {
+        Place::Store(output) => output.clone(),
+        Place::Image(image) => segmenter.label_store(image)?,
+    };
     let slide = args.opening.open(path)?;
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let progress = Progress::new(name, if args.quiet { Quiet::Yes } else { Quiet::No });
@@ -219,7 +248,10 @@ fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, output:
         }
         return Ok(0);
     }
-    let outcome = segmenter.segment(slide.as_ref(), output, existing, &progress);
+    let outcome = match place {
+        Place::Store(output) => segmenter.segment(slide.as_ref(), output, existing, &progress),
+        Place::Image(image) => segmenter.segment_label(slide.as_ref(), image, existing, &progress),
+    };
     progress.finish();
     let outcome = outcome?;
     if args.json {

@@ -35,6 +35,7 @@ mod crop;
 mod damaged;
 mod error;
 mod forecast;
+mod label;
 mod members;
 mod memory;
 mod norm_stats;

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use microtome_io::store::{self, Found};
+use microtome_io::store::{self, Found, LabelledImage};
 use microtome_io::{Level, TileCoord};
 use microtome_stitch::{Entry, Journal, Product, Record};
 use serde_json::{Map, Value};
@@ -68,15 +68,16 @@ impl Fingerprint {
     }
 }
 
-/// The folder beside a store for what belongs to the run and not to the result: `mask.ome.zarr.run`.
+/// The folder beside a store for what belongs to the run and not to the result: `mask.ome.zarr.run`, and of labels in an image, beside that,
+/// `slide.ome.zarr.NAME.run`.
 #[derive(Debug, Clone)]
 pub(crate) struct RunFolder(PathBuf);
 
 impl RunFolder {
     pub(crate) fn of(store: &Path) -> Self {
-        let mut name = store.file_name().unwrap_or_default().to_os_string();
-        name.push(".run");
-        Self(store.with_file_name(name))
+        let (outermost, inside) = outermost(store);
+        let name = outermost.file_name().unwrap_or_default().to_string_lossy();
+        Self(outermost.with_file_name(format!("{name}{inside}.run")))
     }
 
     pub(crate) fn journal(&self) -> PathBuf {
@@ -190,17 +191,55 @@ pub(crate) fn put_with(path: &Path, write: impl FnOnce(&File) -> std::io::Result
     written
 }
 
-/// The stores of a run, in the order in which they are finished: the mask comes last, so that where it is there, everything is.
-#[derive(Debug, Clone)]
-pub(crate) struct Stores {
-    mask: PathBuf,
-    extras: Vec<(Product, PathBuf)>,
+/// The outermost store in which a store of ours lies, and the names from there to it, a dot before each. Only labels lie in another store: in the folder `labels` of
+/// their image, which may be one of several in a collection.
+fn outermost(store: &Path) -> (PathBuf, String) {
+    let alone = || (store.to_owned(), String::new());
+    let is_node = |path: &Path| ["zarr.json", ".zattrs", ".zgroup"].iter().any(|name| path.join(name).is_file());
+    let Some(name) = store.file_name().map(|name| name.to_string_lossy().into_owned()) else { return alone() };
+    let Some(image) = store.parent().filter(|p| p.file_name().is_some_and(|n| n == "labels")).and_then(Path::parent)
+    else {
+        return alone();
+    };
+    // `labels/nuclei` and `../labels/nuclei` do not say what the image is called.
+    let image = match image.file_name() {
+        Some(_) => Ok(image.to_owned()),
+        None if image == Path::new("") => std::fs::canonicalize("."),
+        None => std::fs::canonicalize(image),
+    };
+    let Some(mut outermost) = image.ok().filter(|image| is_node(image)) else { return alone() };
+    let mut inside = format!(".{name}");
+    while let (Some(name), Some(parent)) = (outermost.file_name(), outermost.parent().filter(|parent| is_node(parent)))
+    {
+        if parent.file_name().is_none() {
+            break;
+        }
+        inside.insert_str(0, &format!(".{}", name.to_string_lossy()));
+        outermost = parent.to_owned();
+    }
+    (outermost, inside)
 }
 
-impl Stores {
-    pub(crate) fn of(mask: &Path, products: &[Product]) -> Self {
+/// Labels in an image: the image, and what they are called there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LabelOf<'a> {
+    pub(crate) image: &'a LabelledImage,
+    pub(crate) name: &'a str,
+}
+
+/// The stores of a run, in the order in which they are finished: the mask comes last, so that where it is there, everything is.
+#[derive(Debug, Clone)]
+pub(crate) struct Stores<'a> {
+    mask: PathBuf,
+    extras: Vec<(Product, PathBuf)>,
+    /// If the mask lies in an image.
+    label: Option<LabelOf<'a>>,
+}
+
+impl<'a> Stores<'a> {
+    pub(crate) fn of(mask: &Path, products: &[Product], label: Option<LabelOf<'a>>) -> Self {
         let extras = products.iter().filter(|&&p| p != Product::Labels).map(|&p| (p, store_of(mask, p))).collect();
-        Self { mask: mask.into(), extras }
+        Self { mask: mask.into(), extras, label }
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = (Product, &Path)> {
@@ -215,6 +254,9 @@ impl Stores {
             let _ = store::remove(path);
         }
         let _ = RunFolder::of(&self.mask).remove();
+        if let Some(label) = self.label {
+            label.image.remove_empty_folder();
+        }
     }
 
     /// Makes room, or says why that cannot be.
@@ -269,6 +311,10 @@ impl Stores {
     }
 
     fn free(&self) -> Result<Claim> {
+        // What is not there, or not finished, is not listed.
+        if let Some(label) = self.label {
+            label.image.unlist(label.name).map_err(Error::Write)?;
+        }
         for (_, path) in self.all() {
             store::remove(path).map_err(Error::Write)?;
         }
@@ -315,7 +361,8 @@ impl Stores {
 /// The note in the root attribute `microtome` that says how many tiles of the slide could not be read.
 pub(crate) const UNREADABLE: &str = "unreadable_tiles";
 
-/// Where a product goes that belongs to a mask: `mask.probabilities.ome.zarr` beside `mask.ome.zarr`.
+/// Where a product goes that belongs to a mask: `mask.probabilities.ome.zarr` beside `mask.ome.zarr`; where the mask is the label `NAME` in an image,
+/// `slide.NAME.probabilities.ome.zarr` beside `slide.ome.zarr`.
 #[must_use]
 pub fn store_of(mask: &Path, product: Product) -> PathBuf {
     let name = match product {
@@ -323,9 +370,10 @@ pub fn store_of(mask: &Path, product: Product) -> PathBuf {
         Product::Probabilities => "probabilities",
         Product::Confidence => "confidence",
     };
-    let file = mask.file_name().unwrap_or_default().to_string_lossy();
+    let (outermost, inside) = outermost(mask);
+    let file = outermost.file_name().unwrap_or_default().to_string_lossy();
     let ending = [".ome.zarr", ".zarr"].into_iter().find(|ending| file.ends_with(ending)).unwrap_or_default();
-    mask.with_file_name(format!("{}.{name}{ending}", &file[..file.len() - ending.len()]))
+    outermost.with_file_name(format!("{}{inside}.{name}{ending}", &file[..file.len() - ending.len()]))
 }
 
 /// What became of a claim.

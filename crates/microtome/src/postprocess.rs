@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use microtome_io::store::{self, Content, Found, ImageSink, OmeZarr, StoreLevel, StoredImage, ZarrImage};
+use microtome_io::store::{self, Content, Encoding, Found, ImageSink, OmeZarr, StoreLevel, StoredImage, ZarrImage};
 use microtome_io::{Level, Pixels, Rect, Size, TileCoord};
 use microtome_stitch::{Components, Product, PyramidWriter};
 use microtome_tile::pyramid::{Reduction, Shard, level_sizes};
@@ -96,6 +96,8 @@ fn image(mask: &OmeZarr, from: &Path, steps: &[Postprocessing]) -> StoredImage {
         chunk: Size::new(settings.chunk, settings.chunk),
         shard: Size::new(settings.shard, settings.shard),
         sample: info.sample,
+        encoding: Encoding::default(),
+        source: None,
         content: info.content.clone(),
         method: Reduction::Mode.name().into(),
         metadata,

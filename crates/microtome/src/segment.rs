@@ -1,13 +1,15 @@
 //! A slide, a model or several, a mask.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use microtome_io::slide::SlideReader;
-use microtome_io::store::{Channel, Content, ImageSink, StoreLevel, StoredImage, Translation, ZarrImage};
+use microtome_io::store::{
+    Channel, Content, Encoding, ImageSink, LabelledImage, StoreLevel, StoredImage, Translation, ZarrImage,
+};
 use microtome_io::{Class, Level, Microns, Rect, Size, TileCoord};
 use microtome_stitch::{Decision, Journal, Layout, Product, PyramidWriter, Record, Window};
 use microtome_tile::pyramid::level_sizes;
@@ -20,10 +22,11 @@ use serde_json::{Map, Value, json};
 use crate::crop::Crop;
 use crate::damaged::Conspicuous;
 use crate::forecast::{self, DiskPlan, FirstPass, Forecast};
+use crate::label::LabelPlace;
 use crate::members;
 use crate::memory;
 use crate::norm_stats::{self, NormStats};
-use crate::output::{Claim, Existing, Fingerprint, RunFolder, Stores, UNREADABLE, put};
+use crate::output::{Claim, Existing, Fingerprint, LabelOf, RunFolder, Stores, UNREADABLE, put};
 use crate::pipeline::{Member, Pipeline, Pools};
 use crate::plan::{Geometry, MemoryPlan, PYRAMID_BYTES, Tiling};
 use crate::progress::{Observer, Phase};
@@ -58,6 +61,14 @@ struct Run<'a> {
     record: Option<&'a Record>,
     /// Where things are kept that belong to the run.
     folder: Option<&'a RunFolder>,
+}
+
+/// In which form the images of a run are stored.
+#[derive(Debug, Clone, Copy)]
+struct Form<'a> {
+    encoding: Encoding,
+    /// Where the mask lies in the image that it is put into, if it is.
+    label: Option<&'a LabelPlace>,
 }
 
 /// What became of a slide.
@@ -148,7 +159,57 @@ impl<'p> Segmenter<'p> {
         existing: Existing,
         observer: &dyn Observer,
     ) -> Result<Outcome> {
-        self.segment_through(slide, output, existing, observer, |image| image)
+        self.segment_through(slide, output, None, existing, observer, |image| image)
+    }
+
+    /// Segments a slide into the labels of an OME-Zarr image of it, which may be the slide itself: the mask becomes `labels/NAME` of the
+    /// image, where the name is that of the [settings](Settings::name), or else the model's.
+    ///
+    /// All is as with [`segment`](Self::segment), but: the mask has the image's version of OME-Zarr, its unit and as many levels; the image and its other labels
+    /// stay as they are; the list of its labels is changed last of all; the run's folder is `IMAGE.NAME.run` beside the image, and
+    /// probabilities and confidence go to `IMAGE.NAME.probabilities` and `IMAGE.NAME.confidence` beside it.
+    ///
+    /// # Errors
+    /// As [`segment`](Self::segment); and [`Error::Usage`] or [`Error::Write`] for what is no image of the slide that labels can be put into.
+    pub fn segment_label(
+        &self,
+        slide: &dyn SlideReader,
+        image: &Path,
+        existing: Existing,
+        observer: &dyn Observer,
+    ) -> Result<Outcome> {
+        let image = self.labelled(image)?;
+        let name = self.name();
+        let output = image.label(&name).map_err(Error::Write)?;
+        let label = LabelOf { image: &image, name: &name };
+        self.segment_through(slide, &output, Some(label), existing, observer, |image| image)
+    }
+
+    /// The store that [`segment_label`](Self::segment_label) writes.
+    ///
+    /// # Errors
+    /// Those of `segment_label` that concern the image and the name.
+    pub fn label_store(&self, image: &Path) -> Result<PathBuf> {
+        self.labelled(image)?.label(&self.name()).map_err(Error::Write)
+    }
+
+    /// An image that labels of the wanted version can be put into.
+    fn labelled(&self, image: &Path) -> Result<LabelledImage> {
+        let image = LabelledImage::open(image).map_err(|error| match error {
+            // Named by the user and not usable as such: like everything of that kind.
+            microtome_io::Error::Format { path, message } | microtome_io::Error::Unsupported { path, message } => {
+                Error::Usage(format!("{}: {message}", path.display()))
+            }
+            other => Error::Write(other),
+        })?;
+        match self.settings.format {
+            Some(format) if format != image.format() => Err(Error::Usage(format!(
+                "{}: the image is OME-Zarr {}, and so are its labels: they cannot be {format}",
+                image.path().display(),
+                image.format()
+            ))),
+            _ => Ok(image),
+        }
     }
 
     /// The same, with a word in every call to the store: tests let the power fail there.
@@ -156,27 +217,44 @@ impl<'p> Segmenter<'p> {
         &self,
         slide: &dyn SlideReader,
         output: &Path,
+        label: Option<LabelOf<'_>>,
         existing: Existing,
         observer: &dyn Observer,
         wrap: impl Fn(ZarrImage) -> S,
     ) -> Result<Outcome> {
         let geometry = Geometry::new(slide, &self.predictors, &self.settings)?;
+        let place = label.map(|label| LabelPlace::new(label.image, slide.info(), &geometry)).transpose()?;
         let given = self.given(slide, &geometry)?;
         let plan = self.plan_beside(slide, geometry, given.as_ref())?;
-        let fingerprint = self.fingerprint(slide, &plan.geometry, given.as_ref())?;
+        let form = Form {
+            encoding: Encoding {
+                format: label.map(|label| label.image.format()).or(self.settings.format).unwrap_or_default(),
+                ..Encoding::default()
+            },
+            label: place.as_ref(),
+        };
+        let fingerprint = self.fingerprint(slide, &plan.geometry, given.as_ref(), form)?;
         let products = self.settings.products();
-        let stores = Stores::of(output, &products);
+        let stores = Stores::of(output, &products, label);
+        let list = || label.map_or(Ok(()), |label| label.image.list(label.name)).map_err(Error::Write);
         let record = match stores.claim(&fingerprint, existing)? {
-            Claim::Done { unreadable } => return Ok(Outcome::AlreadyDone { unreadable }),
+            Claim::Done { unreadable } => {
+                // A run that was stopped between its last two steps is finished by the next one.
+                list()?;
+                return Ok(Outcome::AlreadyDone { unreadable });
+            }
             Claim::Resume(record) => Some(record),
             Claim::Free => None,
         };
         let folder = RunFolder::of(output);
         let (result, peak) = memory::watch(|| {
             let header = Value::Object(fingerprint.attributes());
+            if let Some(label) = label {
+                label.image.make_folder().map_err(Error::Write)?;
+            }
             let mut sinks = Vec::new();
             for (product, path) in stores.all() {
-                let image = self.image(product, &plan.geometry, fingerprint.attributes());
+                let image = self.image(product, &plan.geometry, fingerprint.attributes(), form);
                 let sink = match &record {
                     None => ZarrImage::create(path, image),
                     Some(record) => {
@@ -204,6 +282,7 @@ impl<'p> Segmenter<'p> {
         });
         match result {
             Ok((mut summary, tissue)) => {
+                list()?;
                 summary.peak_memory = peak;
                 let path = folder.report();
                 let text = serde_json::to_vec_pretty(&summary)
@@ -245,8 +324,11 @@ impl<'p> Segmenter<'p> {
         let geometry = Geometry::new(slide, &self.predictors, &self.settings)?;
         let given = self.given(slide, &geometry)?;
         let plan = self.plan_beside(slide, geometry, given.as_ref())?;
-        let fingerprint = self.fingerprint(slide, &plan.geometry, given.as_ref())?;
-        let sink = sink(self.image(Product::Labels, &plan.geometry, fingerprint.attributes())).map_err(Error::Write)?;
+        let encoding = Encoding { format: self.settings.format.unwrap_or_default(), ..Encoding::default() };
+        let form = Form { encoding, label: None };
+        let fingerprint = self.fingerprint(slide, &plan.geometry, given.as_ref(), form)?;
+        let image = self.image(Product::Labels, &plan.geometry, fingerprint.attributes(), form);
+        let sink = sink(image).map_err(Error::Write)?;
         let given = given.as_ref();
         let sinks = [(Product::Labels, &sink as &dyn ImageSink)];
         let run = Run { slide, plan: &plan, given, sinks: &sinks, observer, record: None, folder: None };
@@ -625,7 +707,13 @@ impl<'p> Segmenter<'p> {
     }
 
     /// Everything that can change a byte of the result.
-    fn fingerprint(&self, slide: &dyn SlideReader, geometry: &Geometry, given: Option<&Region>) -> Result<Fingerprint> {
+    fn fingerprint(
+        &self,
+        slide: &dyn SlideReader,
+        geometry: &Geometry,
+        given: Option<&Region>,
+        form: Form<'_>,
+    ) -> Result<Fingerprint> {
         let tissue = match self.settings.tissue {
             TissueMode::Auto if given.is_none() => json!(TissueOptions::default()),
             _ => Value::Null,
@@ -652,6 +740,8 @@ impl<'p> Segmenter<'p> {
         set("norm_stats", self.norm_stats(given)?);
         set("chunk", json!(self.settings.chunk));
         set("shard", json!(self.settings.shard));
+        set("format", json!(form.encoding.format));
+        set("label", json!(form.label));
         set("name", self.name().into());
         set("on_bad_tile", json!(self.settings.on_bad_tile));
         set("products", json!(self.settings.products()));
@@ -694,7 +784,13 @@ impl<'p> Segmenter<'p> {
     }
 
     /// The image of a product, but for its pixels.
-    fn image(&self, product: Product, geometry: &Geometry, attributes: Map<String, Value>) -> StoredImage {
+    fn image(
+        &self,
+        product: Product,
+        geometry: &Geometry,
+        attributes: Map<String, Value>,
+        form: Form<'_>,
+    ) -> StoredImage {
         let target = &geometry.target;
         let level0 = geometry.resolution.as_ref().map_or(Microns::square(1.0), |r| r.mpp);
         // The centre of a target pixel lies half its extent from the slide's corner, that of a level-0 pixel half of its own.
@@ -702,7 +798,14 @@ impl<'p> Segmenter<'p> {
             x: (target.downsample.x - 1.0) / 2.0 * level0.x,
             y: (target.downsample.y - 1.0) / 2.0 * level0.y,
         };
-        let levels = level_sizes(target.size, self.settings.chunk).len();
+        let label = form.label.filter(|_| product == Product::Labels);
+        let levels = match label {
+            Some(place) => place.levels(),
+            None => {
+                let levels = level_sizes(target.size, self.settings.chunk).len();
+                StoreLevel { size: target.size, mpp: target.mpp, translation }.pyramid(levels)
+            }
+        };
         let mut metadata = Map::new();
         let (name, method, content) = match product {
             Product::Labels => (
@@ -733,10 +836,12 @@ impl<'p> Segmenter<'p> {
         metadata.insert("args".into(), json!({ "model": self.models(), "colors": geometry.colors }));
         StoredImage {
             name,
-            levels: StoreLevel { size: target.size, mpp: target.mpp, translation }.pyramid(levels),
+            levels,
             chunk: Size::new(self.settings.chunk, self.settings.chunk),
             shard: Size::new(self.settings.shard, self.settings.shard),
             sample: product.sample(&geometry.decision),
+            encoding: form.encoding,
+            source: label.map(LabelPlace::source),
             content,
             method: product.reduction().name().into(),
             metadata,

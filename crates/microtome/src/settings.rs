@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use microtome_io::store::Format;
 use microtome_stitch::{Accumulation, Product, WindowShape};
 use microtome_tile::TargetResolution;
 use microtome_unet::PrecisionChoice;
@@ -88,7 +89,9 @@ pub struct Settings {
     pub chunk: u64,
     /// Side of a shard of the mask, in pixels: an even multiple of the chunk.
     pub shard: u64,
-    /// Name of the mask within its metadata; `None`: the model's name.
+    /// Which version of OME-Zarr is written; `None`: 0.5, or that of the image into which labels are put.
+    pub format: Option<Format>,
+    /// Name of the mask within its metadata, and of labels that are put into an image; `None`: the model's name.
     pub name: Option<String>,
 }
 
@@ -118,6 +121,7 @@ impl Default for Settings {
             precision: None,
             chunk: 512,
             shard: 2048,
+            format: None,
             name: None,
         }
     }

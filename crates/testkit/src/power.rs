@@ -6,7 +6,7 @@ use std::io::{Error as IoError, Result as IoResult};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use microtome_io::store::{ImageSink, Stored, StoredImage, ZarrImage};
+use microtome_io::store::{Format, ImageSink, Stored, StoredImage, ZarrImage};
 use microtome_io::{Error, Level, Pixels, Result, TileCoord};
 use serde_json::{Map, Value};
 
@@ -96,7 +96,13 @@ impl PowerLoss {
             match state.random.below(3) {
                 0 => return Ok(()),
                 1 => {}
-                _ => damage(&copy_of(store).join("zarr.json"), &mut state.random)?,
+                _ => {
+                    let root = match self.inner.image().encoding.format {
+                        Format::V0_5 => "zarr.json",
+                        Format::V0_4 => ".zattrs",
+                    };
+                    damage(&copy_of(store).join(root), &mut state.random)?;
+                }
             }
             fs::write(copy_of(store).join(MARKER), "")?;
         }
@@ -130,7 +136,8 @@ impl ImageSink for PowerLoss {
         }
         let stored = self.inner.write_shard(level, shard, pixels)?;
         if stored != Stored::Background {
-            state.unsynced.insert(format!("{level}/c/{}/{}", shard.row, shard.column).into());
+            let files = self.inner.image().shard_files(level, shard).into_iter().map(PathBuf::from);
+            state.unsynced.extend(files.filter(|file| self.inner.path().join(file).exists()));
         }
         if fails { Err(self.lose(&mut state, false)) } else { Ok(stored) }
     }

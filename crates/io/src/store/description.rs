@@ -5,8 +5,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::Content;
 use super::array::MAX_CHUNKS_PER_SHARD;
+use super::{Content, Encoding};
 use crate::{Error, Level, Microns, Pixels, Rect, Result, SampleType, Size, TileCoord};
 
 /// Where the centre of a level's first pixel lies, seen from the centre of the slide's first pixel: in micrometres,
@@ -65,6 +65,24 @@ impl StoreLevel {
     }
 }
 
+/// The image that labels belong to (`image-label.source` in OME-Zarr).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LabelSource {
+    /// The path of the image, seen from the labels: `../../` of those in its folder `labels`.
+    pub image: String,
+    /// In what the image measures, and with it its labels.
+    pub unit: AxisUnit,
+}
+
+/// In what the axes x and y of an image measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AxisUnit {
+    /// Micrometres.
+    Micrometer,
+    /// Something that is not said: what a [`StoreLevel`] has as micrometres is in that.
+    Unknown,
+}
+
 /// A multiscale image: everything about it but its pixels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredImage {
@@ -74,12 +92,17 @@ pub struct StoredImage {
     pub levels: Vec<StoreLevel>,
     /// The smallest piece that a reader decodes: so many pixels of one channel.
     pub chunk: Size,
-    /// The piece that is written at once, as one file with all channels: a whole multiple of `chunk` along each axis.
+    /// The piece that is written at once, all channels: a whole multiple of `chunk` along each axis. In version 0.5 it is one file, in 0.4
+    /// it is a group of files, one for each chunk.
     pub shard: Size,
     /// How a sample is stored.
     pub sample: SampleType,
+    /// In which form it is stored.
+    pub encoding: Encoding,
     /// What the samples stand for.
     pub content: Content,
+    /// The image that it belongs to, if it is labels in an image's folder `labels`.
+    pub source: Option<LabelSource>,
     /// How a level is made from the one below: `"mode"` for a majority vote, `"mean"` for an average.
     pub method: String,
     /// What goes into `multiscales[0].metadata`: by custom `method`, `version` and `args`.
@@ -151,6 +174,13 @@ impl StoredImage {
                 return Some(format!("the translation of level {n} is not a number"));
             }
         }
+        let chunk_bytes = chunk.area().saturating_mul(self.sample.bytes() as u64);
+        if let Some(fault) = self.encoding.compression.fault(chunk_bytes) {
+            return Some(fault);
+        }
+        if self.source.is_some() && matches!(self.content, Content::Image { .. }) {
+            return Some("it is a picture, and has the image that labels belong to".into());
+        }
         self.content.fault(self.sample)
     }
 
@@ -201,7 +231,7 @@ impl StoredImage {
 mod tests {
     use super::*;
     use crate::Class;
-    use crate::store::Channel;
+    use crate::store::{Channel, Compression};
 
     fn image() -> StoredImage {
         StoredImage {
@@ -210,6 +240,8 @@ mod tests {
             chunk: Size::new(16, 8),
             shard: Size::new(32, 16),
             sample: SampleType::U8,
+            encoding: Encoding::default(),
+            source: None,
             content: Content::Labels { classes: vec![Class::with_default_color(1, "tumour")] },
             method: "mode".into(),
             metadata: Map::new(),
@@ -264,6 +296,14 @@ mod tests {
         refuses(|i| i.levels[1].size.width = 50, "not half");
         refuses(|i| i.levels[1].mpp = None, "resolution of level 1");
         refuses(|i| i.levels[0].mpp = Some(Microns::square(f64::NAN)), "resolution of level 0");
+        refuses(|i| i.encoding.compression = Compression::Zstd { level: 23 }, "1 to 22");
+        refuses(
+            |i| {
+                i.source = Some(LabelSource { image: "../../".into(), unit: AxisUnit::Micrometer });
+                i.content = channels(1);
+            },
+            "labels belong to",
+        );
         refuses(|i| i.content = labels(&[300]), "8 bits");
         refuses(|i| i.content = labels(&[1, 1]), "two classes");
         refuses(|i| i.content = Content::Image { channels: Vec::new() }, "no channel");

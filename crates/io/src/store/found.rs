@@ -15,8 +15,10 @@ use crate::{Error, Result};
 /// from a stranger's folder. A file beside the data, rather than an entry in the metadata, because the root metadata must not exist before
 /// the data does; an empty one, because a finished store must hold nothing that differs between runs, and so nothing of it may stay.
 pub(super) const MARKER: &str = ".microtome-unfinished";
-/// The metadata of a Zarr node.
+/// The metadata of a node of Zarr 3.
 pub(super) const METADATA: &str = "zarr.json";
+/// What makes a group an image, by version of Zarr, 3 and 2. The second is beside `.zgroup`.
+const ROOTS: [&str; 2] = [METADATA, ".zattrs"];
 /// The most that we read of one metadata file. Real ones have a few kilobytes.
 pub(super) const METADATA_LIMIT: u64 = 16 << 20;
 
@@ -61,17 +63,19 @@ pub fn inspect(path: impl AsRef<Path>) -> Result<Found> {
         let locked = fs::File::open(path.join(MARKER)).map_err(io)?.try_lock();
         return Ok(if matches!(locked, Err(fs::TryLockError::WouldBlock)) { Found::InUse } else { Found::Unfinished });
     }
-    if !is_file(METADATA) {
-        return Ok(Found::Foreign);
-    }
+    let Some(root) = ROOTS.into_iter().find(|name| is_file(name)) else { return Ok(Found::Foreign) };
     // Whatever is wrong with a stranger's file is no error of this question.
-    let document = match folder::read_small(&path.join(METADATA), METADATA_LIMIT) {
+    let document = match folder::read_small(&path.join(root), METADATA_LIMIT) {
         Ok(bytes) => serde_json::from_slice::<Value>(&bytes).unwrap_or(Value::Null),
         Err(Error::Io { path, source }) => return Err(Error::Io { path, source }),
         Err(_) => Value::Null,
     };
-    let attributes = &document["attributes"];
-    Ok(match (&attributes["ome"]["multiscales"], &attributes[ngff::OURS]) {
+    let (ome, ours) = if root == METADATA {
+        (&document["attributes"]["ome"], &document["attributes"][ngff::OURS])
+    } else {
+        (&document, &document[ngff::OURS])
+    };
+    Ok(match (&ome["multiscales"], ours) {
         (Value::Array(_), Value::Object(ours)) => Found::Complete(ours.clone()),
         _ => Found::Foreign,
     })
@@ -90,8 +94,13 @@ pub fn reopen(path: impl AsRef<Path>) -> Result<()> {
     let marker = path.join(MARKER);
     fs::File::create(&marker).map_err(|e| Error::io(&marker, e))?;
     folder::sync_folder(path)?;
-    let metadata = path.join(METADATA);
-    fs::remove_file(&metadata).map_err(|e| Error::io(&metadata, e))?;
+    for name in ROOTS.into_iter().chain([".zgroup"]) {
+        let metadata = path.join(name);
+        match fs::remove_file(&metadata) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io(&metadata, e)),
+            _ => {}
+        }
+    }
     folder::sync_folder(path)
 }
 
@@ -123,7 +132,12 @@ pub fn remove(path: impl AsRef<Path>) -> Result<()> {
         let partial = kind.is_file() && name.starts_with('.') && name.ends_with(folder::PARTIAL);
         match &*name {
             MARKER => {}
-            METADATA if kind.is_file() => rest.insert(0, entry.path()),
+            _ if ROOTS.contains(&&*name) && kind.is_file() => rest.insert(0, entry.path()),
+            ".zgroup" if kind.is_file() => rest.push(entry.path()),
+            "labels" if kind.is_dir() => {
+                let message = "the image has labels, which would go with it, so it is not removed: move or remove its folder \"labels\" first";
+                return Err(Error::usage(path, message));
+            }
             _ if level || partial => rest.push(entry.path()),
             _ => {
                 let message = format!("the store holds {name:?}, which microtome did not write, so it is not removed");

@@ -2,12 +2,9 @@
 //!
 //! `cargo nextest run --workspace --run-ignored only --no-capture -E 'test(store::measurements)'`
 
-use std::borrow::Cow;
 use std::time::Instant;
 
 use sha2::{Digest, Sha256};
-use zarrs::array::codec::ZstdCodec;
-use zarrs::array::codec::api::{BytesToBytesCodecTraits, CodecOptions};
 
 use super::*;
 use crate::{Class, Level, Pixels, SampleType, Size, TileCoord};
@@ -105,6 +102,8 @@ fn measurements() {
             chunk: Size::new(512, 512),
             shard: Size::new(SIDE, SIDE),
             sample: SampleType::U8,
+            encoding: Encoding::default(),
+            source: None,
             content: match channels {
                 1 => Content::Labels { classes: vec![Class::with_default_color(1, "a")] },
                 n => Content::Image { channels: vec![Channel { name: "p".into(), color: [255; 3] }; n] },
@@ -127,12 +126,16 @@ fn measurements() {
             }
         });
         println!("  gather              {:8.0} Mpx/s, {} of {} chunks", rate(gather), chunks.len(), 16 * channels);
-        for level in [1, 2, 3] {
-            let codec = ZstdCodec::new(level, false);
-            let mut size = 0;
-            let compress = |c: &Vec<u8>| codec.encode(Cow::Borrowed(c), &CodecOptions::default()).unwrap().len();
-            let seconds = time(|| size = chunks.iter().map(compress).sum());
-            println!("  zstd {level}              {:8.0} Mpx/s, {size} bytes", rate(seconds));
+        for text in ["zstd:1", "zstd:2", "zstd:3", "gzip:1", "gzip:6", "blosc:1", "blosc:5"] {
+            let compression: Compression = text.parse().unwrap();
+            let mut compressor = compressor::Compressor::new(compression, SampleType::U8).unwrap();
+            let (mut size, mut encoded) = (0, Vec::new());
+            let mut compress = |chunk: &Vec<u8>| {
+                compressor.encode(chunk, &mut encoded).unwrap();
+                encoded.len()
+            };
+            let seconds = time(|| size = chunks.iter().map(&mut compress).sum());
+            println!("  {text:19} {:8.0} Mpx/s, {size} bytes", rate(seconds));
         }
         let encoder = shard::ShardEncoder::new(&image);
         println!("  encode              {:8.0} Mpx/s", rate(time(|| encoder.encode(&pixels).unwrap())));

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 use super::entries::is_inside;
 use super::node::Node;
-use super::{Channel, Content, StoreLevel, Translation};
+use super::{AxisUnit, Channel, Content, StoreLevel, Translation};
 use crate::{Class, Error, Microns, Result};
 
 /// More levels than a picture of 2^63 pixels has.
@@ -60,6 +60,19 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// The extent of a pixel, where the centre of the first one lies, and in what: micrometres where the axes have units of length.
+    pub(super) fn in_units(self) -> (Microns, Translation, AxisUnit) {
+        let (scale, shift) = (self.scale, self.translation);
+        match self.micrometres {
+            Some((x, y)) => (
+                Microns { x: scale.x * x, y: scale.y * y },
+                Translation { x: shift.x * x, y: shift.y * y },
+                AxisUnit::Micrometer,
+            ),
+            None => (scale, shift, AxisUnit::Unknown),
+        }
+    }
+
     /// The level of this size; `finest` is level 0.
     pub(super) fn level(self, size: crate::Size, finest: Self) -> StoreLevel {
         let (t, s) = (self.translation, finest.scale);

@@ -1,4 +1,4 @@
-//! OME-NGFF 0.5 metadata as we write it.
+//! OME-NGFF metadata as we write it, versions 0.5 and 0.4.
 //!
 //! The documents are spelled out here and not made with `ome_zarr_metadata` 0.3.1, for two reasons: its scales and
 //! translations are `f32`, which moves the last pixels of a wide slide by more than a nanometre's rounding, and its `image-label` knows no
@@ -6,29 +6,50 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Channel, Content, StoredImage};
+use super::found::METADATA;
+use super::{AxisUnit, Channel, Content, Format, LabelSource, StoredImage};
 use crate::{Class, Microns, SampleType};
 
-/// The version of the specification: <https://ngff.openmicroscopy.org/0.5/>.
-pub(super) const VERSION: &str = "0.5";
 /// The root attribute that is ours.
 pub(super) const OURS: &str = "microtome";
 
-/// The root `zarr.json` of a stand-alone image whose levels are the arrays `0`, `1`, ... What is `ours` goes under [`OURS`].
-pub(super) fn root(image: &StoredImage, ours: &Map<String, Value>) -> Value {
-    let mut ome = json!({ "version": VERSION, "multiscales": [multiscale(image)] });
-    match &image.content {
-        Content::Labels { classes } => ome["image-label"] = image_label(classes),
-        Content::Image { channels } => ome["omero"] = omero(channels, image.sample),
+/// The metadata of an image whose levels are the arrays `0`, `1`, ...: documents by name, in the order in which they are written. The last one
+/// makes an image of the group. What is `ours` goes under [`OURS`].
+///
+/// Specifications: <https://ngff.openmicroscopy.org/0.5/>, <https://ngff.openmicroscopy.org/0.4/>.
+pub(super) fn root(image: &StoredImage, ours: &Map<String, Value>) -> Vec<(&'static str, Value)> {
+    let version = image.encoding.format.version();
+    let (key, described) = match &image.content {
+        Content::Labels { classes } => ("image-label", image_label(version, classes, image.source.as_ref())),
+        Content::Image { channels } => ("omero", omero(channels, image.sample)),
+    };
+    match image.encoding.format {
+        Format::V0_5 => {
+            let ome = json!({ "version": version, "multiscales": [multiscale(image)], key: described });
+            vec![(METADATA, group(json!({ "ome": ome, OURS: ours })))]
+        }
+        Format::V0_4 => {
+            let mut multiscale = multiscale(image);
+            multiscale["version"] = version.into();
+            let attributes = json!({ "multiscales": [multiscale], key: described, OURS: ours });
+            vec![(".zgroup", json!({ "zarr_format": 2 })), (".zattrs", attributes)]
+        }
     }
-    json!({ "zarr_format": 3, "node_type": "group", "attributes": { "ome": ome, OURS: ours } })
+}
+
+/// A group of Zarr 3.
+pub(super) fn group(attributes: Value) -> Value {
+    json!({ "zarr_format": 3, "node_type": "group", "attributes": attributes })
 }
 
 fn multiscale(image: &StoredImage) -> Value {
     let axes = image.content.axes();
+    let unit = image.source.as_ref().map_or(AxisUnit::Micrometer, |source| source.unit);
     let axis = |&name: &&str| match name {
         "c" => json!({ "name": name, "type": "channel" }),
-        _ if image.levels[0].mpp.is_some() => json!({ "name": name, "type": "space", "unit": "micrometer" }),
+        _ if image.levels[0].mpp.is_some() && unit == AxisUnit::Micrometer => {
+            json!({ "name": name, "type": "space", "unit": "micrometer" })
+        }
         _ => json!({ "name": name, "type": "space" }),
     };
     // One number per axis; channels are neither scaled nor moved.
@@ -72,7 +93,7 @@ fn multiscale(image: &StoredImage) -> Value {
 
 /// Colours and names of the labels. Background is always listed and transparent: the strict schema wants at least one colour, and a
 /// viewer then shows the slide where there is nothing.
-fn image_label(classes: &[Class]) -> Value {
+fn image_label(version: &str, classes: &[Class], source: Option<&LabelSource>) -> Value {
     let mut colors = Vec::new();
     let mut properties = Vec::new();
     let mut list = |value: u16, [r, g, b]: [u8; 3], name: &str, code: Option<&String>| {
@@ -89,7 +110,11 @@ fn image_label(classes: &[Class]) -> Value {
     for class in classes {
         list(class.value, class.color, &class.name, class.code.as_ref());
     }
-    json!({ "version": VERSION, "colors": colors, "properties": properties })
+    let mut label = json!({ "version": version, "colors": colors, "properties": properties });
+    if let Some(source) = source {
+        label["source"] = json!({ "image": source.image });
+    }
+    label
 }
 
 /// Names, colours and ranges of the channels: the whole range of the samples is shown.

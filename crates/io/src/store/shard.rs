@@ -1,23 +1,22 @@
-//! Pixels as the bytes of a shard.
+//! Pixels as the bytes of a shard, or of the chunks that it is made of.
 //!
-//! The codec is Zarr's `sharding_indexed`: chunks one after the other, each compressed by itself, then where each one lies, then a checksum of
+//! The codec of a shard is Zarr's `sharding_indexed`: chunks one after the other, each compressed by itself, then where each one lies, then a checksum of
 //! that (<https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html>). It is written out here and not left to
 //! zarrs, so that pixels go from where they lie straight into the chunk that is compressed: no shard is padded, no picture
 //! is taken apart into planes as a whole, and of a chunk of background nothing but its pixels is ever touched.
+//! Version 0.4 knows no shards: there each chunk is a file (<https://zarr-specs.readthedocs.io/en/latest/v2/v2.0.html>).
 
 use std::borrow::Cow;
 use std::io;
 
 use serde_json::{Value, json};
+use zarrs::array::codec::Crc32cCodec;
 use zarrs::array::codec::api::{BytesToBytesCodecTraits, CodecOptions};
-use zarrs::array::codec::{Crc32cCodec, ZstdCodec};
 
-use super::StoredImage;
+use super::compressor::{self, Compressor};
+use super::{Encoding, Format, StoredImage};
 use crate::{Pixels, Rect, SampleType, Samples, Size, TileCoord};
 
-/// Compression level of the chunks. Measured on shards of 2048 x 2048 (`store::measurements`): of masks level 3 makes
-/// larger files (181 against 165 kB) in slightly more time, of probabilities and confidences files that are 2 to 3 % smaller in 1.6 to 2 times the time.
-const ZSTD_LEVEL: i32 = 1;
 /// Offset and length of a chunk of nothing but background.
 const ABSENT: [u8; 16] = [0xFF; 16];
 
@@ -29,8 +28,16 @@ pub(super) struct ShardEncoder {
     channels: usize,
     sample: SampleType,
     axes: &'static [&'static str],
-    compressor: ZstdCodec,
+    encoding: Encoding,
     checksum: Crc32cCodec,
+}
+
+/// Which chunk of a shard.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ChunkOfShard {
+    pub(super) channel: usize,
+    /// Column and row within the shard.
+    pub(super) at: TileCoord,
 }
 
 impl ShardEncoder {
@@ -42,35 +49,71 @@ impl ShardEncoder {
             channels: image.content.samples_per_pixel(),
             sample: image.sample,
             axes: image.content.axes(),
-            compressor: ZstdCodec::new(ZSTD_LEVEL, false),
+            encoding: image.encoding,
             checksum: Crc32cCodec::new(),
         }
     }
 
-    /// The `zarr.json` of a level of this size.
-    pub(super) fn array_metadata(&self, size: Size) -> Value {
-        // Channels come first and are never cut: all in a shard, one in a chunk.
-        let shape = |channels: usize, size: Size| match self.axes.len() {
+    /// The documents that describe a level of this size, by name.
+    pub(super) fn array_metadata(&self, size: Size) -> Vec<(&'static str, Value)> {
+        match self.encoding.format {
+            Format::V0_5 => vec![(super::found::METADATA, self.array_v3(size))],
+            Format::V0_4 => {
+                // The first is xarray's custom. The second says which chunks were written as one: whoever compares what is stored with what
+                // was written must know.
+                let attributes = json!({
+                    "_ARRAY_DIMENSIONS": self.axes,
+                    super::ngff::OURS: { "shard": [self.shard.height, self.shard.width] },
+                });
+                vec![(".zarray", self.array_v2(size)), (".zattrs", attributes)]
+            }
+        }
+    }
+
+    /// Channels come first and are never cut: all in a shard, one in a chunk.
+    fn shape(&self, channels: usize, size: Size) -> Value {
+        match self.axes.len() {
             2 => json!([size.height, size.width]),
             _ => json!([channels, size.height, size.width]),
-        };
+        }
+    }
+
+    fn array_v2(&self, size: Size) -> Value {
+        json!({
+            "zarr_format": 2,
+            "shape": self.shape(self.channels, size),
+            "chunks": self.shape(1, self.chunk),
+            "dtype": match self.sample { SampleType::U8 => "|u1", SampleType::U16 => "<u2" },
+            "compressor": compressor::named(self.encoding.compression, self.sample, Format::V0_4),
+            "fill_value": 0,
+            "order": "C",
+            "filters": null,
+            "dimension_separator": "/",
+        })
+    }
+
+    fn array_v3(&self, size: Size) -> Value {
         let bytes = match self.sample {
             SampleType::U8 => json!({ "name": "bytes" }),
             SampleType::U16 => little_endian(),
         };
+        let codecs: Vec<Value> = [Some(bytes), compressor::named(self.encoding.compression, self.sample, Format::V0_5)]
+            .into_iter()
+            .flatten()
+            .collect();
         json!({
             "zarr_format": 3,
             "node_type": "array",
-            "shape": shape(self.channels, size),
+            "shape": self.shape(self.channels, size),
             "data_type": match self.sample { SampleType::U8 => "uint8", SampleType::U16 => "uint16" },
-            "chunk_grid": { "name": "regular", "configuration": { "chunk_shape": shape(self.channels, self.shard) } },
+            "chunk_grid": { "name": "regular", "configuration": { "chunk_shape": self.shape(self.channels, self.shard) } },
             "chunk_key_encoding": { "name": "default", "configuration": { "separator": "/" } },
             "fill_value": 0,
             "codecs": [{
                 "name": "sharding_indexed",
                 "configuration": {
-                    "chunk_shape": shape(1, self.chunk),
-                    "codecs": [bytes, { "name": "zstd", "configuration": { "level": ZSTD_LEVEL, "checksum": false } }],
+                    "chunk_shape": self.shape(1, self.chunk),
+                    "codecs": codecs,
                     "index_codecs": [little_endian(), { "name": "crc32c" }],
                     "index_location": "end",
                 },
@@ -79,29 +122,60 @@ impl ShardEncoder {
         })
     }
 
+    /// Compresses the chunks of the shard that `pixels`, clipped to their level, are the top left part of, and gives each to `take`: channel by
+    /// channel, row by row, whatever the number of threads, so that the same pixels give the same bytes; `None` for those of background.
+    /// What is outside of the level is background. Memory: one chunk, and its encoded form.
+    ///
+    /// # Errors
+    /// Those of `take`, and what `fault` makes of the compressor's.
+    pub(super) fn each_chunk<E>(
+        &self,
+        pixels: &Pixels,
+        fault: impl Fn(io::Error) -> E,
+        mut take: impl FnMut(ChunkOfShard, Option<&[u8]>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let grid = self.shard.cells(self.chunk);
+        let mut compressor = Compressor::new(self.encoding.compression, self.sample).map_err(&fault)?;
+        let mut chunk = vec![0; self.chunk.area() as usize * self.sample.bytes()];
+        let mut encoded = Vec::new();
+        for channel in 0..self.channels {
+            for n in 0..grid.area() {
+                let at = TileCoord { row: n / grid.width, column: n % grid.width };
+                let place = ChunkOfShard { channel, at };
+                if gather(pixels, channel, at.rect(self.chunk), &mut chunk) == Gathered::Background {
+                    take(place, None)?;
+                } else {
+                    compressor.encode(&chunk, &mut encoded).map_err(&fault)?;
+                    take(place, Some(&encoded))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The shard that `pixels`, clipped to their level, are the top left part of; `None` if they are all background.
     /// Memory: one chunk, its encoded form, and the encoded shard.
     pub(super) fn encode(&self, pixels: &Pixels) -> io::Result<Option<Vec<u8>>> {
         let other = |e: zarrs::array::codec::api::CodecError| io::Error::other(e.to_string());
         let options = CodecOptions::default().with_concurrent_target(1);
-        let grid = self.shard.cells(self.chunk);
-        let mut chunk = vec![0; self.chunk.area() as usize * self.sample.bytes()];
+        let chunks = self.shard.cells(self.chunk).area() as usize * self.channels;
         let mut file = Vec::new();
-        let mut index = Vec::with_capacity(grid.area() as usize * self.channels * ABSENT.len());
-        // In the order of the array, whatever the number of threads: same pixels, same bytes.
-        for channel in 0..self.channels {
-            for n in 0..grid.area() {
-                let cell = TileCoord { row: n / grid.width, column: n % grid.width }.rect(self.chunk);
-                if gather(pixels, channel, cell, &mut chunk) == Gathered::Background {
-                    index.extend(ABSENT);
-                    continue;
+        let mut index = Vec::with_capacity(chunks * ABSENT.len());
+        self.each_chunk(
+            pixels,
+            |e| e,
+            |_, encoded| {
+                match encoded {
+                    None => index.extend(ABSENT),
+                    Some(encoded) => {
+                        index.extend((file.len() as u64).to_le_bytes());
+                        index.extend((encoded.len() as u64).to_le_bytes());
+                        file.extend_from_slice(encoded);
+                    }
                 }
-                let encoded = self.compressor.encode(Cow::Borrowed(&chunk), &options).map_err(other)?;
-                index.extend((file.len() as u64).to_le_bytes());
-                index.extend((encoded.len() as u64).to_le_bytes());
-                file.extend_from_slice(&encoded);
-            }
-        }
+                Ok(())
+            },
+        )?;
         if file.is_empty() {
             return Ok(None);
         }

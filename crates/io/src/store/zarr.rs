@@ -11,13 +11,14 @@ use sha2::{Digest, Sha256};
 
 use super::array::Array;
 use super::entries::{Entries, FolderEntries};
-use super::found::{self, Found, MARKER, METADATA, METADATA_LIMIT, inspect};
+use super::files::{ChunkGroup, GroupDigest, shard_key};
+use super::found::{self, Found, MARKER, inspect};
 use super::ledger::Ledger;
 use super::multiscale::Axes;
 use super::region::Region;
 use super::shard::ShardEncoder;
 use super::sink::Stored;
-use super::{ImageSink, StoredImage, folder, ngff};
+use super::{Format, ImageSink, StoredImage, folder, ngff};
 use crate::slide::Limits;
 use crate::{Error, Level, Pixels, Result, TileCoord};
 
@@ -25,12 +26,14 @@ use crate::{Error, Level, Pixels, Result, TileCoord};
 const SYNC_BYTES: usize = 32 << 20;
 const SYNC_FILES: usize = 1024;
 
-/// A [`ImageSink`] that writes an OME-Zarr 0.5 image into a folder.
+/// A [`ImageSink`] that writes an OME-Zarr image, version 0.5 or 0.4, into a folder.
 ///
-/// Levels are the arrays `0`, `1`, ...; one file holds one shard with all its channels (`sharding_indexed`: chunks of one channel compressed with zstd, an
-/// index with a checksum at the end), chunks and shards of nothing but background are not stored, and the same pixels give the
-/// same bytes. A shard file appears whole, by rename. The root metadata comes last, so that nobody takes an unfinished store for
-/// a finished one; [`inspect`] tells ours from a stranger's.
+/// Levels are the arrays `0`, `1`, ... In version 0.5 one file holds one shard with all its channels (`sharding_indexed`: chunks of one channel, each
+/// compressed by itself, an index with a checksum at the end). In version 0.4 each chunk of one channel is a file, those at the edges of a
+/// level padded with background to their full size, and a shard is the group of chunks that are written with one call, of which there is one digest.
+/// Chunks and shards of nothing but background are not stored, and the same pixels give the
+/// same bytes. A file appears whole, by rename. The root metadata comes last (of version 0.4 `.zattrs`, which makes an image of the group), so that
+/// nobody takes an unfinished store for a finished one; [`inspect`] tells ours from a stranger's.
 ///
 /// Memory: per write under way, one chunk, and the encoded shard; a bit per shard; at most 32 MiB of files that are not yet on the disk.
 #[derive(Debug)]
@@ -152,9 +155,11 @@ impl ZarrImage {
         for (n, level) in self.image.levels.iter().enumerate() {
             let folder = self.path.join(n.to_string());
             fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-            let metadata = folder.join(METADATA);
-            folder::put(&metadata, &ngff::to_bytes(&self.encoder.array_metadata(level.size)))?;
-            folder::sync_file(&metadata)?;
+            for (name, document) in self.encoder.array_metadata(level.size) {
+                let metadata = folder.join(name);
+                folder::put(&metadata, &ngff::to_bytes(&document))?;
+                folder::sync_file(&metadata)?;
+            }
             folder::sync_folder(&folder)?;
             let entries: Arc<dyn Entries> = Arc::new(FolderEntries::open(&self.path)?);
             // What we describe is within our own limits; a shard's size is checked before that.
@@ -198,8 +203,51 @@ impl ZarrImage {
         bring().inspect_err(|_| self.unsynced().failed = true)
     }
 
+    /// The file of a shard, or in version 0.4 what messages call its group of chunks: the level.
     fn shard_file(&self, level: Level, shard: TileCoord) -> PathBuf {
-        shard_file(&self.path, level, shard, self.image.content.axes().len())
+        let folder = self.path.join(level.to_string());
+        match self.image.encoding.format {
+            Format::V0_5 => folder.join(shard_key(shard, self.image.content.axes().len())),
+            Format::V0_4 => folder,
+        }
+    }
+
+    /// Writes a file of a shard.
+    fn put(&self, level: Level, file: PathBuf, encoded: &[u8]) -> Result<()> {
+        if let Some(folder) = file.parent() {
+            // In a store that somebody has removed meanwhile nothing is made anew: it would lack what was there before.
+            folder::create_inside(&self.path.join(level.to_string()), folder)?;
+        }
+        folder::put(&file, encoded)?;
+        let mut unsynced = self.unsynced();
+        unsynced.files.push(file);
+        unsynced.bytes += encoded.len();
+        Ok(())
+    }
+
+    /// Writes the one file of a shard.
+    fn put_shard(&self, level: Level, shard: TileCoord, pixels: &Pixels) -> Result<Stored> {
+        let file = self.shard_file(level, shard);
+        let Some(encoded) = self.encoder.encode(pixels).map_err(|e| Error::io(&file, e))? else {
+            return Ok(Stored::Background);
+        };
+        self.put(level, file, &encoded)?;
+        Ok(Stored::Sha256(Sha256::digest(&encoded).into()))
+    }
+
+    /// Writes the files of a shard's chunks.
+    fn put_chunks(&self, level: Level, shard: TileCoord, pixels: &Pixels) -> Result<Stored> {
+        let group = ChunkGroup::of(&self.image, level, shard);
+        let folder = self.path.join(level.to_string());
+        let mut digest = GroupDigest::default();
+        let fault = |e| Error::io(&folder, e);
+        self.encoder.each_chunk(pixels, fault, |chunk, encoded| {
+            let Some(encoded) = encoded else { return Ok(()) };
+            let key = group.key(chunk);
+            digest.add(&key, encoded);
+            self.put(level, folder.join(&key), encoded)
+        })?;
+        Ok(digest.stored())
     }
 
     fn unsynced(&self) -> MutexGuard<'_, Unsynced> {
@@ -215,25 +263,16 @@ impl ImageSink for ZarrImage {
 
     fn write_shard(&self, level: Level, shard: TileCoord, pixels: &Pixels) -> Result<Stored> {
         let permit = self.ledger.admit(&self.image, level, shard, pixels)?;
-        let file = self.shard_file(level, shard);
-        let mut stored = Stored::Background;
-        if let Some(encoded) = self.encoder.encode(pixels).map_err(|e| Error::io(&file, e))? {
-            if let Some(folder) = file.parent() {
-                // In a store that somebody has removed meanwhile nothing is made anew: it would lack what was there before.
-                folder::create_inside(&self.path.join(level.to_string()), folder)?;
-            }
-            folder::put(&file, &encoded)?;
-            stored = Stored::Sha256(Sha256::digest(&encoded).into());
-            let full = {
-                let mut unsynced = self.unsynced();
-                unsynced.files.push(file);
-                unsynced.bytes += encoded.len();
-                unsynced.bytes >= SYNC_BYTES || unsynced.files.len() >= SYNC_FILES
-            };
-            drop(encoded);
-            if full {
-                self.bring_to_disk()?;
-            }
+        let stored = match self.image.encoding.format {
+            Format::V0_5 => self.put_shard(level, shard, pixels)?,
+            Format::V0_4 => self.put_chunks(level, shard, pixels)?,
+        };
+        let full = {
+            let unsynced = self.unsynced();
+            unsynced.bytes >= SYNC_BYTES || unsynced.files.len() >= SYNC_FILES
+        };
+        if full {
+            self.bring_to_disk()?;
         }
         permit.keep();
         Ok(stored)
@@ -267,39 +306,13 @@ impl ImageSink for ZarrImage {
         let marker = self.path.join(MARKER);
         // Where it is gone, somebody has taken the store away while it was written.
         fs::symlink_metadata(&marker).map_err(|e| Error::io(&marker, e))?;
-        let root = self.path.join(METADATA);
-        folder::put(&root, &ngff::to_bytes(&ngff::root(&self.image, &attributes)))?;
-        folder::sync_file(&root)?;
-        folder::sync_folder(&self.path)?;
+        for (name, document) in ngff::root(&self.image, &attributes) {
+            let metadata = self.path.join(name);
+            folder::put(&metadata, &ngff::to_bytes(&document))?;
+            folder::sync_file(&metadata)?;
+            folder::sync_folder(&self.path)?;
+        }
         fs::remove_file(&marker).map_err(|e| Error::io(&marker, e))?;
         folder::sync_folder(&self.path)
-    }
-}
-
-/// The file of a shard of an array with so many axes. The first ones, which are not y and x, are never cut.
-fn shard_file(store: &Path, level: Level, shard: TileCoord, axes: usize) -> PathBuf {
-    let uncut = "0/".repeat(axes.saturating_sub(2));
-    store.join(format!("{level}/c/{uncut}{}/{}", shard.row, shard.column))
-}
-
-/// What is stored of a shard in a store of ours, finished or not, as [`ImageSink::write_shard`] told when it was written.
-///
-/// # Errors
-/// [`Error::Io`] if the file is there and cannot be read, [`Error::Format`] if the level's metadata is no array's.
-pub fn stored_shard(store: impl AsRef<Path>, level: Level, shard: TileCoord) -> Result<Stored> {
-    let metadata = store.as_ref().join(level.to_string()).join(METADATA);
-    if !metadata.exists() {
-        return Ok(Stored::Background);
-    }
-    let document: Value = serde_json::from_slice(&folder::read_small(&metadata, METADATA_LIMIT)?)
-        .map_err(|e| Error::format(&metadata, e.to_string()))?;
-    let Some(axes) = document["shape"].as_array().map(Vec::len).filter(|n| (2..=3).contains(n)) else {
-        return Err(Error::format(&metadata, "this is no array of two or three axes"));
-    };
-    let file = shard_file(store.as_ref(), level, shard, axes);
-    match fs::read(&file) {
-        Ok(bytes) => Ok(Stored::Sha256(Sha256::digest(&bytes).into())),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(Stored::Background),
-        Err(e) => Err(Error::io(&file, e)),
     }
 }

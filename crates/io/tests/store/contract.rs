@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use microtome_io::store::{ImageSink, MemoryImage, OmeZarr, StoredImage, ZarrImage};
+use microtome_io::store::{Compression, Encoding, Format, ImageSink, MemoryImage, OmeZarr, StoredImage, ZarrImage};
 use microtome_io::{Error, Level, Pixels, SampleType, Size, TileCoord};
 
 use serde_json::{Map, Value};
@@ -53,6 +53,30 @@ fn on_disk(image: StoredImage) -> Subject {
     Subject { sink, read: Box::new(read), attributes: Box::new(attributes) }
 }
 
+fn encoded(image: StoredImage, format: Format, compression: Compression) -> Subject {
+    on_disk(StoredImage { encoding: Encoding { format, compression }, ..image })
+}
+
+fn shuffled(image: StoredImage) -> Subject {
+    encoded(image, Format::V0_5, Compression::Blosc { level: 1 })
+}
+
+fn deflated(image: StoredImage) -> Subject {
+    encoded(image, Format::V0_5, Compression::Gzip { level: 1 })
+}
+
+fn version_0_4(image: StoredImage) -> Subject {
+    encoded(image, Format::V0_4, Compression::default())
+}
+
+fn shuffled_0_4(image: StoredImage) -> Subject {
+    encoded(image, Format::V0_4, Compression::Blosc { level: 1 })
+}
+
+fn plain_0_4(image: StoredImage) -> Subject {
+    encoded(image, Format::V0_4, Compression::None)
+}
+
 /// Labels and pictures, of one, three and seven channels, in narrow and wide samples.
 fn images(size: Size, levels: usize) -> Vec<StoredImage> {
     let both = [SampleType::U8, SampleType::U16];
@@ -63,7 +87,8 @@ fn images(size: Size, levels: usize) -> Vec<StoredImage> {
     kinds.concat()
 }
 
-const SUBJECTS: [fn(StoredImage) -> Subject; 2] = [memory, on_disk];
+const SUBJECTS: [fn(StoredImage) -> Subject; 7] =
+    [memory, on_disk, shuffled, deflated, version_0_4, shuffled_0_4, plain_0_4];
 
 #[test]
 fn what_is_written_is_read_back() {

@@ -2,13 +2,13 @@
 
 use std::fs;
 
-use microtome_io::store::{Found, ImageSink, OmeZarr, ZarrImage, inspect, remove};
+use microtome_io::store::{Format, Found, ImageSink, OmeZarr, ZarrImage, inspect, remove, reopen};
 use microtome_io::{Level, Pixels, SampleType, Size, TileCoord};
 
 use serde_json::{Map, json};
 
-use super::image;
 use super::written::files;
+use super::{encoded, image};
 
 fn one_shard(mask: &ZarrImage) {
     let labels = Pixels::filled(Size::new(20, 10), SampleType::U8, &[1]);
@@ -125,4 +125,61 @@ fn a_store_that_fails_in_the_middle_of_its_beginning_leaves_nothing() {
     if created.is_err() {
         assert_eq!(inspect(&path).unwrap(), Found::Nothing);
     }
+}
+
+#[test]
+fn a_store_of_version_0_4_keeps_the_same_promises() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.zarr");
+    let image = encoded(image(Size::new(20, 10), 2, SampleType::U8), Format::V0_4, "zstd");
+    let mask = ZarrImage::create(&path, image.clone()).unwrap();
+    one_shard(&mask);
+    assert_eq!(inspect(&path).unwrap(), Found::InUse);
+    assert!(OmeZarr::open(&path).unwrap_err().to_string().contains("not finished"));
+    drop(mask);
+    assert_eq!(inspect(&path).unwrap(), Found::Unfinished);
+    let done = [(Level(0), TileCoord { row: 0, column: 0 })];
+    let mask = ZarrImage::resume(&path, image.clone(), done).unwrap();
+    mask.finish(&Map::new()).unwrap();
+    drop(mask);
+    assert_eq!(inspect(&path).unwrap(), Found::Complete(image.attributes.clone()));
+    let names =
+        [".zattrs", ".zgroup", "0/.zarray", "0/.zattrs", "0/0/0", "0/0/1", "0/1/0", "0/1/1", "1/.zarray", "1/.zattrs"];
+    let whole = files(&path);
+    assert_eq!(whole.keys().collect::<Vec<_>>(), names);
+    reopen(&path).unwrap();
+    assert_eq!(inspect(&path).unwrap(), Found::Unfinished);
+    assert!(OmeZarr::open(&path).is_err());
+    let mask = ZarrImage::resume(&path, image, done).unwrap();
+    mask.finish(&Map::new()).unwrap();
+    drop(mask);
+    assert!(files(&path) == whole);
+    remove(&path).unwrap();
+    assert!(!path.exists());
+}
+
+/// At every moment of the last step, a crash leaves what is told from a finished store.
+#[test]
+fn a_group_of_version_0_4_without_attributes_is_no_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.zarr");
+    let image = encoded(image(Size::new(20, 10), 1, SampleType::U8), Format::V0_4, "zstd");
+    let mask = ZarrImage::create(&path, image).unwrap();
+    one_shard(&mask);
+    drop(mask);
+    fs::write(path.join(".zgroup"), r#"{"zarr_format": 2}"#).unwrap();
+    assert_eq!(inspect(&path).unwrap(), Found::Unfinished);
+    assert!(OmeZarr::open(&path).is_err());
+    remove(&path).unwrap();
+    assert!(!path.exists());
+}
+
+#[test]
+fn an_image_with_labels_is_not_removed_with_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.zarr");
+    ZarrImage::create(&path, image(Size::new(20, 10), 1, SampleType::U8)).unwrap().finish(&Map::new()).unwrap();
+    fs::create_dir(path.join("labels")).unwrap();
+    assert!(remove(&path).unwrap_err().to_string().contains("has labels"));
+    assert!(matches!(inspect(&path).unwrap(), Found::Complete(_)));
 }

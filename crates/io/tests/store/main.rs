@@ -4,13 +4,15 @@ mod contract;
 mod corpus;
 mod foreign;
 mod hostile;
+mod labels;
 mod lifecycle;
+mod packed;
 mod python;
 mod written;
 mod zarr_python;
 mod zip;
 
-use microtome_io::store::{Channel, Content, ImageSink, StoreLevel, StoredImage};
+use microtome_io::store::{Channel, Content, Encoding, Format, ImageSink, StoreLevel, StoredImage};
 use microtome_io::{Class, Level, Microns, Pixels, Rect, SampleType, Samples, Size, TileCoord};
 
 /// A description with three classes, chunks of 16 × 8 and shards of 32 × 24.
@@ -21,6 +23,8 @@ fn image(size: Size, levels: usize, sample: SampleType) -> StoredImage {
         chunk: Size::new(16, 8),
         shard: Size::new(32, 24),
         sample,
+        encoding: Encoding::default(),
+        source: None,
         content: Content::Labels {
             classes: ["tumour", "stroma", "necrosis"]
                 .iter()
@@ -32,6 +36,11 @@ fn image(size: Size, levels: usize, sample: SampleType) -> StoredImage {
         metadata: serde_json::from_str(r#"{"method": "majority", "version": "0.0.0", "args": {}}"#).unwrap(),
         attributes: serde_json::from_str(r#"{"fingerprint": {"model": "abc"}}"#).unwrap(),
     }
+}
+
+/// The same image in another version, compressed otherwise.
+fn encoded(image: StoredImage, format: Format, compression: &str) -> StoredImage {
+    StoredImage { encoding: Encoding { format, compression: compression.parse().unwrap() }, ..image }
 }
 
 /// A description of a picture of so many channels, which is otherwise that of [`image`].

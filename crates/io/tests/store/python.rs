@@ -3,12 +3,14 @@
 use std::path::Path;
 use std::process::Command;
 
-use microtome_io::store::{ImageSink, StoreLevel, ZarrImage};
+use microtome_io::store::{
+    AxisUnit, Format, ImageSink, LabelSource, LabelledImage, OmeZarr, StoreLevel, StoredImage, ZarrImage,
+};
 use microtome_io::{Level, Microns, Pixels, Rect, SampleType, Size};
 
 use serde_json::Map;
 
-use super::{average, content, image, picture, pyramid, write_all};
+use super::{average, content, corpus, encoded, image, picture, pyramid, write_all};
 
 /// zarr-python, numpy, ome-zarr-models and the JSON schemas of OME-NGFF, by `tests/python/check_store.py` at the root of the workspace.
 #[test]
@@ -77,4 +79,92 @@ fn other_programs_read_what_we_write() {
     mask.finish(&Map::new()).unwrap();
     let (accepted, words) = check(&path, &[]);
     assert!(!accepted && words.contains("majority"), "{words}");
+}
+
+/// Labels and a picture of three channels with levels as they should be, in any form.
+fn both(format: Format, compression: &str) -> [(StoredImage, Vec<Pixels>); 2] {
+    let size = Size::new(301, 170);
+    let levels = StoreLevel::finest(size, Some(Microns::square(0.499))).pyramid(5);
+    let mut labels = encoded(image(size, 5, SampleType::U8), format, compression);
+    let mut of_channels = encoded(picture(size, 5, SampleType::U8, 3), format, compression);
+    (labels.levels, of_channels.levels) = (levels.clone(), levels);
+    let mut averages = vec![content(&of_channels, Level(0), 5)];
+    while averages.len() < 5 {
+        averages.push(average(&averages[averages.len() - 1]));
+    }
+    [(labels, pyramid(size, 5, 11)), (of_channels, averages)]
+}
+
+#[test]
+fn other_programs_read_each_version_and_labels_in_their_image() {
+    let Some(python) = std::env::var_os("MICROTOME_PYTHON") else {
+        microtome_testkit::skip("MICROTOME_PYTHON names no interpreter with zarr and ome-zarr-models");
+        return;
+    };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/python/check_store.py");
+    let check = |store: &Path, arguments: &[&std::ffi::OsStr]| {
+        let output = Command::new(&python).arg(&script).arg(store).args(arguments).output().unwrap();
+        let words = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success(), "{words}");
+        println!("{words}");
+    };
+    let folder = tempfile::tempdir().unwrap();
+    for (format, compression) in
+        [(Format::V0_4, "zstd:1"), (Format::V0_4, "blosc:5"), (Format::V0_5, "gzip:6"), (Format::V0_5, "blosc:1")]
+    {
+        let name = format!("{format}-{}", compression.replace(':', "-"));
+        let path = folder.path().join(format!("{name}.ome.zarr"));
+        let [(mut labels, majorities), (of_channels, averages)] = both(format, compression);
+        let sink = ZarrImage::create(&path, of_channels).unwrap();
+        write_all(&sink, &averages);
+        sink.finish(&Map::new()).unwrap();
+        let host = LabelledImage::open(&path).unwrap();
+        host.make_folder().unwrap();
+        labels.source = Some(LabelSource { image: "../../".into(), unit: AxisUnit::Micrometer });
+        let label = host.label("nuclei").unwrap();
+        let sink = ZarrImage::create(&label, labels).unwrap();
+        write_all(&sink, &majorities);
+        sink.finish(&Map::new()).unwrap();
+        host.list("nuclei").unwrap();
+        let expected = ["--format".as_ref(), format.version().as_ref(), "--expect-mpp".as_ref(), "0.499".as_ref()];
+        check(&path, &expected);
+        check(&label, &[&expected[..], &["--image".as_ref(), path.as_os_str()]].concat());
+    }
+}
+
+/// Every version with every compression, in narrow and in wide samples: what zarr-python decodes is what was written.
+#[test]
+fn zarr_python_reads_every_form_pixel_for_pixel() {
+    let folder = tempfile::tempdir().unwrap();
+    let compressions = ["none", "gzip:1", "gzip:9", "zstd:1", "zstd:19", "blosc:1", "blosc:5", "blosc:9"];
+    let size = Size::new(230, 119);
+    let mut paths = vec!["read".into()];
+    let mut expected = Vec::new();
+    for (format, compression) in [Format::V0_5, Format::V0_4].iter().flat_map(|f| compressions.map(|c| (*f, c))) {
+        for sample in [SampleType::U8, SampleType::U16] {
+            for (kind, image) in [("labels", image(size, 2, sample)), ("picture", picture(size, 2, sample, 3))] {
+                // Chunks that Blosc cuts into several blocks, and some that it does not.
+                let mut image = encoded(image, format, compression);
+                image.chunk = if kind == "labels" { Size::new(512, 512) } else { Size::new(16, 8) };
+                image.shard = if kind == "labels" { Size::new(1024, 512) } else { Size::new(32, 24) };
+                let levels = [content(&image, Level(0), 3), content(&image, Level(1), 4)];
+                let path = folder.path().join(format!("{format}-{}-{sample:?}-{kind}", compression.replace(':', "-")));
+                let sink = ZarrImage::create(&path, image).unwrap();
+                write_all(&sink, &levels);
+                sink.finish(&Map::new()).unwrap();
+                expected.push(levels.iter().map(corpus::describe).collect::<serde_json::Value>());
+                assert_eq!(corpus::levels(&OmeZarr::open(&path).unwrap()), expected[expected.len() - 1]);
+                paths.push(path.into_os_string());
+            }
+        }
+    }
+    let arguments: Vec<_> = paths.iter().map(|path| path.as_os_str()).collect();
+    let Some(read) = corpus::python(&arguments) else {
+        microtome_testkit::skip("MICROTOME_PYTHON names no interpreter with zarr");
+        return;
+    };
+    assert_eq!(read.len(), expected.len());
+    for (read, expected) in read.iter().zip(&expected) {
+        assert_eq!(read["levels"], *expected, "{read}");
+    }
 }

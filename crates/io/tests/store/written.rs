@@ -5,12 +5,14 @@ use std::fs;
 use std::path::Path;
 
 use microtome_io::slide::SlideReader;
-use microtome_io::store::{ImageSink, OmeZarr, StoreLevel, Stored, ZarrImage, stored_shard};
+use microtome_io::store::{
+    AxisUnit, Format, ImageSink, LabelSource, OmeZarr, StoreLevel, Stored, StoredImage, ZarrImage, stored_shard,
+};
 use microtome_io::{Level, Microns, Pixels, Rect, SampleType, Samples, Size, TileCoord};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{content, cut, image, picture, pyramid, shards, write_all};
+use super::{content, cut, encoded, image, picture, pyramid, shards, write_all};
 
 /// Every file of a folder by its relative path.
 pub(crate) fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -189,10 +191,17 @@ fn a_channel_is_read_without_the_others() {
 fn the_same_pixels_give_the_same_files_and_no_others() {
     let folder = tempfile::tempdir().unwrap();
     let labels = image(Size::new(300, 170), 4, SampleType::U8);
-    for image in [labels, picture(Size::new(300, 170), 4, SampleType::U8, 2)] {
+    let wide = picture(Size::new(300, 170), 4, SampleType::U16, 2);
+    let images = [labels, wide].into_iter().flat_map(|image| {
+        let forms =
+            [(Format::V0_5, "zstd:1"), (Format::V0_5, "blosc:1"), (Format::V0_4, "zstd:1"), (Format::V0_4, "gzip:6")];
+        forms.map(|(format, compression)| encoded(image.clone(), format, compression))
+    });
+    for image in images {
         let levels: Vec<Pixels> = (0..4).map(|n| content(&image, Level(n), 3)).collect();
+        let form = format!("{}-{}", image.encoding.format, image.encoding.compression.to_string().replace(':', "-"));
         let write = |name: &str, backwards: bool| {
-            let path = folder.path().join(format!("{name}-{}", image.method));
+            let path = folder.path().join(format!("{name}-{}-{form}", image.method));
             let sink = ZarrImage::create(&path, image.clone()).unwrap();
             if backwards {
                 from_threads_backwards(&sink, &levels);
@@ -205,8 +214,16 @@ fn the_same_pixels_give_the_same_files_and_no_others() {
         let (one, other) = (write("one", false), write("other", true));
         assert_eq!(one.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>());
         assert!(one == other);
-        let strangers: Vec<_> =
-            one.keys().filter(|name| !name.ends_with("zarr.json") && !name.contains("/c/")).collect();
+        let is_chunk = |name: &str| match image.encoding.format {
+            Format::V0_5 => name.contains("/c/"),
+            Format::V0_4 => name.bytes().all(|b| b == b'/' || b.is_ascii_digit()),
+        };
+        let documents: &[&str] = match image.encoding.format {
+            Format::V0_5 => &["zarr.json"],
+            Format::V0_4 => &[".zgroup", ".zattrs", ".zarray"],
+        };
+        let is_document = |name: &str| documents.contains(&name.rsplit('/').next().unwrap());
+        let strangers: Vec<_> = one.keys().filter(|name| !is_document(name) && !is_chunk(name)).collect();
         assert!(strangers.is_empty(), "{strangers:?}");
     }
 }
@@ -237,6 +254,17 @@ fn background_takes_no_space() {
     mask.finish(&Map::new()).unwrap();
     assert_eq!(files(&path).keys().collect::<Vec<_>>(), ["0/zarr.json", "zarr.json"]);
     assert!(!path.join("0/c").exists(), "not even a folder");
+
+    // In version 0.4 there is no file for it either, nor a folder.
+    let path = folder.path().join("o.zarr");
+    let older = encoded(image.clone(), Format::V0_4, "zstd");
+    let mask = ZarrImage::create(&path, older).unwrap();
+    let mut one = Pixels::filled(image.shard, SampleType::U8, &[0]);
+    one.blit(image.shard.rect(), &Pixels::filled(Size::new(1, 1), SampleType::U8, &[3]), Rect::new(20, 9, 1, 1));
+    mask.write_shard(Level(0), at, &one).unwrap();
+    mask.finish(&Map::new()).unwrap();
+    assert_eq!(files(&path).keys().collect::<Vec<_>>(), [".zattrs", ".zgroup", "0/.zarray", "0/.zattrs", "0/1/1"]);
+    assert_eq!(fs::read_dir(path.join("0")).unwrap().count(), 3, "no folders for rows without chunks");
 
     // One label in one of the 24 chunks: 23 entries of the index say "nothing".
     let path = folder.path().join("n.zarr");
@@ -314,4 +342,196 @@ fn without_a_resolution_the_unit_is_the_pixel() {
     let store = OmeZarr::open(&path).unwrap();
     assert_eq!(store.info().levels, image.levels);
     assert_eq!(SlideReader::info(&store).resolution, None);
+}
+
+#[test]
+fn the_metadata_is_ome_zarr_0_4() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.zarr");
+    let mut image = encoded(image(Size::new(101, 50), 2, SampleType::U16), Format::V0_4, "zstd:3");
+    image.source = Some(LabelSource { image: "../../".into(), unit: AxisUnit::Micrometer });
+    let mask = ZarrImage::create(&path, image).unwrap();
+    assert!(!path.join(".zattrs").exists() && !path.join(".zgroup").exists(), "the root metadata come last");
+    mask.finish(&Map::new()).unwrap();
+    let read = |name: &str| -> Value { serde_json::from_slice(&fs::read(path.join(name)).unwrap()).unwrap() };
+    let axis = |name: &str| json!({ "name": name, "type": "space", "unit": "micrometer" });
+    let root = read(".zattrs");
+    let multiscale = &root["multiscales"][0];
+    assert_eq!((&multiscale["version"], &multiscale["name"]), (&json!("0.4"), &json!("mask")));
+    assert_eq!(multiscale["axes"], json!([axis("y"), axis("x")]));
+    assert_eq!(multiscale["metadata"], json!({ "method": "majority", "version": "0.0.0", "args": {} }));
+    assert_eq!(
+        multiscale["datasets"][1],
+        json!({ "path": "1", "coordinateTransformations": [
+            { "type": "scale", "scale": [0.5, 1.0] }, { "type": "translation", "translation": [0.125, 0.25] },
+        ] })
+    );
+    let label = &root["image-label"];
+    assert_eq!((&label["version"], &label["source"]), (&json!("0.4"), &json!({ "image": "../../" })));
+    assert_eq!((label["colors"].as_array().unwrap().len(), label["properties"].as_array().unwrap().len()), (4, 4));
+    assert_eq!(root["microtome"], json!({ "fingerprint": { "model": "abc" } }));
+    assert_eq!(read(".zgroup"), json!({ "zarr_format": 2 }));
+    assert_eq!(
+        read("1/.zarray"),
+        json!({
+            "zarr_format": 2,
+            "shape": [25, 51],
+            "chunks": [8, 16],
+            "dtype": "<u2",
+            "compressor": { "id": "zstd", "level": 3 },
+            "fill_value": 0,
+            "order": "C",
+            "filters": null,
+            "dimension_separator": "/",
+        })
+    );
+    let attributes = json!({ "_ARRAY_DIMENSIONS": ["y", "x"], "microtome": { "shard": [24, 32] } });
+    assert_eq!(read("1/.zattrs"), attributes);
+}
+
+#[test]
+fn each_compression_is_named_as_each_version_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let compressor = |format: Format, compression: &str, sample: SampleType| -> Value {
+        let path = folder.path().join(format!("{format}-{}-{sample:?}", compression.replace(':', "-")));
+        let image = encoded(image(Size::new(20, 10), 1, sample), format, compression);
+        ZarrImage::create(&path, image).unwrap().finish(&Map::new()).unwrap();
+        let (name, place) = match format {
+            Format::V0_5 => ("0/zarr.json", "/codecs/0/configuration/codecs"),
+            Format::V0_4 => ("0/.zarray", "/compressor"),
+        };
+        let document: Value = serde_json::from_slice(&fs::read(path.join(name)).unwrap()).unwrap();
+        document.pointer(place).unwrap().clone()
+    };
+    let bytes = json!({ "name": "bytes" });
+    assert_eq!(compressor(Format::V0_5, "none", SampleType::U8), json!([bytes]));
+    assert_eq!(
+        compressor(Format::V0_5, "gzip:5", SampleType::U8),
+        json!([bytes, { "name": "gzip", "configuration": { "level": 5 } }])
+    );
+    let blosc = json!({ "cname": "zstd", "clevel": 5, "shuffle": "noshuffle", "typesize": 1, "blocksize": 0 });
+    assert_eq!(
+        compressor(Format::V0_5, "blosc:5", SampleType::U8),
+        json!([bytes, { "name": "blosc", "configuration": blosc }])
+    );
+    assert_eq!(compressor(Format::V0_4, "none", SampleType::U16), Value::Null);
+    assert_eq!(compressor(Format::V0_4, "gzip:5", SampleType::U16), json!({ "id": "gzip", "level": 5 }));
+    assert_eq!(
+        compressor(Format::V0_4, "blosc:1", SampleType::U16),
+        json!({ "id": "blosc", "cname": "zstd", "clevel": 1, "shuffle": 1, "blocksize": 0 })
+    );
+}
+
+#[test]
+fn in_version_0_4_each_chunk_is_a_file_of_full_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("p.zarr");
+    let image = encoded(picture(Size::new(50, 30), 1, SampleType::U8, 2), Format::V0_4, "none");
+    // 50 x 30 pixels are 4 x 4 chunks of 16 x 8, and 2 x 2 shards of 32 x 24.
+    let whole = Pixels::filled(Size::new(50, 30), SampleType::U8, &[7, 9]);
+    let store = ZarrImage::create(&path, image.clone()).unwrap();
+    let mut stored = BTreeMap::new();
+    for at in shards(&image, Level(0)) {
+        let rect = image.shard_rect(Level(0), at).unwrap();
+        stored.insert(at, store.write_shard(Level(0), at, &cut(&whole, rect)).unwrap());
+    }
+    store.finish(&Map::new()).unwrap();
+    let files = files(&path);
+    let chunks: Vec<_> = files.iter().filter(|(name, _)| !name.contains(".z")).collect();
+    assert_eq!(chunks.len(), 2 * 4 * 4);
+    assert!(chunks.iter().all(|(_, content)| content.len() == 16 * 8));
+    // The last chunk of the second channel has two columns and six rows inside of the level.
+    let expected: Vec<u8> = (0..8).flat_map(|y| (0..16).map(move |x| if x < 2 && y < 6 { 9 } else { 0 })).collect();
+    assert_eq!(files["0/1/3/3"], expected);
+    // A shard's digest is that of its files.
+    let last = TileCoord { row: 1, column: 1 };
+    let names = image.shard_files(Level(0), last);
+    assert_eq!(names, ["0/0/3/2", "0/0/3/3", "0/1/3/2", "0/1/3/3"]);
+    let mut by_hand = Sha256::new();
+    for name in &names {
+        by_hand.update(&name[2..]);
+        by_hand.update([0]);
+        by_hand.update(128u64.to_le_bytes());
+        by_hand.update(&files[name]);
+    }
+    assert_eq!(stored[&last], Stored::Sha256(by_hand.finalize().into()));
+    for (at, written) in stored {
+        assert_eq!(stored_shard(&path, Level(0), at).unwrap(), written, "{at}");
+    }
+    // Neither a chunk that changed nor one that is gone goes unnoticed, nor one that should not be there.
+    let before = stored_shard(&path, Level(0), last).unwrap();
+    fs::write(path.join("0/1/3/3"), [0; 128]).unwrap();
+    assert_ne!(stored_shard(&path, Level(0), last).unwrap(), before);
+    fs::remove_file(path.join("0/1/3/3")).unwrap();
+    assert_ne!(stored_shard(&path, Level(0), last).unwrap(), before);
+    names.iter().for_each(|name| drop(fs::remove_file(path.join(name))));
+    assert_eq!(stored_shard(&path, Level(0), last).unwrap(), Stored::Background);
+}
+
+/// Who compares what is stored believes no more of the metadata than could be ours.
+#[test]
+fn a_group_that_cannot_be_ours_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.zarr");
+    let image = encoded(image(Size::new(50, 30), 1, SampleType::U8), Format::V0_4, "zstd");
+    ZarrImage::create(&path, image).unwrap().finish(&Map::new()).unwrap();
+    let at = TileCoord { row: 0, column: 0 };
+    assert_eq!(stored_shard(&path, Level(0), at).unwrap(), Stored::Background);
+    for attributes in [
+        "{}",
+        r#"{"microtome": {"shard": [0, 5]}}"#,
+        r#"{"microtome": {"shard": [18446744073709551615, 9999999999]}}"#,
+        "[",
+    ] {
+        fs::write(path.join("0/.zattrs"), attributes).unwrap();
+        let error = stored_shard(&path, Level(0), at).unwrap_err();
+        assert!(matches!(error, microtome_io::Error::Format { .. }), "{error}");
+    }
+}
+
+#[test]
+fn version_0_4_tells_a_reader_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    for (n, image) in [image(Size::new(101, 50), 3, SampleType::U8), picture(Size::new(101, 50), 3, SampleType::U16, 3)]
+        .into_iter()
+        .enumerate()
+    {
+        let image = encoded(image, Format::V0_4, "blosc:5");
+        let levels: Vec<_> = (0..3).map(|n| content(&image, Level(n), 5)).collect();
+        let path = folder.path().join(format!("{n}.zarr"));
+        let sink = ZarrImage::create(&path, image.clone()).unwrap();
+        write_all(&sink, &levels);
+        sink.finish(&Map::new()).unwrap();
+        let store = OmeZarr::open(&path).unwrap();
+        let info = store.info();
+        assert_eq!((info.version.as_str(), info.method.as_deref()), ("0.4", Some(image.method.as_str())));
+        assert_eq!((&info.levels, info.sample, info.chunk), (&image.levels, image.sample, image.chunk));
+        assert_eq!((&info.metadata, &info.attributes), (&image.metadata, &image.attributes));
+        match &image.content {
+            microtome_io::store::Content::Labels { classes } => assert_eq!(info.content.classes()[1..], *classes),
+            channels => assert_eq!(&info.content, channels),
+        }
+        for rect in [Rect::new(0, 0, 101, 50), Rect::new(-5, -9, 40, 30), Rect::new(90, 40, 30, 30)] {
+            assert_eq!(store.read_region(Level(0), rect).unwrap(), cut(&levels[0], rect), "{rect}");
+        }
+    }
+}
+
+#[test]
+fn labels_of_an_image_without_a_unit_have_none() {
+    let folder = tempfile::tempdir().unwrap();
+    for format in [Format::V0_5, Format::V0_4] {
+        let path = folder.path().join(format.to_string());
+        let mut image: StoredImage = encoded(image(Size::new(9, 9), 2, SampleType::U8), format, "zstd");
+        image.source = Some(LabelSource { image: "../../".into(), unit: AxisUnit::Unknown });
+        ZarrImage::create(&path, image).unwrap().finish(&Map::new()).unwrap();
+        let name = if format == Format::V0_5 { "zarr.json" } else { ".zattrs" };
+        let root: Value = serde_json::from_slice(&fs::read(path.join(name)).unwrap()).unwrap();
+        let root = if format == Format::V0_5 { &root["attributes"]["ome"] } else { &root };
+        let multiscale = &root["multiscales"][0];
+        assert_eq!(multiscale["axes"], json!([{ "name": "y", "type": "space" }, { "name": "x", "type": "space" }]));
+        assert_eq!(multiscale["datasets"][0]["coordinateTransformations"][0]["scale"], json!([0.25, 0.5]));
+        assert_eq!(root["image-label"]["source"], json!({ "image": "../../" }));
+        assert_eq!(SlideReader::info(&OmeZarr::open(&path).unwrap()).resolution, None);
+    }
 }

@@ -3,9 +3,12 @@
 //! zarrs decodes this with the C library and a C++ one inside it (Snappy), which would bring the C++ runtime into every
 //! binary; and what it is asked to decode comes from strangers. This decoder has no `unsafe`, and allocates the chunk once,
 //! after its stated size was compared with what the caller allows.
+//! The encoder is as small: it writes blocks of one stream, compressed with Zstandard, or the chunk as it is where that does not make it smaller.
 //! Format: <https://github.com/Blosc/c-blosc/blob/main/README_CHUNK_FORMAT.rst>. Blosc 2 chunks are another format, which Zarr does not use.
 
-use std::io::Read;
+use std::io::{self, Read};
+
+use zstd::zstd_safe;
 
 use super::lz;
 
@@ -81,6 +84,78 @@ pub(super) fn decode(chunk: &[u8], cap: u64) -> Result<Vec<u8>, String> {
         }
     }
     Ok(decoded)
+}
+
+/// Bytes of a block that is written: what fits the caches of a processor, so that readers shuffle and unpack it there.
+const BLOCK: usize = 256 << 10;
+/// The format that a chunk is written in: version 2 of Blosc 1, version 1 of its Zstandard streams, whose number is 4.
+const VERSION: [u8; 2] = [2, 1];
+const ZSTD: u8 = 4;
+
+/// Writes chunks.
+pub(in crate::store) struct Encoder {
+    zstd: zstd::bulk::Compressor<'static>,
+    /// Bytes of an element.
+    element: usize,
+    shuffled: Vec<u8>,
+}
+
+impl Encoder {
+    /// For elements of so many bytes, 1 to 255, compressed at a level of Zstandard.
+    pub(in crate::store) fn new(level: i32, element: usize) -> io::Result<Self> {
+        Ok(Self { zstd: zstd::bulk::Compressor::new(level)?, element, shuffled: Vec::new() })
+    }
+
+    /// Appends a chunk of less than 2 GiB to `to`, which is empty. The same bytes give the same chunk.
+    pub(in crate::store) fn encode(&mut self, bytes: &[u8], to: &mut Vec<u8>) -> io::Result<()> {
+        let block = bytes.len().clamp(1, BLOCK / self.element * self.element);
+        let shuffle = if self.element > 1 { BYTE_SHUFFLE } else { 0 };
+        let header = |to: &mut Vec<u8>, flags: u8| {
+            to.extend(VERSION);
+            to.extend([flags, self.element as u8]);
+            for number in [bytes.len(), block, 0] {
+                to.extend((number as u32).to_le_bytes());
+            }
+        };
+        header(to, ZSTD << 5 | NOT_SPLIT | shuffle);
+        let starts = to.len();
+        to.resize(starts + 4 * bytes.len().div_ceil(block), 0);
+        for (n, plain) in bytes.chunks(block).enumerate() {
+            let start = to.len();
+            to[starts + 4 * n..][..4].copy_from_slice(&(start as u32).to_le_bytes());
+            let plain = if shuffle == 0 {
+                plain
+            } else {
+                self.shuffled.resize(plain.len(), 0);
+                byte_shuffle(plain, self.element, &mut self.shuffled);
+                &self.shuffled[..]
+            };
+            let mut stream = Vec::with_capacity(zstd_safe::compress_bound(plain.len()));
+            self.zstd.compress_to_buffer(plain, &mut stream)?;
+            // A stream as long as its block is the block itself.
+            let stream = if stream.len() < plain.len() { &stream[..] } else { plain };
+            to.extend((stream.len() as u32).to_le_bytes());
+            to.extend_from_slice(stream);
+        }
+        if to.len() >= HEADER + bytes.len() {
+            to.clear();
+            header(to, ZSTD << 5 | NOT_SPLIT | shuffle | STORED);
+            to.extend_from_slice(bytes);
+        }
+        let length = (to.len() as u32).to_le_bytes();
+        to[HEADER - 4..HEADER].copy_from_slice(&length);
+        Ok(())
+    }
+}
+
+/// The first bytes of all elements, then the second ones. What is no whole element stays as it is.
+fn byte_shuffle(from: &[u8], element: usize, to: &mut [u8]) {
+    let count = from.len() / element;
+    for (byte, plane) in to.chunks_exact_mut(count.max(1)).take(element).enumerate() {
+        plane.iter_mut().zip(from.iter().skip(byte).step_by(element)).for_each(|(to, &from)| *to = from);
+    }
+    let whole = count * element;
+    to[whole..].copy_from_slice(&from[whole..]);
 }
 
 /// What compresses the streams of a block.
@@ -198,6 +273,9 @@ mod tests {
         let mut to = [0; 7];
         unshuffle(&[0, 2, 4, 1, 3, 5, 9], 2, &mut to);
         assert_eq!(to, [0, 1, 2, 3, 4, 5, 9]);
+        let mut back = [0; 7];
+        byte_shuffle(&to, 2, &mut back);
+        assert_eq!(back, [0, 2, 4, 1, 3, 5, 9]);
         // Bit 0 of all eight elements, then bit 1, ...: the elements are 1, 2, 4, 8, ...
         let mut to = [0; 9];
         bit_unshuffle(&[1, 2, 4, 8, 16, 32, 64, 128, 7], 1, &mut to);

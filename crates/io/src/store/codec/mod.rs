@@ -4,7 +4,7 @@
 //! zstd can claim an exabyte. Here each stage has a cap, checked before zarrs is asked or while the stream is read. Blosc is
 //! [decoded here](blosc), and so are LZ4 and the checksums that numcodecs knows.
 
-mod blosc;
+pub(super) mod blosc;
 mod lz;
 
 use std::borrow::Cow;
