@@ -85,13 +85,13 @@ const CONVERSIONS: [Case; 16] = [
     ),
 ];
 
-/// Conversions of real files, which lose nothing.
-const REAL: [Case; 4] = [
+/// Conversions of real files, which lose nothing: a fluorescent NDPI, stores of other programs, 16 bits in tiles and strips, one channel.
+const REAL: [Case; 7] = [
     case(
         "ndpi.ome.zarr",
         "slides/ndpi/test3-DAPI-2-387.ndpi",
         "--no-associated",
-        "--tolerance 3 --mean-tolerance 0.02 --expect-mpp 0.452933",
+        "--tolerance 3 --mean-tolerance 0.02 --expect-mpp 0.2281750559028887",
     ),
     case("xyc.ome.zarr", "zarr/ome-zarr-fiji-java/3d_testing/xyc/3d_dataset_v4.ome.zarr", "", ""),
     case(
@@ -101,6 +101,9 @@ const REAL: [Case; 4] = [
         "--format 0.4",
     ),
     case("two.ome.zarr", "zarr/ome-zarr-py/v2", "", ""),
+    case("sixteen.ome.zarr", "tiff/large_image/rgb_geotiff.tiff", "", ""),
+    case("strips.ome.zarr", "tiff/libvips/sample.tif", "--format 0.4", "--format 0.4"),
+    case("channel.ome.zarr", "slides/ome-tiff/viv/Channel_1.tif", "--chunk 64 --shard 128", "--chunk 64 --shard 128"),
 ];
 
 /// DeepZoom of slides that OpenSlide reads.
