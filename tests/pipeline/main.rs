@@ -6,6 +6,7 @@
 mod blending;
 mod bundled;
 mod constant;
+mod convert;
 mod crop;
 mod damage;
 mod determinism;

@@ -6,7 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use microtome::io::Rect;
 use microtome::io::bytes::ByteAccess;
 use microtome::io::slide::{self, Colors, Limits, OpenOptions, SlideReader};
-use microtome::{Bytes, TargetResolution};
+use microtome::io::store::{Compression, Format};
+use microtome::{Bytes, Levels, TargetResolution};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -25,6 +26,9 @@ pub(crate) enum Command {
     /// Run a model over slides and write the masks as OME-Zarr
     #[command(args_override_self = true)]
     Segment(Box<Segment>),
+    /// Turn a slide into an OME-Zarr image with every level
+    #[command(args_override_self = true)]
+    Convert(Box<Convert>),
     /// Make a small picture of a slide or mask
     Preview(Preview),
     /// Say what is known of a slide or store without decoding it
@@ -318,6 +322,116 @@ pub(crate) enum OnBadTile {
 pub(crate) enum Tissue {
     Auto,
     None,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Convert {
+    /// The slide, in any format that README lists
+    #[arg(value_name = "SLIDE")]
+    pub(crate) source: PathBuf,
+
+    /// The image: a folder, or one file if its name ends in .zip or .ozx
+    #[arg(value_name = "OUT.ome.zarr|OUT.ome.zarr.zip")]
+    pub(crate) output: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) opening: Opening,
+
+    /// Version of OME-Zarr: 0.5 (shards) or 0.4 (one file for each chunk)
+    #[arg(long, value_name = "0.5|0.4", default_value_t)]
+    pub(crate) format: Format,
+
+    /// How chunks are compressed, without loss
+    #[arg(long, value_name = "zstd[:N]|blosc[:N]|gzip[:N]|none", default_value_t)]
+    pub(crate) compression: Compression,
+
+    /// Side of a chunk in pixels: the smallest piece that a reader decodes
+    #[arg(long, value_name = "PIXELS", default_value_t = 512, allow_negative_numbers = true)]
+    pub(crate) chunk: u64,
+
+    /// Side of a shard in pixels, an even multiple of the chunk: what one file of version 0.5 holds, and what is converted at once
+    #[arg(long, value_name = "PIXELS", default_value_t = 1024, allow_negative_numbers = true)]
+    pub(crate) shard: u64,
+
+    /// What becomes of 2 x 2 pixels on the next level: their mean, the most frequent, the top left, the largest
+    #[arg(long, value_enum, default_value_t = Reduction::Mean)]
+    pub(crate) reduction: Reduction,
+
+    /// So many levels, or `source`: where the slide stores a level of the same ratio and size, it is copied
+    /// [default: until the longer side is no more than a chunk]
+    #[arg(long, value_name = "N|source", value_parser = levels)]
+    pub(crate) levels: Option<Levels>,
+
+    /// The slide's level that becomes the finest one
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) level: usize,
+
+    /// Convert this rectangle only: left, top, width and height in pixels of the level
+    #[arg(long, value_name = "X,Y,W,H", value_parser = rectangle, allow_hyphen_values = true)]
+    pub(crate) rect: Option<Rect>,
+
+    /// Micrometres per level-0 pixel, in place of what the slide says
+    #[arg(long, value_name = "UM")]
+    pub(crate) mpp: Option<f64>,
+
+    /// Keep the picture of the slide's label, too: it can carry a patient's name
+    #[arg(long)]
+    pub(crate) label_image: bool,
+
+    /// Leave out the pictures that travel with the slide. An overview of the glass (macro) can show its label
+    #[arg(long, conflicts_with = "label_image")]
+    pub(crate) no_associated: bool,
+
+    /// Name of the image within its metadata. Not that of the slide's file, which can be a patient's
+    #[arg(long, default_value = "image")]
+    pub(crate) name: String,
+
+    /// Memory to stay within, such as 512MiB or 4GiB [default: half of what the control group or the machine allows]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) memory: Option<Bytes>,
+
+    /// Threads [default: one per core]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) threads: Option<usize>,
+
+    /// Work that a crash may cost at most, besides what is in flight
+    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = seconds, allow_negative_numbers = true)]
+    pub(crate) sync_every: std::time::Duration,
+
+    /// Replace an image of ours that is there already, finished or not
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+
+    /// Begin anew where the same conversion did not finish
+    #[arg(long)]
+    pub(crate) no_resume: bool,
+
+    /// No progress, no summary
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+
+    /// The summary as JSON on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Reduction {
+    Mean,
+    Mode,
+    Nearest,
+    Max,
+}
+
+impl From<Reduction> for microtome::Reduction {
+    fn from(reduction: Reduction) -> Self {
+        match reduction {
+            Reduction::Mean => Self::Mean,
+            Reduction::Mode => Self::Mode,
+            Reduction::Nearest => Self::Nearest,
+            Reduction::Max => Self::Max,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -623,6 +737,14 @@ fn resolution(text: &str) -> Result<TargetResolution, String> {
     match text.parse::<f64>() {
         Ok(mpp) if mpp > 0.0 && mpp.is_finite() => Ok(TargetResolution::Mpp(mpp)),
         _ => Err("micrometres per pixel, such as 0.5, or `native`".into()),
+    }
+}
+
+fn levels(text: &str) -> Result<Levels, String> {
+    match text.parse() {
+        _ if text == "source" => Ok(Levels::Source),
+        Ok(count) => Ok(Levels::Count(count)),
+        Err(_) => Err("a number of levels, or `source`".into()),
     }
 }
 

@@ -3,6 +3,7 @@
 mod args;
 #[cfg(unix)]
 mod bus;
+mod convert;
 mod failure;
 mod heap;
 mod info;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
     bus::explain();
     let result = match arguments.command {
         Command::Segment(a) => segment::run(&a),
+        Command::Convert(a) => convert::run(&a).map(|()| 0),
         Command::Preview(a) => preview::run(&a).map(|()| 0),
         Command::Info(a) => info::run(&a).map(|()| 0),
         Command::Validate(a) => validate::run(&a),

@@ -74,6 +74,7 @@ fn name(phase: Phase) -> &'static str {
         Phase::Statistics => "statistics",
         Phase::Segmentation => "segmentation",
         Phase::Validation => "validation",
+        Phase::Conversion => "conversion",
         Phase::Postprocessing => "postprocessing",
     }
 }

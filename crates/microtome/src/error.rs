@@ -90,6 +90,14 @@ pub enum Error {
         /// The cause.
         source: std::io::Error,
     },
+    /// A picture that travels with the slide could not be read.
+    #[error("the picture {name:?} that travels along: {source} (--no-associated leaves such pictures out)")]
+    Associated {
+        /// Its name.
+        name: String,
+        /// The cause.
+        source: Box<microtome_io::Error>,
+    },
     /// A picture could not be encoded.
     #[error("{}: {message}", path.display())]
     Picture {
@@ -138,6 +146,7 @@ impl Error {
             | Self::Write(_)
             | Self::Io { .. }
             | Self::Picture { .. }
+            | Self::Associated { .. }
             | Self::Inference { .. }
             | Self::Stitch(microtome_stitch::Error::Overflow { .. } | microtome_stitch::Error::Scratch { .. }) => 4,
             Self::DifferentRun { .. } => 5,

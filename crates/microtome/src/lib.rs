@@ -31,6 +31,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod convert;
 mod crop;
 mod damaged;
 mod error;
@@ -56,12 +57,16 @@ mod units;
 mod validate;
 mod verify;
 
+pub use convert::{
+    Conversion, ConvertMemory, ConvertOptions, ConvertPlan, ConvertSummary, LabelImage, Levels, VisitingOrder, convert,
+};
 pub use crop::{Crop, CropNonzero};
 pub use error::{Error, Result};
 pub use forecast::{DiskPlan, ExpectedTime, Forecast};
 pub use memory::{Allowance, AllowanceSource, PeakMemory, allowance};
 pub use microtome_io as io;
 pub use microtome_stitch::{Accumulation, Product, UnreadableTile, WindowShape};
+pub use microtome_tile::pyramid::Reduction;
 pub use microtome_tile::{Resampling, TargetGrid, TargetResolution, TileCount};
 pub use microtome_unet as unet;
 pub use norm_stats::NormStats;

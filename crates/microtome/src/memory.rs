@@ -72,7 +72,7 @@ fn limits(groups: &str) -> impl Iterator<Item = PathBuf> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct PeakMemory {
     /// Anonymous memory of this process, sampled every 20 ms while the run lasted. Slides are mapped read-only; beside this there are
-    /// at most 32 MiB of written file pages that wait for the disk.
+    /// at most 16 MiB of written file pages that wait for the disk.
     pub anonymous: u64,
     /// Resident set, as the kernel keeps it since the process began: it includes pages of mapped slides, which the
     /// kernel drops when memory is short.

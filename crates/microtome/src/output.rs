@@ -1,4 +1,4 @@
-//! Claiming the place where a mask is to go.
+//! Claiming the place where a mask, or an image, is to go.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -48,7 +48,7 @@ impl Fingerprint {
     }
 
     /// The settings in which another run differs: `name: theirs there, ours here`.
-    fn differences(&self, attributes: &Map<String, Value>) -> Option<String> {
+    pub(crate) fn differences(&self, attributes: &Map<String, Value>) -> Option<String> {
         if attributes.get("fingerprint").and_then(Value::as_str) == Some(&self.digest()) {
             return None;
         }
@@ -78,6 +78,10 @@ impl RunFolder {
         let (outermost, inside) = outermost(store);
         let name = outermost.file_name().unwrap_or_default().to_string_lossy();
         Self(outermost.with_file_name(format!("{name}{inside}.run")))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
     }
 
     pub(crate) fn journal(&self) -> PathBuf {
@@ -247,13 +251,20 @@ impl<'a> Stores<'a> {
         extras.chain([(Product::Labels, self.mask.as_path())])
     }
 
-    /// Removes what a run has left that finished nothing.
-    pub(crate) fn remove_unfinished(&self) {
-        for (_, path) in self.all().filter(|(_, path)| matches!(store::inspect(path), Ok(Found::Unfinished))) {
+    /// Removes what a run has left that failed, unless something is finished, which is kept for the next attempt.
+    pub(crate) fn remove_unless_begun(&self) {
+        let folder = RunFolder::of(&self.mask);
+        let kept = Journal::read(&folder.journal()).ok().flatten().is_some_and(|record| !record.entries.is_empty());
+        let found: Vec<_> = self.all().map(|(_, path)| (path, store::inspect(path))).collect();
+        // Where another process was faster, all of it is that one's.
+        if kept || found.iter().any(|(_, found)| matches!(found, Ok(Found::InUse))) {
+            return;
+        }
+        for (path, _) in found.iter().filter(|(_, found)| matches!(found, Ok(Found::Unfinished))) {
             // Best effort: the error that counts is the run's.
             let _ = store::remove(path);
         }
-        let _ = RunFolder::of(&self.mask).remove();
+        let _ = folder.remove();
         if let Some(label) = self.label {
             label.image.remove_empty_folder();
         }

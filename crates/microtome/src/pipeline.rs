@@ -147,7 +147,7 @@ impl Pipeline<'_> {
             let blending = scope.spawn(|| self.blend(Input::new(from_network), Output::new(to_writer), scratch));
             let inference = scope.spawn(|| self.infer(Input::new(from_reader), Output::new(to_blender)));
             // The writer belongs to this thread.
-            let written = write(writer, Input::new(from_blender));
+            let written = write(&writer, Input::new(from_blender));
             let inference = joined(inference.join());
             let reading = joined(reading.join());
             let blending = joined(blending.join());
@@ -489,7 +489,7 @@ struct Written {
     unreadable: Vec<UnreadableTile>,
 }
 
-fn write(mut writer: PyramidWriter<'_>, mut input: Input<Finished>) -> Result<Written> {
+fn write(writer: &PyramidWriter<'_>, mut input: Input<Finished>) -> Result<Written> {
     let mut busy = Duration::ZERO;
     // Shards come in bursts, row by row: what has come is noted in time even if nothing follows for long.
     loop {
@@ -509,7 +509,7 @@ fn write(mut writer: PyramidWriter<'_>, mut input: Input<Finished>) -> Result<Wr
     writer.sync()?;
     busy += start.elapsed();
     let writing = StageTime { busy, starved: input.starved, blocked: Duration::ZERO };
-    Ok(Written { writing, counts: writer.counts().to_vec(), unreadable: writer.unreadable_tiles() })
+    Ok(Written { writing, counts: writer.counts(), unreadable: writer.unreadable_tiles() })
 }
 
 fn joined<T>(result: std::thread::Result<T>) -> T {

@@ -21,9 +21,9 @@ pub(crate) const QUEUE: usize = 2;
 /// store again: on wide slides, those that wait for the next strip.
 pub(crate) const PYRAMID_BYTES: u64 = 16 << 20;
 /// Pages of written files that may wait for the disk: the store syncs whenever it has written so much.
-const DIRTY_BYTES: u64 = 32 << 20;
+pub(crate) const DIRTY_BYTES: u64 = 16 << 20;
 /// The largest side of a shard, in pixels: a store takes no more than 2^30 pixels in a shard.
-const MAX_SHARD: u64 = 1 << 15;
+pub(crate) const MAX_SHARD: u64 = 1 << 15;
 /// Code, stacks, allocator slack and everything too small to name.
 const FIXED_BYTES: u64 = 96 << 20;
 
@@ -32,13 +32,22 @@ const FIXED_BYTES: u64 = 96 << 20;
 /// # Errors
 /// [`Error::Usage`] if the user's is not plausible.
 pub(crate) fn resolution(slide: &dyn SlideReader, settings: &Settings) -> Result<Option<Resolution>> {
-    match settings.mpp {
+    resolution_of(slide, settings.mpp, settings.mpp_from_objective)
+}
+
+/// The same: `mpp` is the user's word, and the magnification of the objective counts where nothing else is known, if so asked.
+pub(crate) fn resolution_of(
+    slide: &dyn SlideReader,
+    mpp: Option<f64>,
+    from_objective: bool,
+) -> Result<Option<Resolution>> {
+    match mpp {
         Some(mpp) if (0.01..=100.0).contains(&mpp) => {
             Ok(Some(Resolution { mpp: Microns::square(mpp), source: ResolutionSource::Given }))
         }
         Some(mpp) => Err(Error::Usage(format!("{mpp} um per pixel (--mpp) is not plausible; 0.01 to 100 is"))),
         None => Ok(slide.info().resolution.clone().or_else(|| {
-            let power = slide.info().objective_power.filter(|_| settings.mpp_from_objective)?;
+            let power = slide.info().objective_power.filter(|_| from_objective)?;
             // Eyepieces' 10 times, and a camera behind 20x that sees 0.5 um per pixel: the field's rule of thumb.
             let plausible = (1.0..=150.0).contains(&power);
             plausible
@@ -244,7 +253,7 @@ enum Cache {
 }
 
 /// The smallest cache: a few stored tiles of the usual size.
-const LEAST_CACHE: u64 = 8 << 20;
+pub(crate) const LEAST_CACHE: u64 = 8 << 20;
 
 /// What a plan is made of.
 struct Planner<'a> {

@@ -136,7 +136,7 @@ impl Job<'_> {
         }
         let sink = ZarrImage::create(to, self.image.clone()).map_err(Error::Write)?;
         let sinks = [(Product::Labels, &sink as &dyn ImageSink)];
-        let mut writer = PyramidWriter::new(sinks, None, Settings::default().sync_every, PYRAMID_BYTES as usize);
+        let writer = PyramidWriter::new(sinks, None, Settings::default().sync_every, PYRAMID_BYTES as usize);
         for at in self.cells() {
             let (pixels, rect) = self.cell(at, &mut found)?;
             writer.push(Product::Labels, at, Shard::Pixels(pixels))?;

@@ -15,7 +15,7 @@ use crate::settings::{Settings, TissueMode};
 use crate::{Error, Outcome, Result, Segmenter, Silent, verify};
 
 /// How often finished shards are noted: each at once, now and then, only at the end.
-const EVERY: [Duration; 3] = [Duration::ZERO, Duration::from_millis(3), Duration::from_hours(1)];
+pub(crate) const EVERY: [Duration; 3] = [Duration::ZERO, Duration::from_millis(3), Duration::from_hours(1)];
 
 const FORMATS: [Format; 2] = [Format::V0_5, Format::V0_4];
 
@@ -38,7 +38,7 @@ fn run(format: Format, output: &Path, every: Duration, afterwards: &Path, call: 
     })
 }
 
-fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub(crate) fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(next) = folders.pop() {
@@ -55,7 +55,7 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 /// What is left after a failure takes the place of what was there before.
-fn restart(output: &Path, afterwards: &Path) {
+pub(crate) fn restart(output: &Path, afterwards: &Path) {
     for path in [output.to_owned(), output.with_extension("zarr.run")] {
         if path.exists() {
             std::fs::remove_dir_all(&path).unwrap();

@@ -15,6 +15,8 @@ pub enum Phase {
     Segmentation,
     /// Decoding every tile of a slide.
     Validation,
+    /// A slide into an image of another format.
+    Conversion,
     /// A finished mask through a change of the whole.
     Postprocessing,
 }

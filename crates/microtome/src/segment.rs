@@ -300,12 +300,7 @@ impl<'p> Segmenter<'p> {
                 Ok(Outcome::Done(Box::new(summary)))
             }
             Err(error) => {
-                // What is finished is kept for the next attempt; where there is nothing, nothing is left.
-                // The error that counts is the run's own.
-                let kept = Journal::read(&folder.journal()).ok().flatten().is_some_and(|r| !r.entries.is_empty());
-                if !kept {
-                    stores.remove_unfinished();
-                }
+                stores.remove_unless_begun();
                 Err(error)
             }
         }
@@ -379,7 +374,7 @@ impl<'p> Segmenter<'p> {
         observer.planned(&self.forecast_of(plan, region, &all, tiles, sinks.iter().map(|(product, _)| *product)));
         let finished_shards = Finished { cells: &finished, cell: shard };
         let schedule = geometry.schedule(roi, &self.settings, strip_width, Some(finished_shards))?;
-        let mut writer =
+        let writer =
             PyramidWriter::new(sinks.iter().copied(), journal, self.settings.sync_every, PYRAMID_BYTES as usize);
         if let Some(record) = record {
             writer.restore(record)?;

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use microtome_io::store::{ImageSink, Stored};
@@ -13,12 +14,15 @@ use crate::product::Product;
 use crate::{Error, Result};
 
 /// Writes shards of level 0 of every product and every shard above that they complete, and notes them in a journal once they are durable.
+///
+/// Any number of threads may push at once, each a shard of its own: halving and storing are done by the thread that pushes, outside of
+/// any lock. What is stored does not depend on threads or order; the order of the lines of the journal does.
 #[derive(Debug)]
 pub struct PyramidWriter<'a> {
     outputs: BTreeMap<Product, Output<'a>>,
-    log: RefCell<Log>,
-    /// Pixels of each label on level 0, by value.
-    counts: Vec<u64>,
+    /// Taken before `log` where both are: whoever brings shards to the disk holds it until they are noted.
+    journal: Mutex<Option<Journal>>,
+    log: Mutex<Log>,
 }
 
 /// One image, and the pyramid over it.
@@ -26,17 +30,28 @@ pub struct PyramidWriter<'a> {
 struct Output<'a> {
     sink: &'a dyn ImageSink,
     pyramid: Pyramid,
+    counting: Counting,
+}
+
+/// Whether the pixels of each value are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Counting {
+    Labels,
+    Nothing,
 }
 
 /// What has been written.
 #[derive(Debug)]
 struct Log {
-    journal: Option<Journal>,
+    /// Nothing is noted without a journal.
+    noting: bool,
     /// Written, but not known to be durable.
     unsynced: Vec<Line>,
     synced: Instant,
     sync_every: Duration,
     unreadable: Vec<UnreadableTile>,
+    /// Pixels of each label on level 0, by value.
+    counts: Vec<u64>,
 }
 
 impl<'a> PyramidWriter<'a> {
@@ -53,28 +68,56 @@ impl<'a> PyramidWriter<'a> {
         let output = |(product, sink): (Product, &'a dyn ImageSink)| {
             let image = sink.image();
             let levels = image.levels.iter().map(|l| l.size).collect();
-            (product, Output { sink, pyramid: Pyramid::new(levels, image.shard, product.reduction(), capacity) })
+            let pyramid = Pyramid::new(levels, image.shard, product.reduction(), capacity);
+            let counting = if product == Product::Labels { Counting::Labels } else { Counting::Nothing };
+            (product, Output { sink, pyramid, counting })
         };
-        let log = Log { journal, unsynced: Vec::new(), synced: Instant::now(), sync_every, unreadable: Vec::new() };
-        Self { outputs: sinks.into_iter().map(output).collect(), log: RefCell::new(log), counts: Vec::new() }
+        Self::of(sinks.into_iter().map(output).collect(), journal, sync_every)
+    }
+
+    /// A writer of one picture, whatever it shows, with a pyramid of its own making over it. To this writer and its journal it is
+    /// [the main image](Product::default) of the run; its pixels are not counted.
+    #[must_use]
+    pub fn of_picture(
+        sink: &'a dyn ImageSink,
+        pyramid: Pyramid,
+        journal: Option<Journal>,
+        sync_every: Duration,
+    ) -> Self {
+        let output = Output { sink, pyramid, counting: Counting::Nothing };
+        Self::of(BTreeMap::from([(Product::default(), output)]), journal, sync_every)
+    }
+
+    fn of(outputs: BTreeMap<Product, Output<'a>>, journal: Option<Journal>, sync_every: Duration) -> Self {
+        let log = Log {
+            noting: journal.is_some(),
+            unsynced: Vec::new(),
+            synced: Instant::now(),
+            sync_every,
+            unreadable: Vec::new(),
+            counts: Vec::new(),
+        };
+        Self { outputs, journal: Mutex::new(journal), log: Mutex::new(log) }
     }
 
     /// Goes on where the record ends: its shards are not pushed again, those above them that are missing are built.
     ///
     /// # Errors
     /// The stores'.
-    pub fn restore(&mut self, record: &Record) -> Result<()> {
-        for ((product, level, _), entry) in &record.entries {
-            if (*product, *level) == (Product::Labels, Level::FINEST) {
-                add(&mut self.counts, &entry.counts);
+    pub fn restore(&self, record: &Record) -> Result<()> {
+        {
+            let mut log = self.log();
+            for ((product, level, _), entry) in &record.entries {
+                if (*product, *level) == (Product::Labels, Level::FINEST) {
+                    add(&mut log.counts, &entry.counts);
+                }
             }
+            log.unreadable.clone_from(&record.unreadable);
         }
-        self.log.borrow_mut().unreadable.clone_from(&record.unreadable);
-        for (&product, output) in &mut self.outputs {
+        for (&product, output) in &self.outputs {
             let done = record.entries.iter().filter(|(key, _)| key.0 == product);
             let done = done.map(|(&(_, level, shard), entry)| ((level, shard), entry.sha256.is_some())).collect();
-            let store = Store { product, sink: output.sink, log: &self.log, counts: RefCell::default() };
-            output.pyramid.restore(&done, &store)?;
+            output.pyramid.restore(&done, &self.store(product, output, Vec::new()))?;
         }
         Ok(())
     }
@@ -83,62 +126,80 @@ impl<'a> PyramidWriter<'a> {
     ///
     /// # Errors
     /// The store's; [`Error::Usage`] for a product that has none.
-    pub fn push(&mut self, product: Product, at: TileCoord, shard: Shard) -> Result<()> {
-        let Some(output) = self.outputs.get_mut(&product) else {
+    pub fn push(&self, product: Product, at: TileCoord, shard: Shard) -> Result<()> {
+        self.push_at(product, Level::FINEST, at, shard)?;
+        // Labels come last: where theirs are noted, everything of the place is.
+        if product == Product::Labels && self.due() == Some(Duration::ZERO) { self.sync() } else { Ok(()) }
+    }
+
+    /// Takes a finished shard of level 0, or of a level [that is given](Pyramid::with_given). Whoever pushes so [syncs](Self::sync) when it is
+    /// [due](Self::due).
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
+    pub fn push_at(&self, product: Product, level: Level, at: TileCoord, shard: Shard) -> Result<()> {
+        let Some(output) = self.outputs.get(&product) else {
             return Err(Error::Usage(format!("there is no store for {product:?}")));
         };
         let counts = match &shard {
-            Shard::Pixels(pixels) if product == Product::Labels => count(pixels),
+            Shard::Pixels(pixels) if output.counting == Counting::Labels => count(pixels),
             _ => Vec::new(),
         };
-        add(&mut self.counts, &counts);
-        let store = Store { product, sink: output.sink, log: &self.log, counts: RefCell::new(counts) };
-        output.pyramid.push(Level::FINEST, at, shard, &store)?;
-        // Labels come last: where theirs are noted, everything of the place is.
-        if product == Product::Labels && self.due() == Some(Duration::ZERO) { self.sync() } else { Ok(()) }
+        add(&mut self.log().counts, &counts);
+        output.pyramid.push(level, at, shard, &self.store(product, output, counts))
     }
 
     /// How long what was pushed may still wait to be noted; `None` where nothing waits.
     #[must_use]
     pub fn due(&self) -> Option<Duration> {
-        let log = self.log.borrow();
+        let log = self.log();
         (!log.unsynced.is_empty()).then(|| log.sync_every.saturating_sub(log.synced.elapsed()))
     }
 
+    /// How many shards and tiles wait to be noted.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.log().unsynced.len()
+    }
+
     /// Takes note of a tile of the slide that could not be read. The shards that it touches come later.
-    pub fn unreadable(&mut self, tile: UnreadableTile) {
-        let mut log = self.log.borrow_mut();
+    pub fn unreadable(&self, tile: UnreadableTile) {
+        let mut log = self.log();
         if !log.unreadable.iter().any(|known| (known.level, known.tile) == (tile.level, tile.tile)) {
             log.unreadable.push(tile.clone());
             log.note(Line::Unreadable { unreadable: tile });
         }
     }
 
-    /// Makes everything pushed so far durable, and notes it.
+    /// Makes everything pushed so far durable, and notes it. Other threads may go on pushing meanwhile.
     ///
     /// # Errors
     /// The stores', or the journal's.
-    pub fn sync(&mut self) -> Result<()> {
-        let mut log = self.log.borrow_mut();
-        let log = &mut *log;
-        if let Some(journal) = &mut log.journal {
+    pub fn sync(&self) -> Result<()> {
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = {
+            let mut log = self.log();
+            log.synced = Instant::now();
+            std::mem::take(&mut log.unsynced)
+        };
+        if let Some(journal) = &mut *journal {
+            // The shards of these lines have been written, so that what is synced now holds them.
             self.outputs.values().try_for_each(|output| output.sink.sync())?;
-            journal.append(&std::mem::take(&mut log.unsynced))?;
+            journal.append(&lines)?;
         }
-        log.synced = Instant::now();
         Ok(())
     }
 
     /// How many pixels of level 0 have each label so far; background (0) is not counted. Labels never met may be missing.
     #[must_use]
-    pub fn counts(&self) -> &[u64] {
-        &self.counts
+    pub fn counts(&self) -> Vec<u64> {
+        self.log().counts.clone()
     }
 
     /// Tiles that could not be read, also those of the run that this one goes on with.
     #[must_use]
     pub fn unreadable_tiles(&self) -> Vec<UnreadableTile> {
-        self.log.borrow().unreadable.clone()
+        self.log().unreadable.clone()
     }
 
     /// The most bytes of half-built shards held at once, product by product.
@@ -146,6 +207,19 @@ impl<'a> PyramidWriter<'a> {
     pub fn peak_bytes(&self) -> u64 {
         self.outputs.values().map(|output| output.pyramid.peak_bytes() as u64).sum()
     }
+
+    fn store(&self, product: Product, output: &Output<'a>, counts: Vec<u64>) -> Store<'_> {
+        Store { product, sink: output.sink, log: &self.log, counts: RefCell::new(counts) }
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        lock(&self.log)
+    }
+}
+
+/// Lists and numbers that are whole after each statement: a panic elsewhere cannot have left them torn.
+fn lock(log: &Mutex<Log>) -> MutexGuard<'_, Log> {
+    log.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn count(pixels: &Pixels) -> Vec<u64> {
@@ -180,18 +254,18 @@ fn add(total: &mut Vec<u64>, counts: &[u64]) {
 
 impl Log {
     fn note(&mut self, line: Line) {
-        if self.journal.is_some() {
+        if self.noting {
             self.unsynced.push(line);
         }
     }
 }
 
-/// The sink of a product and the journal, as the pyramid engine sees them.
+/// The sink of a product and the journal, as the pyramid engine sees them from one thread.
 #[derive(Debug)]
 struct Store<'s> {
     product: Product,
     sink: &'s dyn ImageSink,
-    log: &'s RefCell<Log>,
+    log: &'s Mutex<Log>,
     /// Labels of the shard of level 0 that is being pushed.
     counts: RefCell<Vec<u64>>,
 }
@@ -200,7 +274,7 @@ impl Store<'_> {
     fn note(&self, level: Level, shard: TileCoord, stored: Stored) {
         let counts = if level == Level::FINEST { self.counts.take() } else { Vec::new() };
         let entry = Entry { product: self.product, ..Entry::new(level, shard, stored, counts) };
-        self.log.borrow_mut().note(Line::Shard(entry));
+        lock(self.log).note(Line::Shard(entry));
     }
 }
 

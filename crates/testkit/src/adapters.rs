@@ -48,6 +48,10 @@ impl<S: SlideReader> SlideReader for FailingSlide<S> {
         self.inner.read_associated(name)
     }
 
+    fn icc_profile(&self) -> Option<&[u8]> {
+        self.inner.icc_profile()
+    }
+
     fn resident_bytes(&self) -> u64 {
         self.inner.resident_bytes()
     }
@@ -110,6 +114,10 @@ impl<S: SlideReader> SlideReader for CountingSlide<S> {
 
     fn read_associated(&self, name: &str) -> Result<Pixels> {
         self.inner.read_associated(name)
+    }
+
+    fn icc_profile(&self) -> Option<&[u8]> {
+        self.inner.icc_profile()
     }
 
     fn resident_bytes(&self) -> u64 {

@@ -1,6 +1,6 @@
 //! A slide that exists only as a formula.
 
-use microtome_io::slide::{LevelInfo, Limits, Resolution, ResolutionSource, SlideInfo, SlideReader};
+use microtome_io::slide::{AssociatedImage, LevelInfo, Limits, Resolution, ResolutionSource, SlideInfo, SlideReader};
 use microtome_io::{Error, Level, Microns, Pixels, Rect, Result, SampleType, Size};
 
 /// Red, green, blue.
@@ -46,6 +46,8 @@ pub struct SyntheticSlide {
     seed: u64,
     glass: Rgb,
     tissue: Tissue,
+    associated: Vec<(String, Pixels)>,
+    icc_profile: Option<Vec<u8>>,
 }
 
 #[derive(Debug, Clone)]
@@ -80,7 +82,15 @@ impl SyntheticSlide {
             ..SlideInfo::new("synthetic", "synthetic", size, Size::new(256, 256), 3, SampleType::U8)
         };
         let shifts: Vec<u32> = (0..=possible).collect();
-        let slide = Self { info, shifts: Vec::new(), seed, glass: GLASS, tissue: Tissue::Everywhere };
+        let slide = Self {
+            info,
+            shifts: Vec::new(),
+            seed,
+            glass: GLASS,
+            tissue: Tissue::Everywhere,
+            associated: Vec::new(),
+            icc_profile: None,
+        };
         slide.with_islands(5).with_levels(&shifts)
     }
 
@@ -151,6 +161,22 @@ impl SyntheticSlide {
     #[must_use]
     pub fn with_tissue_everywhere(mut self) -> Self {
         self.tissue = Tissue::Everywhere;
+        self
+    }
+
+    /// A picture that travels along.
+    #[must_use]
+    pub fn with_associated(mut self, name: &str, picture: Pixels) -> Self {
+        self.info.associated.push(AssociatedImage { name: name.into(), size: picture.size() });
+        self.associated.push((name.into(), picture));
+        self
+    }
+
+    /// A profile of its colours, which nothing here looks into.
+    #[must_use]
+    pub fn with_icc_profile(mut self, bytes: &[u8]) -> Self {
+        self.info.icc_profile_bytes = Some(bytes.len());
+        self.icc_profile = Some(bytes.into());
         self
     }
 
@@ -242,7 +268,13 @@ impl SlideReader for SyntheticSlide {
     }
 
     fn read_associated(&self, name: &str) -> Result<Pixels> {
-        Err(Error::usage(&self.info.path, format!("there is no associated image {name:?}")))
+        let found = self.associated.iter().find(|(known, _)| known == name);
+        let missing = || Error::usage(&self.info.path, format!("there is no associated image {name:?}"));
+        found.map(|(_, picture)| picture.clone()).ok_or_else(missing)
+    }
+
+    fn icc_profile(&self) -> Option<&[u8]> {
+        self.icc_profile.as_deref()
     }
 
     /// The formula's parameters: they are all that the pixels depend on.

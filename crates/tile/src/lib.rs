@@ -6,7 +6,7 @@
 //! - a [`Roi`] is built row by row, from [`Polygon`]s, or from the rows of a mask by its [`Placement`];
 //! - [`nonzero`] finds the part of an image that is not black, for models that were trained on no more;
 //! - [`ImageStatistics`] streams over the whole image for the normalizations that need it;
-//! - [`pyramid`] turns level n into level n + 1, for masks and for pictures.
+//! - [`pyramid`] turns level n into level n + 1, for masks and for pictures, and [`z_order`] is the order of cells in which that holds least.
 //!
 //! This crate never runs a network, never writes a file, and holds no more than what it is asked for and a few megapixels a thread.
 //!
@@ -30,6 +30,7 @@ mod crop;
 mod error;
 mod grid;
 mod lockstep;
+mod order;
 mod placement;
 mod polygon;
 pub mod pyramid;
@@ -44,6 +45,7 @@ pub use crop::nonzero;
 pub use error::{Error, Result};
 pub use grid::{StepRule, TileGrid, TileIndex};
 pub use lockstep::Lockstep;
+pub use order::{row_order, z_order};
 pub use placement::{PlacedRoi, Placement};
 pub use polygon::{Polygon, Vertex};
 pub use reader::{Reader, check_channels};

@@ -7,6 +7,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::pyramid::{Layer, Parts, Pyramid};
 use super::raster::Raster;
 use super::{OpenOptions, SlideInfo, SlideReader};
@@ -44,14 +46,44 @@ fn open(entries: Arc<dyn Entries>, options: &OpenOptions) -> Result<Box<dyn Slid
     }
     // The store knows its own identity; to the pyramid it is a name.
     let file = Arc::new(Memory::new(&info.path, Vec::new()));
+    let profile = store.info().attributes.get(ICC_PROFILE).and_then(Value::as_str).and_then(base64);
     let parts = Parts {
         associated,
+        icc_profile: profile,
         resolution: info.resolution,
         channel_names: info.channel_names,
         properties: info.properties,
         ..Parts::new("ome-zarr", file, layers)
     };
     Ok(Box::new(StoreSlide { pyramid: Pyramid::new(parts, options)?, store }))
+}
+
+/// Where an image that we have converted keeps the ICC profile of its slide, among the attributes that are ours.
+const ICC_PROFILE: &str = "icc_profile";
+
+/// The bytes that base64 stands for (RFC 4648, section 4), or `None` if it is none.
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let value = |letter: u8| match letter {
+        b'A'..=b'Z' => Some(letter - b'A'),
+        b'a'..=b'z' => Some(letter - b'a' + 26),
+        b'0'..=b'9' => Some(letter - b'0' + 52),
+        b'+' => Some(62),
+        b'/' => Some(63),
+        _ => None,
+    };
+    let letters = text.trim_end_matches('=').as_bytes();
+    if !text.len().is_multiple_of(4) || text.len() - letters.len() > 2 || letters.len() % 4 == 1 {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(letters.len() / 4 * 3 + 2);
+    for group in letters.chunks(4) {
+        let mut bits = 0;
+        for (n, &letter) in group.iter().enumerate() {
+            bits |= u32::from(value(letter)?) << (18 - 6 * n);
+        }
+        bytes.extend_from_slice(&bits.to_be_bytes()[1..group.len()]);
+    }
+    Some(bytes)
 }
 
 /// A pyramid whose identity is that of the store.
@@ -74,6 +106,10 @@ impl SlideReader for StoreSlide {
         self.pyramid.read_associated(name)
     }
 
+    fn icc_profile(&self) -> Option<&[u8]> {
+        self.pyramid.icc_profile()
+    }
+
     fn prefetch(&self, level: Level, rect: Rect) {
         self.pyramid.prefetch(level, rect);
     }
@@ -88,5 +124,30 @@ impl SlideReader for StoreSlide {
 
     fn content_id(&self) -> Result<String> {
         self.store.content_id()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::base64;
+
+    /// The test vectors of RFC 4648, section 10, and what is no base64.
+    #[test]
+    fn base64_is_that_of_the_rfc() {
+        for (bytes, text) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("fooba", "Zm9vYmE="),
+            ("foobar", "Zm9vYmFy"),
+        ] {
+            assert_eq!(base64(text).as_deref(), Some(bytes.as_bytes()), "{text}");
+        }
+        for text in ["Zg", "Z===", "====", "Zm9v!a==", "Zm 9"] {
+            assert_eq!(base64(text), None, "{text}");
+        }
+        assert_eq!(base64("+///"), Some(vec![0xfb, 0xff, 0xff]));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
@@ -15,6 +15,8 @@ use crate::{Error, Result};
 /// from a stranger's folder. A file beside the data, rather than an entry in the metadata, because the root metadata must not exist before
 /// the data does; an empty one, because a finished store must hold nothing that differs between runs, and so nothing of it may stay.
 pub(super) const MARKER: &str = ".microtome-unfinished";
+/// The folder for pictures that travel with an image, each an image of its own in it: `associated/macro`.
+pub const ASSOCIATED: &str = "associated";
 /// The metadata of a node of Zarr 3.
 pub(super) const METADATA: &str = "zarr.json";
 /// What makes a group an image, by version of Zarr, 3 and 2. The second is beside `.zgroup`.
@@ -139,6 +141,15 @@ pub fn remove(path: impl AsRef<Path>) -> Result<()> {
                 return Err(Error::usage(path, message));
             }
             _ if level || partial => rest.push(entry.path()),
+            ASSOCIATED if kind.is_dir() => match stranger_among(&entry.path()).map_err(io)? {
+                None => rest.push(entry.path()),
+                Some(name) => {
+                    let name = name.display();
+                    let message =
+                        format!("the store holds \"{name}\", which microtome did not write, so it is not removed");
+                    return Err(Error::usage(path, message));
+                }
+            },
             _ => {
                 let message = format!("the store holds {name:?}, which microtome did not write, so it is not removed");
                 return Err(Error::usage(path, message));
@@ -157,4 +168,30 @@ pub fn remove(path: impl AsRef<Path>) -> Result<()> {
         removed.map_err(|source| Error::io(&entry, source))?;
     }
     fs::remove_file(&marker).and_then(|()| fs::remove_dir(path)).map_err(io)
+}
+
+/// What is not ours among the pictures that travel along, if anything.
+fn stranger_among(associated: &Path) -> std::io::Result<Option<PathBuf>> {
+    let metadata = |name: &str| [METADATA, ".zgroup", ".zattrs"].contains(&name);
+    for picture in fs::read_dir(associated)? {
+        let picture = picture?;
+        let name = PathBuf::from(ASSOCIATED).join(picture.file_name());
+        if !picture.file_type()?.is_dir() {
+            if !picture.file_name().to_str().is_some_and(metadata) {
+                return Ok(Some(name));
+            }
+            continue;
+        }
+        for entry in fs::read_dir(picture.path())? {
+            let entry = entry?;
+            let (file_name, kind) = (entry.file_name(), entry.file_type()?);
+            let text = file_name.to_string_lossy();
+            let level = kind.is_dir() && text.bytes().all(|b| b.is_ascii_digit());
+            let partial = text.starts_with('.') && text.ends_with(folder::PARTIAL);
+            if !level && !(kind.is_file() && (partial || metadata(&text) || text == MARKER)) {
+                return Ok(Some(name.join(file_name)));
+            }
+        }
+    }
+    Ok(None)
 }

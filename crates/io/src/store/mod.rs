@@ -40,7 +40,7 @@ pub use content::{Channel, Content};
 pub use description::{AxisUnit, LabelSource, StoreLevel, StoredImage, Translation};
 pub use encoding::{Compression, Encoding, Format};
 pub use files::stored_shard;
-pub use found::{Found, inspect, remove, reopen};
+pub use found::{ASSOCIATED, Found, inspect, remove, reopen};
 pub use labels::LabelledImage;
 pub use memory::MemoryImage;
 pub use pack::pack;

@@ -1,5 +1,6 @@
 //! Reading OME-Zarr images and label images.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use super::multiscale::{Axes, Multiscale};
 use super::node::{Node, take};
 use super::raster::LevelRaster;
 use super::region::Region;
-use super::{Content, StoreLevel, collection, ngff};
+use super::{Channel, Content, StoreLevel, collection, ngff};
 use crate::bytes::{ByteSource, Memory, Positional, content_id};
 use crate::slide::{AssociatedImage, LevelInfo, Limits, Resolution, ResolutionSource, SlideInfo, SlideReader};
 use crate::{Error, Level, Pixels, Rect, Result, SampleType, Size};
@@ -341,11 +342,19 @@ impl StoreInfo {
         let order = axes.names.join(", ");
         let properties =
             [("ome-zarr.version", version), ("ome-zarr.name", self.name.as_ref()), ("ome-zarr.axes", Some(&order))];
+        let channel_names = self.content.channel_names();
+        let mut properties: BTreeMap<String, String> =
+            properties.into_iter().filter_map(|(k, v)| Some((k.into(), v?.clone()))).collect();
+        if let (Content::Image { channels }, false) = (&self.content, channel_names.is_empty()) {
+            for (n, Channel { color: [red, green, blue], .. }) in channels.iter().enumerate() {
+                properties.insert(format!("omero.channel[{n}].color"), format!("{red:02X}{green:02X}{blue:02X}"));
+            }
+        }
         SlideInfo {
             levels: levels.map(|(l, array)| LevelInfo::new(finest.size, l.size, axes.plane(&array.chunk))).collect(),
             resolution: finest.mpp.map(|mpp| Resolution { mpp, source: ResolutionSource::OmeZarr }),
-            channel_names: self.content.channel_names(),
-            properties: properties.into_iter().filter_map(|(k, v)| Some((k.into(), v?.clone()))).collect(),
+            channel_names,
+            properties,
             ..SlideInfo::new(&self.path, "ome-zarr", finest.size, self.chunk, self.channels, self.sample)
         }
     }

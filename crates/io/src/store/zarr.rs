@@ -23,7 +23,7 @@ use crate::slide::Limits;
 use crate::{Error, Level, Pixels, Result, TileCoord};
 
 /// How many encoded bytes, and how many files, may wait for the disk. Dirty pages count as memory.
-const SYNC_BYTES: usize = 32 << 20;
+const SYNC_BYTES: usize = 16 << 20;
 const SYNC_FILES: usize = 1024;
 
 /// A [`ImageSink`] that writes an OME-Zarr image, version 0.5 or 0.4, into a folder.
@@ -35,7 +35,7 @@ const SYNC_FILES: usize = 1024;
 /// same bytes. A file appears whole, by rename. The root metadata comes last (of version 0.4 `.zattrs`, which makes an image of the group), so that
 /// nobody takes an unfinished store for a finished one; [`inspect`] tells ours from a stranger's.
 ///
-/// Memory: per write under way, one chunk, and the encoded shard; a bit per shard; at most 32 MiB of files that are not yet on the disk.
+/// Memory: per write under way, one chunk, and the encoded shard; a bit per shard; at most 16 MiB of files that are not yet on the disk.
 #[derive(Debug)]
 pub struct ZarrImage {
     path: PathBuf,
@@ -97,7 +97,10 @@ impl ZarrImage {
             }
         };
         // Where the file system knows no locks, two processes still cannot both make the marker.
-        let _ = marker.try_lock();
+        if matches!(marker.try_lock(), Err(fs::TryLockError::WouldBlock)) {
+            // Somebody took it for what a process that was killed has left, and is removing it.
+            return Err(Error::usage(path, "another process is writing a store there"));
+        }
         let mut store = Self::new(path, image, ledger, marker);
         if let Err(error) = store.describe_levels() {
             // The lock goes before the store; the first error is the one to report.
@@ -183,14 +186,14 @@ impl ZarrImage {
     /// If the disk refuses, then and for ever after: what it holds is no longer known.
     fn bring_to_disk(&self) -> Result<()> {
         let _turn = self.sync_turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let files = {
+        // What is on its way counts until it has arrived: whoever writes meanwhile waits rather than dirty more pages.
+        let (files, bytes) = {
             let mut unsynced = self.unsynced();
             if unsynced.failed {
                 let source = std::io::Error::other("an earlier write did not reach the disk");
                 return Err(Error::io(&self.path, source));
             }
-            unsynced.bytes = 0;
-            std::mem::take(&mut unsynced.files)
+            (std::mem::take(&mut unsynced.files), unsynced.bytes)
         };
         let bring = || {
             let mut folders = BTreeSet::new();
@@ -200,7 +203,11 @@ impl ZarrImage {
             }
             folders.into_iter().try_for_each(folder::sync_folder)
         };
-        bring().inspect_err(|_| self.unsynced().failed = true)
+        let brought = bring();
+        let mut unsynced = self.unsynced();
+        unsynced.bytes -= bytes;
+        unsynced.failed |= brought.is_err();
+        brought
     }
 
     /// The file of a shard, or in version 0.4 what messages call its group of chunks: the level.

@@ -1,6 +1,6 @@
 //! What a run did, in numbers with units.
 
-mod base64;
+pub(crate) mod base64;
 mod html;
 mod page;
 mod pictures;

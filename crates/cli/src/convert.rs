@@ -1,0 +1,74 @@
+//! `microtome convert`
+
+use std::io::Write;
+
+use anyhow::{Context, Result};
+use microtome::io::Level;
+use microtome::io::store::Encoding;
+use microtome::{Conversion, ConvertOptions, Existing, LabelImage};
+use serde_json::json;
+
+use crate::args;
+use crate::failure;
+use crate::progress::{Progress, Quiet};
+use crate::signals;
+
+pub(crate) fn run(args: &args::Convert) -> Result<()> {
+    signals::watch().context("signals cannot be watched")?;
+    let (source, output) = (&args.source, &args.output);
+    let slide = args.opening.open(source)?;
+    let name = source.file_name().unwrap_or(source.as_os_str()).to_string_lossy().into_owned();
+    let progress = Progress::new(name, if args.quiet { Quiet::Yes } else { Quiet::No });
+    let existing = match (args.overwrite, args.no_resume) {
+        (true, _) => Existing::Replace,
+        (false, true) => Existing::Restart,
+        (false, false) => Existing::Keep,
+    };
+    let converted = microtome::convert(slide.as_ref(), output, &options(args), existing, &progress);
+    progress.finish();
+    let converted = converted.map_err(|error| {
+        let error = anyhow::Error::from(error);
+        let line = failure::line(&error);
+        // Whatever names neither file is about the slide.
+        let named = [source, output].iter().any(|path| line.contains(&*path.to_string_lossy()));
+        if named { error } else { error.context(source.display().to_string()) }
+    })?;
+    if let Conversion::Done(summary) = &converted {
+        summary.notes.iter().for_each(|note| failure::say(&format!("note: {}: {note}", source.display())));
+    }
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", json!({ "slide": source, "output": output, "outcome": converted }))?;
+    } else if !args.quiet {
+        match &converted {
+            Conversion::Done(summary) => {
+                writeln!(out, "{}\n{summary}\nwritten to {}", source.display(), output.display())?;
+            }
+            Conversion::AlreadyDone => {
+                writeln!(out, "{}: done already, in {}", source.display(), output.display())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn options(args: &args::Convert) -> ConvertOptions {
+    let mut options = ConvertOptions::default();
+    options.encoding = Encoding { format: args.format, compression: args.compression };
+    options.chunk = args.chunk;
+    options.shard = args.shard;
+    options.reduction = args.reduction.into();
+    options.levels = args.levels.unwrap_or_default();
+    options.level = Level(args.level);
+    options.rect = args.rect;
+    options.mpp = args.mpp;
+    options.associated = !args.no_associated;
+    options.label_image = if args.label_image { LabelImage::Kept } else { LabelImage::LeftOut };
+    options.name.clone_from(&args.name);
+    if let Some(memory) = args.memory {
+        options.memory = memory.0;
+    }
+    options.threads = args.threads;
+    options.sync_every = args.sync_every;
+    options
+}
