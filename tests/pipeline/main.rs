@@ -8,6 +8,7 @@ mod bundled;
 mod constant;
 mod crop;
 mod damage;
+mod deepzoom;
 mod determinism;
 mod ensemble;
 mod function;

@@ -75,6 +75,7 @@ fn name(phase: Phase) -> &'static str {
         Phase::Segmentation => "segmentation",
         Phase::Validation => "validation",
         Phase::Postprocessing => "postprocessing",
+        Phase::Tiles => "tiles",
     }
 }
 
