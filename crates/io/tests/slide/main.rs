@@ -6,6 +6,7 @@ mod colors;
 mod corpus;
 mod dicom;
 mod jpeg2000;
+mod jpeg_tiles;
 mod ndpi;
 mod ome;
 mod openslide;

@@ -65,6 +65,7 @@ impl Header {
     }
 }
 
+const SOF0: u8 = 0xc0;
 const SOI: u8 = 0xd8;
 const EOI: u8 = 0xd9;
 const SOS: u8 = 0xda;
@@ -115,6 +116,24 @@ pub(crate) fn looks_like_ycbcr(data: &[u8]) -> bool {
 pub(crate) fn decode(tables: Option<&[u8]>, data: &[u8], expected: Header, color: Color) -> Result<Vec<u8>, String> {
     let stream = assemble(tables, data, expected, color)?;
     decoder::decode(&stream, expected)
+}
+
+/// The stream that [`decode`] would decode, as a file of its own, or `None` if it is not baseline coding of 8 bits (SOF0), which is all that
+/// some viewers take. Nothing in it is decoded.
+pub(crate) fn whole_baseline(
+    tables: Option<&[u8]>,
+    data: &[u8],
+    expected: Header,
+    color: Color,
+) -> Result<Option<Vec<u8>>, String> {
+    let stream = assemble(tables, data, expected, color)?;
+    for segment in Segments::new(&stream)? {
+        let marker = segment?.marker;
+        if is_frame(marker) {
+            return Ok((marker == SOF0).then_some(stream));
+        }
+    }
+    Ok(None)
 }
 
 /// Puts together the stream that the decoder gets.
