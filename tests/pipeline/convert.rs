@@ -221,7 +221,8 @@ fn a_rectangle_of_a_level_lies_where_it_lay() {
     let [finest, next] = [store.info().levels[0], store.info().levels[1]];
     assert_eq!(finest.mpp, Some(Microns { x: 0.5, y: 0.52 }));
     assert_eq!(finest.translation, Translation { x: 74.5 * 0.25, y: 42.5 * 0.26 });
-    assert_eq!(next.translation, Translation { x: 75.5 * 0.25, y: 43.5 * 0.26 });
+    let near = |a: f64, b: f64| (a - b).abs() < 1e-12;
+    assert!(near(next.translation.x, 75.5 * 0.25) && near(next.translation.y, 43.5 * 0.26), "{next:?}");
 
     // The user's word counts.
     let path = folder.path().join("given.ome.zarr");
@@ -291,9 +292,10 @@ fn real_files_are_converted_without_loss() {
     for (n, (name, least)) in [
         ("slides/svs/CMU-1-Small-Region.svs", (SampleType::U8, 3)),
         ("slides/ndpi/test3-DAPI-2-387.ndpi", (SampleType::U8, 1)),
-        ("slides/ome-tiff/viv/sites_avivator_data_multi-channel.ome.tif", (SampleType::U8, 2)),
-        ("zarr/ome-zarr-fiji-java/pyramid_testing/pyramid_v4.zarr", (SampleType::U8, 1)),
-        ("zarr/ome-zarr-fiji-java/pyramid_testing/pyramid_v5.zarr", (SampleType::U8, 1)),
+        ("zarr/zarrs/sharded_array_write_read.zarr/group/array", (SampleType::U16, 1)),
+        ("slides/dicom/highdicom/sm_image.dcm", (SampleType::U8, 3)),
+        ("zarr/ome-zarr-fiji-java/3d_testing/xyc/3d_dataset_v4.ome.zarr", (SampleType::U8, 3)),
+        ("zarr/ome-zarr-fiji-java/3d_testing/xyc/3d_dataset_v5.ome.zarr", (SampleType::U8, 3)),
     ]
     .into_iter()
     .enumerate()
