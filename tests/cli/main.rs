@@ -3,6 +3,7 @@
 //! Everything here starts the built binary. Slides are small pictures, the model is the bundled one.
 
 mod converting;
+mod deepzoom;
 mod faults;
 mod kills;
 mod labels;

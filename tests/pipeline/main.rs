@@ -9,6 +9,7 @@ mod constant;
 mod convert;
 mod crop;
 mod damage;
+mod deepzoom;
 mod determinism;
 mod ensemble;
 mod formats;

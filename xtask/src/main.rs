@@ -29,8 +29,9 @@ usage: cargo xtask COMMAND
   test [--no-python]   every test that needs no network beyond the package registries
   check [--full]       format, lints, docs, licences, CUDA lint; --full compares with nnU-Net itself (several GB of PyTorch)
   bench NAME [OPTIONS] measures memory, overhead, seams, outofcore (beside nnU-Net and MONAI), net (the network alone, beside PyTorch),
-                       segment (a slide, beside nnU-Net) or read (slides alone, beside OpenSlide) into docs/benchmarks; Linux only
-                       --quick           less of it (memory, net, segment, read)
+                       segment (a slide, beside nnU-Net), read (slides alone, beside OpenSlide) or pyramid (OME-Zarr and DeepZoom,
+                       beside libvips) into docs/benchmarks; Linux only
+                       --quick           less of it (memory, net, segment, read, pyramid)
                        --slide PATH      a slide of yours, for read
                        --nets A,B,..     networks of net: stock, resenc, small, nuclei
                        --sizes N,N,..    widths of slides, or sides of pictures

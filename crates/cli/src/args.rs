@@ -29,8 +29,8 @@ pub(crate) enum Command {
     /// Turn a slide into an OME-Zarr image with every level
     #[command(args_override_self = true)]
     Convert(Box<Convert>),
-    /// Make a small picture of a slide or mask
-    Preview(Preview),
+    /// Make a small picture of a slide or mask, or a DeepZoom image
+    Preview(Box<Preview>),
     /// Say what is known of a slide or store without decoding it
     Info(Info),
     /// Decode every tile of a slide, or every chunk of a store, and name those that are bad
@@ -440,20 +440,55 @@ pub(crate) struct Preview {
     #[arg(value_name = "SLIDE|STORE")]
     pub(crate) source: PathBuf,
 
-    /// The picture: .png, .jpg or .webp
+    /// The picture: .png, .jpg or .webp; or .dzi for a DeepZoom image, whose tiles go into NAME_files beside it
     #[arg(value_name = "OUT")]
     pub(crate) output: PathBuf,
 
     #[command(flatten)]
     pub(crate) opening: Opening,
 
-    /// Longest side in pixels
-    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=32768))]
-    pub(crate) size: u64,
+    /// Quality of JPEG pictures and tiles, 1 to 100
+    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) quality: u8,
 
-    /// Outline the regions of this mask on the slide
+    #[command(flatten)]
+    pub(crate) picture: Picture,
+
+    #[command(flatten)]
+    pub(crate) deep_zoom: DeepZoom,
+
+    /// No progress, no summary
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// What a picture shows.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Pictures")]
+pub(crate) struct Picture {
+    /// Longest side in pixels, without legend and scale bar [default: 1024]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=32768))]
+    pub(crate) size: Option<u64>,
+
+    /// Draw this mask on the slide
     #[arg(long, value_name = "MASK")]
     pub(crate) overlay: Option<PathBuf>,
+
+    /// outline: the edges of its regions; fill: all of them
+    #[arg(long, value_enum, value_name = "outline|fill", requires = "overlay")]
+    pub(crate) style: Option<Style>,
+
+    /// With --style fill, how much of the colour is the class's, 0 to 1 [default: 0.5]
+    #[arg(long, value_name = "FRACTION", requires = "style", value_parser = fraction)]
+    pub(crate) opacity: Option<f64>,
+
+    /// Name the classes of the mask below the picture, with their colours and codes
+    #[arg(long)]
+    pub(crate) legend: bool,
+
+    /// Draw a bar of a round length below the picture
+    #[arg(long)]
+    pub(crate) scale_bar: bool,
 
     /// Outline this region of interest on the slide, as `segment` takes it, or `auto`: the tissue
     #[arg(long, value_name = "FILE|auto")]
@@ -462,10 +497,61 @@ pub(crate) struct Preview {
     /// Which of its values are wanted: numbers, names of classes, or `any`
     #[arg(long, value_name = "VALUE,..", value_delimiter = ',', requires = "roi")]
     pub(crate) roi_value: Vec<String>,
+}
 
-    /// Quality of JPEG pictures, 1 to 100
-    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100))]
-    pub(crate) quality: u8,
+/// How a DeepZoom image is made.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "DeepZoom (.dzi)")]
+pub(crate) struct DeepZoom {
+    /// Side of a tile in pixels, without its overlap [default: 254; with --copy-tiles that of the slide's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) tile_size: Option<u32>,
+
+    /// Pixels that a tile has of its neighbours on each side [default: 1; with --copy-tiles 0]
+    #[arg(long, value_name = "N")]
+    pub(crate) overlap_pixels: Option<u32>,
+
+    /// What tiles are written as; png and webp are without loss [default: jpg, of masks png]
+    #[arg(long, value_enum, value_name = "jpg|png|webp")]
+    pub(crate) tile_format: Option<TileFormat>,
+
+    /// Chroma of JPEG tiles: one sample for four pixels, or one for each [default: 4:2:0]
+    #[arg(long, value_enum, value_name = "4:2:0|4:4:4")]
+    pub(crate) subsampling: Option<Subsampling>,
+
+    /// Copy JPEG tiles of the slide as they are, where they are whole tiles of the same size without overlap
+    #[arg(long)]
+    pub(crate) copy_tiles: bool,
+
+    /// Threads [default: one per core]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) threads: Option<usize>,
+
+    /// Replace a DeepZoom image that is there already, finished or not
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Style {
+    Outline,
+    Fill,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum TileFormat {
+    #[value(alias = "jpeg")]
+    Jpg,
+    Png,
+    Webp,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Subsampling {
+    #[value(name = "4:2:0")]
+    Halved,
+    #[value(name = "4:4:4")]
+    Full,
 }
 
 #[derive(Debug, Args)]
@@ -771,6 +857,10 @@ fn positive(text: &str) -> Result<f64, String> {
         Ok(mpp) if mpp > 0.0 && mpp.is_finite() => Ok(mpp),
         _ => Err("micrometres per pixel, such as 0.5".into()),
     }
+}
+
+fn fraction(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|value| (0.0..=1.0).contains(value)).ok_or_else(|| "a number from 0 to 1".into())
 }
 
 fn seconds(text: &str) -> Result<std::time::Duration, String> {

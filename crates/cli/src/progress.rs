@@ -76,6 +76,7 @@ fn name(phase: Phase) -> &'static str {
         Phase::Validation => "validation",
         Phase::Conversion => "conversion",
         Phase::Postprocessing => "postprocessing",
+        Phase::Tiles => "tiles",
     }
 }
 

@@ -19,6 +19,8 @@ pub enum Phase {
     Conversion,
     /// A finished mask through a change of the whole.
     Postprocessing,
+    /// Tiles of a DeepZoom image. Pixels that are counted are those that are read, of the slide and of the levels between.
+    Tiles,
 }
 
 /// Watches a run. Its methods are called from several threads and should return at once.

@@ -11,6 +11,7 @@ mod memory;
 mod net;
 mod outofcore;
 mod overhead;
+mod pyramid;
 mod python;
 mod read;
 mod report;
@@ -145,7 +146,7 @@ enum Programs {
 
 /// Runs the bench that the first argument names.
 pub(crate) fn run(workspace: &Workspace, arguments: &[&str]) -> Result<()> {
-    const NAMES: &str = "memory, overhead, seams, outofcore, net, segment, read";
+    const NAMES: &str = "memory, overhead, seams, outofcore, net, segment, read, pyramid";
     let (name, arguments) = arguments.split_first().with_context(|| format!("bench takes a name: {NAMES}"))?;
     let run: fn(&Bench<'_>) -> Result<()> = match *name {
         "memory" => memory::run,
@@ -155,6 +156,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[&str]) -> Result<()> {
         "net" => net::run,
         "segment" => segment::run,
         "read" => read::run,
+        "pyramid" => pyramid::run,
         other => bail!("no bench is called {other}: {NAMES}"),
     };
     let programs = if *name == "read" { Programs::ReadSlide } else { Programs::Microtome };
@@ -238,6 +240,13 @@ impl<'a> Bench<'a> {
         command
     }
 
+    /// Another command of the program under test, without progress.
+    fn microtome(&self, name: &str) -> Command {
+        let mut command = Command::new(self.binaries.join("microtome"));
+        command.args([name, "--quiet", "--threads"]).arg(self.threads());
+        command
+    }
+
     /// Segments with a formula in place of a network.
     fn cheap_model(&self, slide: &Path) -> Command {
         let mut command = Command::new(self.binaries.join("examples/cheap_model"));
@@ -282,6 +291,11 @@ impl<'a> Bench<'a> {
         self.work.join("out/mask.ome.zarr")
     }
 
+    /// The folder of [`Self::output`], which [`Self::clear`] empties.
+    fn outputs(&self) -> Result<PathBuf> {
+        folder_of(&self.output())
+    }
+
     /// Measures a command that writes to [`Self::output`], which it finds absent.
     fn measure(&self, command: &mut Command) -> Result<Run> {
         self.clear()?;
@@ -290,7 +304,7 @@ impl<'a> Bench<'a> {
 
     /// Removes what was written to [`Self::output`] and beside it.
     fn clear(&self) -> Result<()> {
-        let folder = folder_of(&self.output())?;
+        let folder = self.outputs()?;
         if folder.exists() {
             std::fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
         }

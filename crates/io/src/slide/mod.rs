@@ -50,7 +50,7 @@ pub use check::{Checked, check};
 pub(crate) use codec::{jpeg, jpeg2000};
 pub use open::{Backend, OpenOptions, open, open_bytes};
 
-use crate::{Downsample, Error, Level, Microns, Pixels, Rect, Result, SampleType, Size};
+use crate::{Downsample, Error, Level, Microns, Pixels, Rect, Result, SampleType, Size, TileCoord};
 
 /// One resolution of a slide.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -272,6 +272,20 @@ pub trait SlideReader: Send + Sync + std::fmt::Debug {
     fn tiles(&self, level: Level) -> Result<Box<dyn Iterator<Item = Rect> + '_>> {
         let LevelInfo { size, tile, .. } = *self.info().level(level)?;
         Ok(Box::new(mosaic::cells(size.rect(), size, tile).map(move |at| at.rect(tile))))
+    }
+
+    /// A stored tile as a JPEG file of its own, as browsers and picture viewers take it: the tile's own scans, not decoded, with the tables
+    /// that tiles share and the mark that says what its channels are. Column and row count tiles of [`LevelInfo::tile`] from the top left corner
+    /// of the level; the picture has that size, also where the tile sticks out of the level.
+    ///
+    /// `None` where the file stores no such tile, stores it in another way than baseline JPEG, or where its pixels are not those that
+    /// [`read_region`](Self::read_region) gives: a level made while reading, one of several parts, converted colours.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a level that does not exist, [`Error::Tile`] where the stream is damaged as far as that is seen without decoding.
+    fn jpeg_tile(&self, level: Level, tile: TileCoord) -> Result<Option<Vec<u8>>> {
+        let _ = tile;
+        self.info().level(level).map(|_| None)
     }
 
     /// Says that a rectangle will be read soon, so that the system can fetch its bytes meanwhile. Returns at once; where it cannot help, it does nothing.

@@ -230,6 +230,19 @@ impl SlideReader for Pyramid {
         })))
     }
 
+    fn jpeg_tile(&self, level: Level, tile: TileCoord) -> Result<Option<Vec<u8>>> {
+        self.info.level(level)?;
+        let layer = &self.layers[level.0];
+        let [part] = &layer.parts[..] else { return Ok(None) };
+        let cell = part.raster.shape().cell;
+        let cells = part.visible(layer.size).cells(cell);
+        let is_cell = (part.x, part.y) == (0, 0) && part.raster.grid() == cell.into();
+        if !layer.stored || !is_cell || tile.column >= cells.width || tile.row >= cells.height {
+            return Ok(None);
+        }
+        part.raster.jpeg(tile).map_err(|error| at_tile(error, level, tile))
+    }
+
     fn icc_profile(&self) -> Option<&[u8]> {
         self.icc_profile.as_deref()
     }

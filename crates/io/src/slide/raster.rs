@@ -49,6 +49,16 @@ pub(crate) trait Raster: Send + Sync + std::fmt::Debug {
     /// [`Error::Format`](crate::Error::Format) if it cannot be decoded. It is for the caller to say which cell that was.
     fn decode(&self, cell: TileCoord) -> Result<Option<Pixels>>;
 
+    /// A cell as a JPEG file of its own, not decoded, as large as a cell also where it sticks out; `None` where it is left out, or not
+    /// stored as baseline JPEG of exactly the pixels that [`decode`](Self::decode) gives.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode), as far as faults are seen without decoding.
+    fn jpeg(&self, cell: TileCoord) -> Result<Option<Vec<u8>>> {
+        let _ = cell;
+        Ok(None)
+    }
+
     /// Says that a cell will be wanted soon, so that the system can fetch its bytes meanwhile.
     fn prefetch(&self, cell: TileCoord) {
         let _ = cell;
@@ -67,6 +77,10 @@ impl<T: Raster> Raster for Arc<T> {
 
     fn grid(&self) -> Grid {
         (**self).grid()
+    }
+
+    fn jpeg(&self, cell: TileCoord) -> Result<Option<Vec<u8>>> {
+        (**self).jpeg(cell)
     }
 
     fn prefetch(&self, cell: TileCoord) {

@@ -7,6 +7,7 @@ mod corpus;
 mod dicom;
 mod jpeg;
 mod jpeg2000;
+mod jpeg_tiles;
 mod ndpi;
 mod ome;
 mod openslide;

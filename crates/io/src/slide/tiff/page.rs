@@ -1,7 +1,7 @@
 //! A directory as a picture: what its samples are, and how one tile or strip is decoded.
 
 use super::ifd::Ifd;
-use super::layout::Layout;
+use super::layout::{Cut, Layout};
 use super::{Container, Tag};
 use crate::pixels::Samples;
 use crate::slide::alpha::{Alpha, Channel, over_white};
@@ -174,19 +174,7 @@ impl Page {
         let channels = if planar { 1 } else { self.stored_channels };
         match self.compression {
             Compression::Jpeg => {
-                let side =
-                    |pixels: u64| u16::try_from(pixels).map_err(|_| format!("JPEG: no side is {pixels} pixels long"));
-                let expected = codec::jpeg::Header {
-                    width: side(size.width)?,
-                    height: side(size.height)?,
-                    components: channels as u8,
-                };
-                let color = match self.color {
-                    _ if planar => codec::jpeg::Color::Grey,
-                    Color::Rgb => codec::jpeg::Color::Rgb,
-                    Color::YCbCr => codec::jpeg::Color::YCbCr,
-                    Color::Grey | Color::InvertedGrey => codec::jpeg::Color::Grey,
-                };
+                let (expected, color) = self.jpeg_header(size)?;
                 return codec::jpeg::decode(self.jpeg_tables.as_deref(), data, expected, color).map(Samples::U8);
             }
             Compression::Jpeg2000 | Compression::Jpeg2000YCbCr | Compression::Jpeg2000Rgb => {
@@ -233,6 +221,24 @@ impl Page {
                 Samples::U16(samples)
             }
         })
+    }
+
+    /// What a JPEG stream of this size must say, and what its channels are.
+    fn jpeg_header(&self, size: Size) -> Result<(codec::jpeg::Header, codec::jpeg::Color), String> {
+        let planar = self.layout.planes > 1;
+        let side = |pixels: u64| u16::try_from(pixels).map_err(|_| format!("JPEG: no side is {pixels} pixels long"));
+        let expected = codec::jpeg::Header {
+            width: side(size.width)?,
+            height: side(size.height)?,
+            components: if planar { 1 } else { self.stored_channels as u8 },
+        };
+        let color = match self.color {
+            _ if planar => codec::jpeg::Color::Grey,
+            Color::Rgb => codec::jpeg::Color::Rgb,
+            Color::YCbCr => codec::jpeg::Color::YCbCr,
+            Color::Grey | Color::InvertedGrey => codec::jpeg::Color::Grey,
+        };
+        Ok((expected, color))
     }
 
     /// The samples of all planes, those of a pixel side by side; `None` if the file leaves the piece out.
@@ -308,6 +314,22 @@ impl Raster for Page {
             Samples::U8(samples) => Pixels::from_u8(size, self.shape.channels, self.interpret(samples)),
             Samples::U16(samples) => Pixels::from_u16(size, self.shape.channels, self.interpret(samples)),
         }))
+    }
+
+    fn jpeg(&self, tile: TileCoord) -> Result<Option<Vec<u8>>> {
+        let file = &self.file;
+        // Strips end where the page does; alpha and inverted greys are undone after decoding.
+        let as_decoded = self.layout.planes == 1 && self.alpha.is_none() && self.color != Color::InvertedGrey;
+        if self.compression != Compression::Jpeg || self.layout.cut != Cut::Tiles || !as_decoded {
+            return Ok(None);
+        }
+        let Some(data) = self.layout.bytes(file, tile, 0)? else { return Ok(None) };
+        let stream = self.jpeg_header(self.layout.stored_size(tile)).and_then(|(expected, color)| {
+            codec::jpeg::whole_baseline(self.jpeg_tables.as_deref(), &data, expected, color)
+        });
+        // Bytes that vanished meanwhile read as zeros: what is said of them does not count then.
+        file.source().still_whole()?;
+        stream.map_err(|what| Error::format(file.path(), what))
     }
 
     fn prefetch(&self, tile: TileCoord) {

@@ -68,7 +68,8 @@ impl Header {
     }
 }
 
-/// Frame header of a progressive picture.
+/// Frame headers of baseline and of progressive coding.
+const SOF0: u8 = 0xc0;
 const SOF2: u8 = 0xc2;
 const DHT: u8 = 0xc4;
 const SOI: u8 = 0xd8;
@@ -145,6 +146,24 @@ fn decode_into(stream: &[u8], header: Header, samples: &mut [u8]) -> Result<(), 
     } else {
         sequential::decode_into(stream, header, samples)
     }
+}
+
+/// The stream that [`decode`] would decode, as a file of its own, or `None` if it is not baseline coding of 8 bits (SOF0), which is all that
+/// some viewers take. Nothing in it is decoded.
+pub(crate) fn whole_baseline(
+    tables: Option<&[u8]>,
+    data: &[u8],
+    expected: Header,
+    color: Color,
+) -> Result<Option<Vec<u8>>, String> {
+    let stream = assemble(tables, data, expected, color)?;
+    for segment in Segments::new(&stream)? {
+        let marker = segment?.marker;
+        if is_frame(marker) {
+            return Ok((marker == SOF0).then_some(stream));
+        }
+    }
+    Ok(None)
 }
 
 /// Puts together the stream that the decoder gets.
