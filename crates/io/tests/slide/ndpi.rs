@@ -49,8 +49,8 @@ struct Allowed {
     made: (u8, f64),
 }
 
-const FULL: Allowed = Allowed { stored: (0, 0.0), made: (13, 0.55) };
-const SUBSAMPLED: Allowed = Allowed { stored: (0, 0.0), made: (16, 2.0) };
+const FULL: Allowed = Allowed { stored: (0, 0.0), made: (13, 0.53) };
+const SUBSAMPLED: Allowed = Allowed { stored: (0, 0.0), made: (15, 1.97) };
 
 /// Compares what OpenSlide says and shows, and each level by itself.
 #[track_caller]
@@ -134,9 +134,10 @@ fn colours_with_coarser_chroma() {
 }
 
 /// OpenSlide 4.0.1 reads no such slide: its decoder looks for the row below, for chroma in between, and finds the end of the interval.
-/// tifffile decodes interval by interval as well.
+/// The intervals that tifffile finds are decoded one by one, as both do otherwise. (As a whole, chroma at their edges would take from the
+/// neighbours: `asarray` is off by up to 11 there.)
 #[test]
-fn colours_with_chroma_coarser_both_ways_are_tifffiles() {
+fn intervals_with_chroma_coarser_both_ways_are_libjpegs() {
     let Some(python) = std::env::var_os("MICROTOME_PYTHON") else {
         return microtome_testkit::skip(
             "MICROTOME_PYTHON names no interpreter with tifffile; `cargo xtask test` makes one",
@@ -147,17 +148,26 @@ fn colours_with_chroma_coarser_both_ways_are_tifffiles() {
     // 128 pixels: cells of 4 by 32 intervals.
     let written = NdpiSlide { chroma: Chroma::Half, interval: 8, ..coloured() };
     written.write(&path).unwrap();
-    let script = "import sys, tifffile\nopen(sys.argv[2], 'wb').write(tifffile.TiffFile(sys.argv[1]).pages[0].asarray().tobytes())";
+    let script = r#"
+import sys, imagecodecs, numpy, tifffile
+page = tifffile.TiffFile(sys.argv[1]).pages[0]
+pixels = numpy.zeros(page.shape, numpy.uint8)
+height, width, columns = page.tilelength, page.tilewidth, page.imagewidth // page.tilewidth
+for number, (offset, length) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
+    page.parent.filehandle.seek(offset)
+    interval = page.parent.filehandle.read(length)[:-2]
+    y, x = number // columns * height, number % columns * width
+    pixels[y : y + height, x : x + width] = imagecodecs.jpeg8_decode(page.jpegheader + interval + b"\xff\xd9")
+open(sys.argv[2], "wb").write(pixels.tobytes())
+"#;
     let output = std::process::Command::new(&python).arg("-c").arg(script).args([&path, &pixels]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let theirs = std::fs::read(&pixels).unwrap();
     let ours = whole(&*slide(&path), 0);
     let ours = ours.as_u8().unwrap();
     assert_eq!(ours.len(), theirs.len());
-    let off = ours.iter().zip(&theirs).map(|(ours, theirs)| u64::from(ours.abs_diff(*theirs)));
-    let (max, mean) = (off.clone().max().unwrap(), off.sum::<u64>() as f64 / ours.len() as f64);
-    eprintln!("chroma coarser both ways: off by {max} at most, {mean} in the mean");
-    assert_eq!(max, 0, "{mean} in the mean");
+    let furthest = ours.iter().zip(&theirs).map(|(ours, theirs)| ours.abs_diff(*theirs)).max();
+    assert_eq!(furthest, Some(0));
 }
 
 #[test]
