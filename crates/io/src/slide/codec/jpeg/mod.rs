@@ -535,7 +535,7 @@ mod speed {
                     for stream in streams.iter().cycle().take(PASSES * streams.len()) {
                         decode(stream, header, &mut samples).unwrap();
                     }
-                    times.push((spent() - before).as_secs_f64());
+                    times.push(spent().saturating_sub(before).as_secs_f64());
                 }
             }
             let pixels = streams.len() as f64 * header.samples() as f64 / 3.0;
