@@ -385,8 +385,7 @@ pub(super) fn behind(path: &Path, transforms: &[Component]) -> Result<Postproces
                         "num_classes",
                     ],
                 )?;
-                let threshold = match value("threshold")? {
-                    Some(Value::Bool(false)) => None,
+                let threshold = match value("threshold")?.filter(|v| **v != Value::Bool(false)) {
                     Some(value) => Some(value.as_f64()),
                     None if flag("threshold_values")? => Some(Some(object.number("logit_thresh")?.unwrap_or(0.5))),
                     None => None,
