@@ -94,7 +94,12 @@ const SUBJECTS: [fn(StoredImage) -> Subject; 7] =
 fn what_is_written_is_read_back() {
     // One pixel, one row, less than a chunk, exactly a shard, odd, several shards.
     let sizes = [(1, 1), (1, 77), (13, 7), (32, 24), (33, 25), (101, 50), (200, 131)];
-    for (make, (width, height)) in SUBJECTS.iter().flat_map(|make| sizes.map(|size| (make, size))) {
+    // Each chunk of the older version is a file: the largest picture would be thousands.
+    let subjects = SUBJECTS
+        .iter()
+        .enumerate()
+        .flat_map(|(n, make)| sizes[..if n < 4 { 7 } else { 6 }].iter().map(move |size| (make, *size)));
+    for (make, (width, height)) in subjects {
         for image in images(Size::new(width, height), 3) {
             let levels: Vec<_> = (0..3).map(|n| content(&image, Level(n), width + n as u64 + 1)).collect();
             let sink = make(image);

@@ -137,12 +137,12 @@ fn other_programs_read_each_version_and_labels_in_their_image() {
 fn zarr_python_reads_every_form_pixel_for_pixel() {
     let folder = tempfile::tempdir().unwrap();
     let compressions = ["none", "gzip:1", "gzip:9", "zstd:1", "zstd:19", "blosc:1", "blosc:5", "blosc:9"];
-    let size = Size::new(230, 119);
     let mut paths = vec!["read".into()];
     let mut expected = Vec::new();
     for (format, compression) in [Format::V0_5, Format::V0_4].iter().flat_map(|f| compressions.map(|c| (*f, c))) {
         for sample in [SampleType::U8, SampleType::U16] {
-            for (kind, image) in [("labels", image(size, 2, sample)), ("picture", picture(size, 2, sample, 3))] {
+            let (large, small) = (Size::new(230, 119), Size::new(75, 43));
+            for (kind, image) in [("labels", image(large, 2, sample)), ("picture", picture(small, 2, sample, 3))] {
                 // Chunks that Blosc cuts into several blocks, and some that it does not.
                 let mut image = encoded(image, format, compression);
                 image.chunk = if kind == "labels" { Size::new(512, 512) } else { Size::new(16, 8) };
@@ -158,7 +158,7 @@ fn zarr_python_reads_every_form_pixel_for_pixel() {
             }
         }
     }
-    let arguments: Vec<_> = paths.iter().map(|path| path.as_os_str()).collect();
+    let arguments: Vec<_> = paths.iter().map(std::ffi::OsString::as_os_str).collect();
     let Some(read) = corpus::python(&arguments) else {
         microtome_testkit::skip("MICROTOME_PYTHON names no interpreter with zarr");
         return;

@@ -190,8 +190,8 @@ fn a_channel_is_read_without_the_others() {
 #[test]
 fn the_same_pixels_give_the_same_files_and_no_others() {
     let folder = tempfile::tempdir().unwrap();
-    let labels = image(Size::new(300, 170), 4, SampleType::U8);
-    let wide = picture(Size::new(300, 170), 4, SampleType::U16, 2);
+    let labels = image(Size::new(150, 90), 4, SampleType::U8);
+    let wide = picture(Size::new(150, 90), 4, SampleType::U16, 2);
     let images = [labels, wide].into_iter().flat_map(|image| {
         let forms =
             [(Format::V0_5, "zstd:1"), (Format::V0_5, "blosc:1"), (Format::V0_4, "zstd:1"), (Format::V0_4, "gzip:6")];
@@ -509,7 +509,7 @@ fn version_0_4_tells_a_reader_the_same() {
         assert_eq!((&info.metadata, &info.attributes), (&image.metadata, &image.attributes));
         match &image.content {
             microtome_io::store::Content::Labels { classes } => assert_eq!(info.content.classes()[1..], *classes),
-            channels => assert_eq!(&info.content, channels),
+            channels @ microtome_io::store::Content::Image { .. } => assert_eq!(&info.content, channels),
         }
         for rect in [Rect::new(0, 0, 101, 50), Rect::new(-5, -9, 40, 30), Rect::new(90, 40, 30, 30)] {
             assert_eq!(store.read_region(Level(0), rect).unwrap(), cut(&levels[0], rect), "{rect}");
