@@ -43,7 +43,7 @@ fn ended(outcome: Result<Conversion>) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(30))]
+    #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
     fn whatever_is_left_when_the_power_fails_a_conversion_ends_with_the_same_bytes(
