@@ -40,7 +40,8 @@ fn a_region_is_segmented_and_shown() {
 
     // Outside the rectangle nothing, inside it what the whole run found.
     let pixels = |store: &Path| {
-        let picture = place.path("labels.png");
+        // A PNG would be transparent outside.
+        let picture = place.path("labels.webp");
         run(microtome().arg("preview").arg(store).arg(&picture)).ended(0);
         read(&picture).as_u8().unwrap().to_vec()
     };

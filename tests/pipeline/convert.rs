@@ -146,7 +146,7 @@ fn every_level_is_half_of_the_one_before() {
 #[test]
 fn neither_threads_nor_memory_nor_order_change_a_byte() {
     let folder = tempfile::tempdir().unwrap();
-    let slide = SyntheticSlide::new(Size::new(300, 211), 4).with_levels(&[0]);
+    let slide = SyntheticSlide::new(Size::new(300, 211), 4).with_levels(&[0]).with_tile(Size::new(32, 32));
     let expected = folder.path().join("expected.ome.zarr");
     let plan = converted(&slide, &options(), &expected).plan;
     assert_eq!(plan.order, VisitingOrder::Z);
@@ -320,7 +320,7 @@ fn real_files_are_converted_without_loss() {
 #[test]
 fn a_conversion_that_is_stopped_anywhere_goes_on_to_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
-    let slide = SyntheticSlide::new(Size::new(300, 330), 5).with_tissue_everywhere();
+    let slide = SyntheticSlide::new(Size::new(300, 330), 5).with_tissue_everywhere().with_tile(Size::new(48, 48));
     let expected = folder.path().join("whole.ome.zarr");
     converted(&slide, &options(), &expected);
     let area = 300 * 330;

@@ -33,7 +33,7 @@ pub(crate) fn run(args: &args::Convert) -> Result<()> {
         let named = [source, output].iter().any(|path| line.contains(&*path.to_string_lossy()));
         if named { error } else { error.context(source.display().to_string()) }
     })?;
-    if let Conversion::Done(summary) = &converted {
+    if let (Conversion::Done(summary), false) = (&converted, args.quiet) {
         summary.notes.iter().for_each(|note| failure::say(&format!("note: {}: {note}", source.display())));
     }
     let mut out = std::io::stdout().lock();

@@ -794,13 +794,13 @@ impl<'p> Segmenter<'p> {
             y: (target.downsample.y - 1.0) / 2.0 * level0.y,
         };
         let label = form.label.filter(|_| product == Product::Labels);
-        let levels = match label {
-            Some(place) => place.levels(),
-            None => {
+        let levels = label.map_or_else(
+            || {
                 let levels = level_sizes(target.size, self.settings.chunk).len();
                 StoreLevel { size: target.size, mpp: target.mpp, translation }.pyramid(levels)
-            }
-        };
+            },
+            LabelPlace::levels,
+        );
         let mut metadata = Map::new();
         let (name, method, content) = match product {
             Product::Labels => (

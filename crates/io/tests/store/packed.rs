@@ -199,7 +199,7 @@ fn zarr_python_reads_what_was_packed() {
         expected.push(corpus::levels(&OmeZarr::open(&path).unwrap()));
         paths.push(zip.into_os_string());
     }
-    let arguments: Vec<_> = paths.iter().map(|path| path.as_os_str()).collect();
+    let arguments: Vec<_> = paths.iter().map(std::ffi::OsString::as_os_str).collect();
     let Some(read) = corpus::python(&arguments) else {
         microtome_testkit::skip("MICROTOME_PYTHON names no interpreter with zarr");
         return;

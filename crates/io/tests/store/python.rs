@@ -158,7 +158,7 @@ fn zarr_python_reads_every_form_pixel_for_pixel() {
             }
         }
     }
-    let arguments: Vec<_> = paths.iter().map(|path| path.as_os_str()).collect();
+    let arguments: Vec<_> = paths.iter().map(std::ffi::OsString::as_os_str).collect();
     let Some(read) = corpus::python(&arguments) else {
         microtome_testkit::skip("MICROTOME_PYTHON names no interpreter with zarr");
         return;

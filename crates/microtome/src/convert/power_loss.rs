@@ -24,6 +24,7 @@ fn run(output: &Path, every: Duration, afterwards: &Path, call: usize, seed: u64
     };
     let slide = SyntheticSlide::new(Size::new(120, 152), 3)
         .with_levels(&[0, 2])
+        .with_tile(Size::new(32, 32))
         .with_tissue_everywhere()
         .with_associated("macro", Pixels::filled(Size::new(40, 20), SampleType::U8, &[7, 8, 9]));
     let run = output.with_extension("zarr.run");
