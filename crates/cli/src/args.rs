@@ -103,7 +103,7 @@ pub(crate) struct Segment {
     pub(crate) into: Option<PathBuf>,
 
     /// What the labels are called in the image [default: the model's name]
-    #[arg(long, value_name = "NAME", requires = "into")]
+    #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
 
     /// Version of OME-Zarr that is written: 0.5 (shards) or 0.4 (one file for each chunk) [default: 0.5, or that of the image]

@@ -137,6 +137,10 @@ impl Place {
 
 /// Each slide with the place of its mask.
 fn jobs(args: &args::Segment) -> Result<Vec<(PathBuf, Place)>> {
+    // clap does not ask for what conflicts with an argument that is there.
+    if args.name.is_some() && args.into.is_none() {
+        bail!("--name is what labels are called in an image, and goes with --into");
+    }
     let folder = match (&args.into, &args.output, args.slides.as_slice()) {
         (Some(image), _, [slide]) => return Ok(vec![(slide.clone(), Place::Image(image.clone()))]),
         (Some(_), _, slides) => {

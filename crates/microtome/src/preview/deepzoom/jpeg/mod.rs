@@ -164,11 +164,13 @@ fn halve_chroma(pixels: &[[u8; 3]], width: usize, blue: &mut [u8], red: &mut [u8
 }
 
 /// JFIF's luma, rounded: 0.299 R + 0.587 G + 0.114 B, in 16 bits behind the point.
+#[inline]
 fn luma_of([r, g, b]: [u8; 3]) -> u8 {
     ((19595 * u32::from(r) + 38470 * u32::from(g) + 7471 * u32::from(b) + (1 << 15)) >> 16) as u8
 }
 
 /// JFIF's chroma of a sum of `2^bits` pixels, rounded: blue and red.
+#[inline]
 fn chroma_of([r, g, b]: [u32; 3], bits: u32) -> [u8; 2] {
     // The offset of 128 keeps all sums positive; a half less a hair is added, so that pure blue and pure red stay within 255.
     let half = (128 << (16 + bits)) + (1 << (15 + bits)) - 1;
