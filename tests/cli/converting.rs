@@ -150,6 +150,8 @@ fn what_cannot_be_is_refused_with_a_sentence() {
     convert(&slide).refused(2, &["slide.svs", "there already"]);
     convert(place.folder.path()).refused(2, &["there already"]);
     convert(&place.path("missing/image.ome.zarr")).refused(4, &["missing", "No such file"]);
+    run(microtome().arg("convert").arg(&slide).arg(place.path("image.ozx")).args(["--format", "0.4", "--quiet"]))
+        .refused(2, &["image.ozx", "--format 0.4"]);
     run(microtome().arg("convert").arg(place.path("no.svs")).arg(&output)).refused(4, &["no.svs", "No such file"]);
     assert!(place.content() == before);
 }

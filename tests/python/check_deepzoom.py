@@ -229,6 +229,8 @@ def check(arguments):
         require(page is not None or not arguments.copied or number < len(pyramid) - 1, "the slide does not store level 0 in such tiles")
         if page is not None:
             tiles = check_copied(number, page, tiles, slide, arguments)
+        if not tiles:
+            continue  # all of it was copied
         said = check_lossless(number, tiles, level) if lossless else check_lossy(number, tiles, level, arguments)
         print(f"level {number}: {size[0]} x {size[1]}, {len(tiles)} tiles, {said}")
     print(f"{path.name} is the DeepZoom of {pathlib.Path(arguments.slide).name}")

@@ -252,7 +252,7 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
     let rounds = bench.options.rounds.unwrap_or(rounds);
     let mut report = bench.report("pyramid", TITLE);
     report.say(&format!(
-        "\n{} pixels, {} MiB, {} threads, {rounds} rounds",
+        "\n{}: {} MiB, {} threads, {rounds} rounds",
         narrow.name(),
         mebibytes(narrow.bytes()?),
         bench.options.threads
@@ -261,7 +261,7 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<()> {
     about(&mut report, &timed)?;
     times(&mut report, &narrow, &timed)?;
     let compared = Contender::PAIRS.map(|(ours, theirs)| [ours, theirs]).concat();
-    report.say(&format!("\n{} pixels, {} MiB: memory, one run each", wide.name(), mebibytes(wide.bytes()?)));
+    report.say(&format!("\n{}: {} MiB; memory, one run each", wide.name(), mebibytes(wide.bytes()?)));
     let widest = measure(bench, &mut report, &wide, &compared, 1)?;
     memory(&mut report, &timed, &widest)?;
     bench.clear()?;

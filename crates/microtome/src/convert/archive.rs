@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use microtome_io::Error as IoError;
-use microtome_io::store::{self, ImageSink, OmeZarr, ZarrImage};
+use microtome_io::store::{self, Format, ImageSink, OmeZarr, ZarrImage};
 use serde_json::{Map, Value};
 
 use super::{Conversion, Job, summary};
@@ -53,6 +53,12 @@ pub(super) fn write<S: ImageSink>(
     wrap: impl Fn(ZarrImage) -> S,
 ) -> Result<Conversion> {
     let start = Instant::now();
+    // Packing would refuse it, too, but after all the work.
+    if job.options.encoding.format == Format::V0_4 && output.extension().is_some_and(|e| e.eq_ignore_ascii_case("ozx"))
+    {
+        let message = "an .ozx file holds OME-Zarr 0.5: call it .ome.zarr.zip, or leave out --format 0.4";
+        return Err(Error::Usage(format!("{}: {message}", output.display())));
+    }
     let found = inspect(output)?;
     if let (Found::Ours(attributes), false) = (&found, existing == Existing::Replace) {
         return match job.fingerprint.differences(attributes) {
