@@ -91,7 +91,7 @@ fn a_signal_leaves_no_image_and_the_same_command_begins_again() {
     assert_eq!(line, "slide.tif: tiles\n");
     let sent = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(sent.success());
-    let said: Vec<String> = stderr.lines().map(|line| line.unwrap()).collect();
+    let said: Vec<String> = stderr.lines().map(Result::unwrap).collect();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{said:?}");
     let last = said.last().unwrap();
     for word in ["error: slide.dzi was not made", "slide_files", "--overwrite", "stopped"] {

@@ -74,8 +74,8 @@ fn read(path: &Path) -> Pixels {
 fn tiles(output: &Path) -> BTreeMap<String, Vec<u8>> {
     let folder = output.with_file_name(format!("{}_files", output.file_stem().unwrap().to_str().unwrap()));
     let mut found = BTreeMap::new();
-    for level in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
-        for tile in std::fs::read_dir(level.path()).unwrap().map(|entry| entry.unwrap()) {
+    for level in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        for tile in std::fs::read_dir(level.path()).unwrap().map(Result::unwrap) {
             let name = format!("{}/{}", level.file_name().to_str().unwrap(), tile.file_name().to_str().unwrap());
             found.insert(name, std::fs::read(tile.path()).unwrap());
         }
