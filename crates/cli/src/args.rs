@@ -350,8 +350,9 @@ pub(crate) struct Convert {
     pub(crate) chunk: u64,
 
     /// Side of a shard in pixels, an even multiple of the chunk: what one file of version 0.5 holds, and what is converted at once
-    #[arg(long, value_name = "PIXELS", default_value_t = 1024, allow_negative_numbers = true)]
-    pub(crate) shard: u64,
+    /// [default: the least multiple of the chunk from 1024 on]
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
+    pub(crate) shard: Option<u64>,
 
     /// What becomes of 2 x 2 pixels on the next level: their mean, the most frequent, the top left, the largest
     #[arg(long, value_enum, default_value_t = Reduction::Mean)]

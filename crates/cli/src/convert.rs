@@ -56,7 +56,9 @@ fn options(args: &args::Convert) -> ConvertOptions {
     let mut options = ConvertOptions::default();
     options.encoding = Encoding { format: args.format, compression: args.compression };
     options.chunk = args.chunk;
-    options.shard = args.shard;
+    // An odd chunk or one of 0 pixels is refused with the others.
+    options.shard =
+        args.shard.unwrap_or_else(|| options.shard.checked_next_multiple_of(args.chunk).unwrap_or(args.chunk));
     options.reduction = args.reduction.into();
     options.levels = args.levels.unwrap_or_default();
     options.level = Level(args.level);

@@ -180,12 +180,11 @@ fn options(args: &args::Preview, stored: Size, is_mask: bool) -> DeepZoomOptions
     options.tile_size = wanted.tile_size.unwrap_or(options.tile_size);
     options.overlap = wanted.overlap_pixels.unwrap_or(options.overlap);
     options.format = match wanted.tile_format {
-        Some(args::TileFormat::Jpg) => TileFormat::Jpeg,
         Some(args::TileFormat::Png) => TileFormat::Png,
         Some(args::TileFormat::Webp) => TileFormat::WebP,
         // Colours that mean something must not be blurred.
         None if is_mask => TileFormat::Png,
-        None => TileFormat::Jpeg,
+        Some(args::TileFormat::Jpg) | None => TileFormat::Jpeg,
     };
     options.subsampling = match wanted.subsampling {
         Some(args::Subsampling::Full) => Subsampling::Full,

@@ -22,7 +22,7 @@ pub struct Verification {
     pub unfinished: bool,
 }
 
-/// Reads every shard of a mask, and of the probabilities and the confidence that were written with it, and compares its SHA-256 with the
+/// Reads every shard of a mask, and of the probabilities and the confidence that were written with it, or of a converted image, and compares its SHA-256 with the
 /// journal in the folder `STORE.run` beside it.
 ///
 /// # Errors
@@ -32,7 +32,10 @@ pub fn verify(path: &Path) -> Result<Verification> {
         Found::Complete(_) => false,
         Found::Unfinished => true,
         Found::InUse => return Err(Error::InUse { path: path.into() }),
-        _ => return Err(Error::Usage(format!("{}: this is no mask of microtome's", path.display()))),
+        _ => {
+            let message = "this is no store of microtome's in a folder, with which a journal is kept";
+            return Err(Error::Usage(format!("{}: {message}", path.display())));
+        }
     };
     let journal = RunFolder::of(path).journal();
     let Some(record) = Journal::read(&journal)? else {

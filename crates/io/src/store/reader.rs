@@ -19,7 +19,7 @@ use super::region::Region;
 use super::{Channel, Content, StoreLevel, collection, ngff};
 use crate::bytes::{ByteSource, Memory, Positional, content_id};
 use crate::slide::{AssociatedImage, LevelInfo, Limits, Resolution, ResolutionSource, SlideInfo, SlideReader};
-use crate::{Error, Level, Pixels, Rect, Result, SampleType, Size};
+use crate::{Downsample, Error, Level, Pixels, Rect, Result, SampleType, Size};
 
 /// What a store says about itself.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -351,13 +351,29 @@ impl StoreInfo {
             }
         }
         SlideInfo {
-            levels: levels.map(|(l, array)| LevelInfo::new(finest.size, l.size, axes.plane(&array.chunk))).collect(),
+            levels: levels.map(|(l, array)| level_info(&finest, l, axes.plane(&array.chunk))).collect(),
             resolution: finest.mpp.map(|mpp| Resolution { mpp, source: ResolutionSource::OmeZarr }),
             channel_names,
             properties,
             ..SlideInfo::new(&self.path, "ome-zarr", finest.size, self.chunk, self.channels, self.sample)
         }
     }
+}
+
+/// A level with the downsample that its scale states, if rounding a size to whole pixels explains it, or else the ratio of the sizes. Where
+/// a size is odd the two differ: half of 5 pixels are 3, of which the last spans two that are not both there.
+fn level_info(finest: &StoreLevel, level: &StoreLevel, tile: Size) -> LevelInfo {
+    let mut info = LevelInfo::new(finest.size, level.size, tile);
+    if let (Some(of), Some(mpp)) = (finest.mpp, level.mpp) {
+        let stated = Downsample { x: mpp.x / of.x, y: mpp.y / of.y };
+        let explains = |ratio: f64, finest: u64, size: u64| (finest as f64 / ratio - size as f64).abs() < 1.0;
+        if explains(stated.x, finest.size.width, level.size.width)
+            && explains(stated.y, finest.size.height, level.size.height)
+        {
+            info.downsample = stated;
+        }
+    }
+    info
 }
 
 impl Axes {
@@ -387,5 +403,24 @@ impl Axes {
             return Err(Error::format(folder, "the level differs from level 0 in channels or sample type"));
         }
         Ok(self.plane(&array.shape))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Microns;
+
+    #[test]
+    fn a_level_of_a_rounded_size_has_the_downsample_that_its_scale_states() {
+        let levels = StoreLevel::finest(Size::new(2220, 2967), Some(Microns::square(0.499))).pyramid(4);
+        let info = |level: &StoreLevel| level_info(&levels[0], level, Size::new(512, 512)).downsample;
+        let near = |d: Downsample, x: f64, y: f64| (d.x - x).abs() < 1e-9 && (d.y - y).abs() < 1e-9;
+        assert!(near(info(&levels[3]), 8.0, 8.0), "{:?}", info(&levels[3]));
+        // What no rounding explains is not believed.
+        let wrong = StoreLevel { mpp: Some(Microns::square(0.499 * 7.0)), ..levels[3] };
+        assert!(near(info(&wrong), 2220.0 / 278.0, 2967.0 / 371.0));
+        let unknown = StoreLevel { mpp: None, ..levels[3] };
+        assert!(near(info(&unknown), 2220.0 / 278.0, 2967.0 / 371.0));
     }
 }

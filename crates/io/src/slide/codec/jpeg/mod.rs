@@ -71,15 +71,12 @@ impl Header {
 /// Frame headers of baseline and of progressive coding.
 const SOF0: u8 = 0xc0;
 const SOF2: u8 = 0xc2;
-const DHT: u8 = 0xc4;
 const SOI: u8 = 0xd8;
 const EOI: u8 = 0xd9;
 const SOS: u8 = 0xda;
-const DQT: u8 = 0xdb;
 const DRI: u8 = 0xdd;
 const DHP: u8 = 0xde;
 const APP0: u8 = 0xe0;
-const APP14: u8 = 0xee;
 const APP15: u8 = 0xef;
 const COM: u8 = 0xfe;
 
@@ -253,13 +250,6 @@ struct Segment<'a> {
     bytes: &'a [u8],
 }
 
-impl<'a> Segment<'a> {
-    /// What comes behind marker and length.
-    fn content(&self) -> &'a [u8] {
-        self.bytes.get(4..).unwrap_or_default()
-    }
-}
-
 /// Walks the segments between the start of an image and its first scan, or its end.
 struct Segments<'a> {
     data: &'a [u8],
@@ -335,7 +325,8 @@ mod tests {
         encoder.set_sampling_factor(chroma);
         encoder.set_progressive(progressive);
         encoder.set_restart_interval(restart);
-        let pixels: Vec<u8> = (0..u32::from(side) * u32::from(side) * 3).map(|i| (i * i >> 5) as u8).collect();
+        let pixels: Vec<u8> =
+            (0..u32::from(side) * u32::from(side) * 3).map(|i| (i.wrapping_mul(i) >> 5) as u8).collect();
         encoder.encode(&pixels, side, side, ColorType::Rgb).unwrap();
         stream
     }

@@ -30,7 +30,18 @@ use std::rc::Rc;
 use self::bits::Bits;
 use self::huffman::{Class, Fault, Table};
 use self::scan::{Part, Units};
-use super::{APP0, APP14, DHT, DQT, DRI, Header, SOS, Segment, Segments, is_frame};
+use super::{APP0, DRI, Header, SOS, Segment, Segments, is_frame};
+
+const DHT: u8 = 0xc4;
+const DQT: u8 = 0xdb;
+const APP14: u8 = 0xee;
+
+impl<'a> Segment<'a> {
+    /// What comes behind marker and length.
+    fn content(&self) -> &'a [u8] {
+        self.bytes.get(4..).unwrap_or_default()
+    }
+}
 
 /// Decodes a complete stream whose header is `header` into as many samples as that says. Every one of them is written, or none counts.
 ///
