@@ -51,6 +51,7 @@ fn open(entries: Arc<dyn Entries>, options: &OpenOptions) -> Result<Box<dyn Slid
         associated,
         icc_profile: profile,
         resolution: info.resolution,
+        downsamples: info.levels.iter().map(|level| level.downsample).collect(),
         channel_names: info.channel_names,
         properties: info.properties,
         ..Parts::new("ome-zarr", file, layers)

@@ -28,7 +28,7 @@ use super::pyramid::{Layer, Part, Parts, Pyramid};
 use super::raster::Raster;
 use super::tiff::{Page, Tag, Tiff};
 use super::{OpenOptions, Resolution, ResolutionSource, SlideReader, xml};
-use crate::{Error, Microns, Result, Size};
+use crate::{Downsample, Error, Microns, Result, Size};
 
 const SCANNED_IMAGES: &str = "PIM_DP_SCANNED_IMAGES";
 const REPRESENTATIONS: &str = "PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE";
@@ -101,7 +101,7 @@ pub(super) fn open(tiff: Tiff, options: &OpenOptions) -> Result<Box<dyn SlideRea
 }
 
 /// The levels without their padding, and how much coarser than level 0 each of them is.
-fn layers(path: &Path, pages: Vec<Page>, spacings: &[Microns]) -> Result<(Vec<Layer>, Vec<f64>)> {
+fn layers(path: &Path, pages: Vec<Page>, spacings: &[Microns]) -> Result<(Vec<Layer>, Vec<Downsample>)> {
     let (Some(full), Some(finest)) = (pages.first().map(|page| page.layout.size), spacings.first().copied()) else {
         return Err(Error::format(path, "this Philips TIFF has no page of tiles, or describes none"));
     };
@@ -118,7 +118,7 @@ fn layers(path: &Path, pages: Vec<Page>, spacings: &[Microns]) -> Result<(Vec<La
             let why = format!("the pixel spacings of this Philips TIFF make level {level} {ratio} times coarser");
             return Err(Error::format(path, why));
         }
-        downsamples.push(ratio);
+        downsamples.push(Downsample { x: ratio, y: ratio });
         layers.push(Layer { size, parts: vec![Part { x: 0, y: 0, raster: Box::new(page) }], stored: true });
     }
     Ok((layers, downsamples))

@@ -56,7 +56,7 @@ pub(super) struct Parts {
     /// From the finest to the coarsest. Each has at least one part.
     pub(super) layers: Vec<Layer>,
     /// The downsample of each level, where the file states it; empty where the sizes say it all.
-    pub(super) downsamples: Vec<f64>,
+    pub(super) downsamples: Vec<Downsample>,
     pub(super) associated: Vec<(String, Box<dyn Raster>)>,
     pub(super) resolution: Option<Resolution>,
     pub(super) objective_power: Option<f64>,
@@ -138,7 +138,7 @@ impl Pyramid {
                 .enumerate()
                 .map(|(level, layer)| {
                     let sizes = LevelInfo::new(size, layer.size, layer.shape().cell);
-                    let stated = downsamples.get(level).map(|&d| Downsample { x: d, y: d });
+                    let stated = downsamples.get(level).copied();
                     LevelInfo { stored: layer.stored, downsample: stated.unwrap_or(sizes.downsample), ..sizes }
                 })
                 .collect(),

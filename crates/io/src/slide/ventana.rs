@@ -33,7 +33,7 @@ use super::raster::Raster;
 use super::stitched::{Placing, Stitched};
 use super::tiff::{Page, Tag, Tiff};
 use super::{OpenOptions, Resolution, ResolutionSource, SlideReader, xml};
-use crate::{Error, Microns, Result, SampleType, Size};
+use crate::{Downsample, Error, Microns, Result, SampleType, Size};
 
 /// Areas of a slide, each of which is a part of every level. Scanners let people draw a few.
 const MAX_AREAS: usize = 1024;
@@ -110,7 +110,7 @@ pub(super) fn open(tiff: Tiff, options: &OpenOptions) -> Result<Box<dyn SlideRea
             }
             None => Layer::of(page),
         });
-        downsamples.push(downsample);
+        downsamples.push(Downsample { x: downsample, y: downsample });
     }
 
     let number = |key: &str| {
