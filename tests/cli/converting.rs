@@ -197,7 +197,11 @@ fn killed_twenty_times_a_conversion_ends_with_the_bytes_of_an_undisturbed_one() 
         assert!(content(&output) == expected, "seed {seed}: other bytes after {kills} kills");
         let verified = run(microtome().arg("verify").arg(&output)).ended(0);
         assert!(verified.stdout.contains(" 0 faulty"), "{verified:?}");
-        let left: Vec<_> = content(&run_folder(&output)).into_keys().collect();
+        // A kill after the last step but one, while the report is written, leaves a part of that, which nobody reads.
+        let part = |name: &Path| {
+            name.to_string_lossy().starts_with("report.json.") && name.extension() == Some("part".as_ref())
+        };
+        let left: Vec<_> = content(&run_folder(&output)).into_keys().filter(|name| !part(name)).collect();
         assert!(
             left.iter().all(|name| ["journal.jsonl", "report.json"].iter().any(|n| name == Path::new(n))),
             "{left:?}"

@@ -199,7 +199,7 @@ fn without_a_journal_there_is_nothing_to_verify_with() {
     assert!(unfinished.unfinished && unfinished.faults.is_empty() && unfinished.intact > 3, "{unfinished:?}");
     done(run(&path, &settings(), &Silent));
     std::fs::remove_dir_all(beside(&path)).unwrap();
-    for (path, word) in [(path.as_path(), "no journal"), (folder.path(), "no mask")] {
+    for (path, word) in [(path.as_path(), "no journal"), (folder.path(), "no store of microtome")] {
         let error = verify(path).unwrap_err();
         assert!(error.exit_code() == 2 && error.to_string().contains(word), "{error}");
     }

@@ -238,12 +238,37 @@ pub(crate) struct Stores<'a> {
     extras: Vec<(Product, PathBuf)>,
     /// If the mask lies in an image.
     label: Option<LabelOf<'a>>,
+    /// Whether others may want the same place: not where the caller has locked the folder around it.
+    contested: bool,
+}
+
+/// Held while a process finds out whether a place is free and makes it its own, or clears what it has left there: of several at once, the
+/// others wait, and then find it taken.
+///
+/// It is a lock on the folder in which the output lies, which the system lets go of however the process ends, and not one on the store: that
+/// says nothing before it exists, nor of the folder of the run. Where folders cannot be locked, only the marker of the store decides.
+#[derive(Debug)]
+pub(crate) struct Starting {
+    _folder: Option<File>,
 }
 
 impl<'a> Stores<'a> {
     pub(crate) fn of(mask: &Path, products: &[Product], label: Option<LabelOf<'a>>) -> Self {
         let extras = products.iter().filter(|&&p| p != Product::Labels).map(|&p| (p, store_of(mask, p))).collect();
-        Self { mask: mask.into(), extras, label }
+        Self { mask: mask.into(), extras, label, contested: true }
+    }
+
+    /// The same, where the caller holds a lock on the folder around them.
+    pub(crate) fn uncontested(self) -> Self {
+        Self { contested: false, ..self }
+    }
+
+    /// Waits for others that are just starting at the same place.
+    pub(crate) fn starting(&self) -> Starting {
+        let run = RunFolder::of(&self.mask);
+        let around = run.path().parent().map(|folder| if folder == Path::new("") { Path::new(".") } else { folder });
+        let lock = |folder: &Path| File::open(folder).ok().filter(|folder| folder.lock().is_ok());
+        Starting { _folder: around.filter(|_| self.contested).and_then(lock) }
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = (Product, &Path)> {
@@ -253,6 +278,7 @@ impl<'a> Stores<'a> {
 
     /// Removes what a run has left that failed, unless something is finished, which is kept for the next attempt.
     pub(crate) fn remove_unless_begun(&self) {
+        let _starting = self.starting();
         let folder = RunFolder::of(&self.mask);
         let kept = Journal::read(&folder.journal()).ok().flatten().is_some_and(|record| !record.entries.is_empty());
         let found: Vec<_> = self.all().map(|(_, path)| (path, store::inspect(path))).collect();

@@ -237,6 +237,7 @@ impl<'p> Segmenter<'p> {
         let products = self.settings.products();
         let stores = Stores::of(output, &products, label);
         let list = || label.map_or(Ok(()), |label| label.image.list(label.name)).map_err(Error::Write);
+        let starting = stores.starting();
         let record = match stores.claim(&fingerprint, existing)? {
             Claim::Done { unreadable } => {
                 // A run that was stopped between its last two steps is finished by the next one.
@@ -274,6 +275,7 @@ impl<'p> Segmenter<'p> {
                     Journal::resume(&folder.journal(), record)?
                 }
             };
+            drop(starting);
             let sinks: Vec<_> = sinks.into_iter().map(|(product, sink)| (product, wrap(sink))).collect();
             let sinks: Vec<_> = sinks.iter().map(|(product, sink)| (*product, sink as &dyn ImageSink)).collect();
             let (given, record) = (given.as_ref(), record.as_ref());

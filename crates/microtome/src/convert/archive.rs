@@ -12,7 +12,7 @@ use microtome_io::store::{self, Format, ImageSink, OmeZarr, ZarrImage};
 use serde_json::{Map, Value};
 
 use super::{Conversion, Job, summary};
-use crate::output::{Existing, RunFolder};
+use crate::output::{Existing, RunFolder, Stores};
 use crate::{Error, Result};
 
 /// True if the output is to be one file, by its name: `image.ome.zarr.zip`, or `image.ozx`, as RFC 9 of OME-NGFF calls them.
@@ -76,7 +76,7 @@ pub(super) fn write<S: ImageSink>(
         return Err(Error::InUse { path: output.into() });
     }
     let store = run.path().join(store_name(output));
-    let built = job.write(&store, existing, wrap);
+    let built = job.write(Stores::of(&store, &[], None).uncontested(), &store, existing, wrap);
     let mut summary = match built {
         Ok(Conversion::Done(summary)) => *summary,
         // It was stopped while it was packed.

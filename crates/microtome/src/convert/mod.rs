@@ -90,7 +90,7 @@ fn convert_through<S: ImageSink>(
     if archive::is_one(output) {
         archive::write(&job, output, existing, wrap)
     } else {
-        job.write(output, existing, wrap)
+        job.write(Stores::of(output, &[], None), output, existing, wrap)
     }
 }
 
@@ -106,12 +106,13 @@ impl Job<'_> {
     /// Writes the store into a folder.
     fn write<S: ImageSink>(
         &self,
+        stores: Stores<'_>,
         output: &Path,
         existing: Existing,
         wrap: impl Fn(ZarrImage) -> S,
     ) -> Result<Conversion> {
         let start = Instant::now();
-        let stores = Stores::of(output, &[], None);
+        let starting = stores.starting();
         let record = match stores.claim(&self.fingerprint, existing)? {
             Claim::Done { .. } => return Ok(Conversion::AlreadyDone),
             Claim::Resume(record) => Some(record),
@@ -130,6 +131,7 @@ impl Job<'_> {
                 None => Journal::create(&folder.journal(), &Value::Object(self.fingerprint.attributes()))?,
                 Some(record) => Journal::resume(&folder.journal(), record)?,
             };
+            drop(starting);
             self.observer.phase(Phase::Conversion);
             associated::write(self.slide, self.options, output)?;
             self.fill(&wrap(sink), journal, record.as_ref())
