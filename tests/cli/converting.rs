@@ -243,6 +243,25 @@ fn of_two_at_once_one_wins_and_the_other_says_so() {
     }
 }
 
+/// A loser may look at the place just before the winner takes it, and must not clear it away after that.
+#[test]
+fn of_three_at_once_the_losers_leave_the_winner_alone() {
+    let place = Place::new();
+    let slide = slide(&place);
+    for n in 0..20 {
+        let output = place.path(&format!("{n}.ome.zarr"));
+        let spawn = || {
+            let mut command = begin(&slide, &output);
+            command.args(["--rect", "0,0,256,256"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+            command.spawn().unwrap()
+        };
+        let ends = [spawn(), spawn(), spawn()].map(ended);
+        let won = ends.iter().filter(|(code, ..)| *code == Some(0)).count();
+        assert!(won >= 1 && ends.iter().all(|(code, ..)| matches!(code, Some(0 | 2))), "round {n}: {ends:?}");
+        assert!(matches!(inspect(&output).unwrap(), Found::Complete(_)), "round {n}: {ends:?}");
+    }
+}
+
 #[test]
 fn a_signal_stops_it_and_the_same_command_goes_on() {
     let place = Place::new();
