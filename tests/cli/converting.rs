@@ -1,8 +1,6 @@
 //! `microtome convert`: what it says, what it refuses, and what is left when it is stopped, killed or out of room.
 #![cfg(unix)]
 
-use std::io::Read;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,6 +11,7 @@ use microtome_testkit::skip;
 use microtome_testkit::tiff::{Compression, TiffSlide};
 use serde_json::Value;
 
+use crate::signals::{ended, signal};
 use crate::{Place, content, microtome, run};
 
 /// A slide of 400 shards of 64 pixels, each of which holds noise and is therefore work.
@@ -52,19 +51,6 @@ fn begun(slide: &Path, output: &Path) -> Child {
     }
     signal(&child, "STOP");
     child
-}
-
-fn signal(child: &Child, name: &str) {
-    let sent = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap();
-    assert!(sent.success());
-}
-
-/// Its exit code and signal, and what it said on stderr.
-fn ended(mut child: Child) -> (Option<i32>, Option<i32>, String) {
-    let mut text = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
-    let status = child.wait().unwrap();
-    (status.code(), status.signal(), text)
 }
 
 #[test]

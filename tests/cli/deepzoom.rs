@@ -89,8 +89,7 @@ fn a_signal_leaves_no_image_and_the_same_command_begins_again() {
     let mut line = String::new();
     stderr.read_line(&mut line).unwrap();
     assert_eq!(line, "slide.tif: tiles\n");
-    let sent = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(sent.success());
+    crate::signals::signal(&child, "INT");
     let said: Vec<String> = stderr.lines().map(Result::unwrap).collect();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{said:?}");
     let last = said.last().unwrap();

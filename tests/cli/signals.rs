@@ -41,13 +41,13 @@ fn started(command: &mut Command) -> Child {
     child
 }
 
-fn signal(child: &Child, name: &str) {
+pub(super) fn signal(child: &Child, name: &str) {
     let sent = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap();
     assert!(sent.success());
 }
 
-/// Its exit code, and the rest of what it says on stderr.
-fn ended(mut child: Child) -> (Option<i32>, Option<i32>, String) {
+/// Its exit code, the signal that ended it, and the rest of what it says on stderr.
+pub(super) fn ended(mut child: Child) -> (Option<i32>, Option<i32>, String) {
     let mut text = String::new();
     child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
     let status = child.wait().unwrap();
