@@ -352,6 +352,12 @@ fn what_cannot_be_a_label_of_the_image_is_refused_and_nothing_is_touched() {
     let error = label(&image, &named("theirs"), Existing::Replace, &Silent).unwrap_err();
     assert!(matches!(error, Error::OutputExists { .. }), "{error}");
     assert!(files(folder.path()) == before);
+    // Something of somebody else's in a label of ours: it is not replaced, and stays listed.
+    label(&image, &named("nuclei"), Existing::Keep, &Silent).unwrap();
+    std::fs::write(image.join("labels/nuclei/.DS_Store"), "theirs").unwrap();
+    let error = label(&image, &named("nuclei"), Existing::Replace, &Silent).unwrap_err();
+    assert!(error.to_string().contains(".DS_Store"), "{error}");
+    assert_eq!(listed(&image, Format::V0_4), json!(["nuclei"]));
 }
 
 /// zarr-python, ome-zarr-models and the JSON schemas of OME-NGFF, by `tests/python/check_store.py`.

@@ -52,8 +52,10 @@ impl LabelPlace {
             {
                 return Err(not_of_the_slide(image, slide, "and they do not cover the same area"));
             }
-            let shift = |downsample: f64, pixel: f64| (downsample - 1.0) / 2.0 * pixel;
-            (mpp, Translation { x: shift(downsample.x, of_slide.x), y: shift(downsample.y, of_slide.y) })
+            let first = image.translation();
+            // From the centre of the image's first pixel to the corner that both have, and on to the centre of a target pixel.
+            let place = |first: f64, of_image: f64, of_target: f64| first + (of_target - of_image) / 2.0;
+            (mpp, Translation { x: place(first.x, of_image.x, mpp.x), y: place(first.y, of_image.y, mpp.y) })
         };
         Ok(Self {
             finest: StoreLevel { size: target.size, mpp: Some(mpp), translation },

@@ -1,9 +1,10 @@
 //! Claiming the place where a mask, or an image, is to go.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use microtome_io::store::{self, Found, LabelledImage};
 use microtome_io::{Level, TileCoord};
@@ -76,8 +77,9 @@ pub(crate) struct RunFolder(PathBuf);
 impl RunFolder {
     pub(crate) fn of(store: &Path) -> Self {
         let (outermost, inside) = outermost(store);
-        let name = outermost.file_name().unwrap_or_default().to_string_lossy();
-        Self(outermost.with_file_name(format!("{name}{inside}.run")))
+        let mut name = outermost.file_name().unwrap_or_default().to_os_string();
+        name.push(format!("{inside}.run"));
+        Self(outermost.with_file_name(name))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -205,12 +207,8 @@ fn outermost(store: &Path) -> (PathBuf, String) {
     else {
         return alone();
     };
-    // `labels/nuclei` and `../labels/nuclei` do not say what the image is called.
-    let image = match image.file_name() {
-        Some(_) => Ok(image.to_owned()),
-        None if image == Path::new("") => std::fs::canonicalize("."),
-        None => std::fs::canonicalize(image),
-    };
+    // `labels/nuclei` does not say what the image is called, and however a path is spelt, the run is the same.
+    let image = std::fs::canonicalize(if image == Path::new("") { Path::new(".") } else { image });
     let Some(mut outermost) = image.ok().filter(|image| is_node(image)) else { return alone() };
     let mut inside = format!(".{name}");
     while let (Some(name), Some(parent)) = (outermost.file_name(), outermost.parent().filter(|parent| is_node(parent)))
@@ -242,14 +240,33 @@ pub(crate) struct Stores<'a> {
     contested: bool,
 }
 
-/// Held while a process finds out whether a place is free and makes it its own, or clears what it has left there: of several at once, the
-/// others wait, and then find it taken.
+/// Held while a process finds out whether a place is free and makes it its own, or clears what it has left there: of several that start at
+/// once in one folder, the others wait, and those for the same place then find it taken.
 ///
 /// It is a lock on the folder in which the output lies, which the system lets go of however the process ends, and not one on the store: that
-/// says nothing before it exists, nor of the folder of the run. Where folders cannot be locked, only the marker of the store decides.
+/// says nothing before it exists, nor of the folder of the run. Where folders cannot be locked, or somebody else has locked this one for longer
+/// than [`Starting::PATIENCE`], only the marker of the store decides.
 #[derive(Debug)]
 pub(crate) struct Starting {
     _folder: Option<File>,
+}
+
+impl Starting {
+    /// How long others are waited for: longer than any takes to begin, unless it looks through what an earlier run has written.
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    fn lock(folder: &Path) -> Option<File> {
+        let (folder, begun) = (File::open(folder).ok()?, Instant::now());
+        loop {
+            match folder.try_lock() {
+                Ok(()) => return Some(folder),
+                Err(TryLockError::WouldBlock) if begun.elapsed() < Self::PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(_) => return None,
+            }
+        }
+    }
 }
 
 impl<'a> Stores<'a> {
@@ -267,8 +284,7 @@ impl<'a> Stores<'a> {
     pub(crate) fn starting(&self) -> Starting {
         let run = RunFolder::of(&self.mask);
         let around = run.path().parent().map(|folder| if folder == Path::new("") { Path::new(".") } else { folder });
-        let lock = |folder: &Path| File::open(folder).ok().filter(|folder| folder.lock().is_ok());
-        Starting { _folder: around.filter(|_| self.contested).and_then(lock) }
+        Starting { _folder: around.filter(|_| self.contested).and_then(Starting::lock) }
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = (Product, &Path)> {
@@ -353,7 +369,13 @@ impl<'a> Stores<'a> {
             label.image.unlist(label.name).map_err(Error::Write)?;
         }
         for (_, path) in self.all() {
-            store::remove(path).map_err(Error::Write)?;
+            if let Err(error) = store::remove(path) {
+                // One that is not removed, because it holds what is not ours, stays what it was.
+                if let (Some(label), Ok(Found::Complete(_))) = (self.label, store::inspect(&self.mask)) {
+                    label.image.list(label.name).map_err(Error::Write)?;
+                }
+                return Err(Error::Write(error));
+            }
         }
         RunFolder::of(&self.mask).remove()?;
         Ok(Claim::Free)
@@ -362,6 +384,8 @@ impl<'a> Stores<'a> {
     /// The record less the shards whose files are not what the journal says: those are computed again.
     fn intact(&self, mut record: Record) -> Result<Record> {
         let mut lost = BTreeSet::new();
+        // A journal is a file, too: no image has so many levels.
+        record.entries.retain(|(_, level, _), _| level.0 < 64);
         for (&(product, level, shard), entry) in &record.entries {
             let Some((_, path)) = self.all().find(|(p, _)| *p == product) else {
                 lost.insert((product, level, shard));

@@ -33,7 +33,8 @@ impl ChunkGroup {
     /// Those of a shard of a level of this size.
     pub(super) fn new(level: Size, chunk: Size, shard: Size, at: TileCoord, channels: Option<u64>) -> Self {
         let (per_shard, all) = (shard.cells(chunk), level.cells(chunk));
-        let span = |at: u64, n: u64, all: u64| at.saturating_mul(n).min(all)..(at + 1).saturating_mul(n).min(all);
+        let span =
+            |at: u64, n: u64, all: u64| at.saturating_mul(n).min(all)..at.saturating_add(1).saturating_mul(n).min(all);
         Self {
             channels,
             rows: span(at.row, per_shard.height, all.height),

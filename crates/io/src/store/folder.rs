@@ -9,18 +9,40 @@ use crate::{Error, Result};
 /// Writes a file under a temporary name beside its place, then moves it there: whoever opens it finds all of it.
 /// It survives a crash of the program at once, and one of the machine after [`sync_file`] and [`sync_folder`].
 pub(super) fn put(path: &Path, bytes: &[u8]) -> Result<()> {
+    put_with(path, bytes, |_| Ok(()))
+}
+
+/// The same for a file that takes the place of one that must not be lost: all of it is on the disk before the other goes, and then its name.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    put_with(path, bytes, File::sync_all)?;
+    path.parent().map_or(Ok(()), sync_folder)
+}
+
+fn put_with(path: &Path, bytes: &[u8], before: impl Fn(&File) -> std::io::Result<()>) -> Result<()> {
     let partial = partial_name(path);
     let written = (|| {
-        let mut file = File::create(&partial)?;
+        let mut file = create(&partial)?;
         file.write_all(bytes)?;
+        before(&file)?;
         fs::rename(&partial, path)
     })();
     written.map_err(|source| {
         // The disk may be full: what is of no use must not keep it so. If it cannot be removed either, the next
-        // attempt at the same file overwrites it.
+        // attempt at the same file does so.
         let _ = fs::remove_file(&partial);
         Error::io(path, source)
     })
+}
+
+/// A new file in place of what an earlier attempt may have left. What is there is never opened: it may be a link to anywhere.
+fn create(path: &Path) -> std::io::Result<File> {
+    match File::create_new(path) {
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+            fs::remove_file(path)?;
+            File::create_new(path)
+        }
+        created => created,
+    }
 }
 
 /// Makes a folder and those around it, up to `inside`, which is there already.

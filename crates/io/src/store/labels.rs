@@ -21,7 +21,7 @@ use crate::{Error, Microns, Result, Size};
 /// The group of an image's labels.
 const LABELS: &str = "labels";
 /// Locked while the list is changed.
-const LOCK: &str = ".microtome-lock";
+pub(super) const LOCK: &str = ".microtome-lock";
 /// The longest name of a label, in bytes: the longest that file systems take, less what temporary files and the folder of a run add.
 const MAX_NAME: usize = 200;
 
@@ -420,9 +420,7 @@ fn read_document(file: &Path) -> Result<Option<Value>> {
 
 /// Writes a document in the place of the one that is there, and brings it to the disk.
 fn put(file: &Path, document: &Value) -> Result<()> {
-    folder::put(file, &ngff::to_bytes(document))?;
-    folder::sync_file(file)?;
-    file.parent().map_or(Ok(()), folder::sync_folder)
+    folder::replace(file, &ngff::to_bytes(document))
 }
 
 /// The right to change the list, until it is dropped. The system takes it from a process that ends.
@@ -436,19 +434,17 @@ impl Lock {
     fn take(labels: &Path) -> Result<Self> {
         let path = labels.join(LOCK);
         loop {
-            if path.is_symlink() {
+            // Opening a named pipe would wait, and a link may lead anywhere.
+            if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
                 return Err(Error::format(
                     &path,
-                    "this is a symbolic link, and should be the lock of the list of labels",
+                    "this is no regular file, and should be the lock of the list of labels",
                 ));
             }
             let file = File::options().create(true).truncate(false).write(true).open(&path);
             let file = file.map_err(|e| Error::io(&path, e))?;
-            match file.lock() {
-                // Where the file system knows no locks, there is none to wait for.
-                Err(e) if e.kind() != ErrorKind::Unsupported => return Err(Error::io(&path, e)),
-                _ => {}
-            }
+            // Where the file system knows no locks, or has none to give, there is none to wait for.
+            let _ = file.lock();
             // Who had it before has removed it: then this is the lock of nothing.
             if is_there(&file, &path) {
                 return Ok(Self { path, _file: file });

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::folder;
 use super::found::{Found, MARKER, METADATA, METADATA_LIMIT, inspect};
+use super::labels::LOCK;
 use crate::{Error, Result};
 
 /// Documents about nodes. The first is that of Zarr 3; the others come in the order in which a reader of Zarr 2 asks for them.
@@ -54,7 +55,12 @@ pub fn pack(folder: impl AsRef<Path>, zip: impl AsRef<Path>) -> Result<()> {
     let packed = Packer::create(&archive, &directory).and_then(|packer| packer.pack(folder, version.as_deref()));
     // It is part of the archive now, or of no use.
     let _ = fs::remove_file(&directory);
-    packed.and_then(|()| fs::rename(&archive, zip).map_err(|e| Error::io(zip, e))).inspect_err(|_| {
+    let put = || match fs::symlink_metadata(zip) {
+        // Packing takes a while.
+        Ok(_) => Err(Error::usage(zip, "something has come to be there while the store was packed")),
+        Err(_) => fs::rename(&archive, zip).map_err(|e| Error::io(zip, e)),
+    };
+    packed.and_then(|()| put()).inspect_err(|_| {
         // The error that counts is the one at hand.
         let _ = fs::remove_file(&archive);
     })?;
@@ -123,7 +129,9 @@ impl Packer {
     /// Adds everything under a folder but documents about nodes, which are there already.
     fn add_all(&mut self, store: &Path, inside: &str, depth: usize) -> Result<()> {
         let listed = list(store, inside, depth)?;
-        for file in listed.files.iter().filter(|name| !DOCUMENTS.contains(&name.as_str())) {
+        // What a process that was killed has left is no part of the store.
+        let left = |name: &str| name == LOCK || name.starts_with('.') && name.ends_with(folder::PARTIAL);
+        for file in listed.files.iter().filter(|name| !DOCUMENTS.contains(&name.as_str()) && !left(name)) {
             self.add(store, &join(inside, file))?;
         }
         for folder in &listed.folders {

@@ -236,6 +236,7 @@ impl ZarrImage {
     fn put_shard(&self, level: Level, shard: TileCoord, pixels: &Pixels) -> Result<Stored> {
         let file = self.shard_file(level, shard);
         let Some(encoded) = self.encoder.encode(pixels).map_err(|e| Error::io(&file, e))? else {
+            discard(&file)?;
             return Ok(Stored::Background);
         };
         self.put(level, file, &encoded)?;
@@ -249,8 +250,8 @@ impl ZarrImage {
         let mut digest = GroupDigest::default();
         let fault = |e| Error::io(&folder, e);
         self.encoder.each_chunk(pixels, fault, |chunk, encoded| {
-            let Some(encoded) = encoded else { return Ok(()) };
             let key = group.key(chunk);
+            let Some(encoded) = encoded else { return discard(&folder.join(&key)) };
             digest.add(&key, encoded);
             self.put(level, folder.join(&key), encoded)
         })?;
@@ -260,6 +261,14 @@ impl ZarrImage {
     fn unsynced(&self) -> MutexGuard<'_, Unsynced> {
         // Plain values, complete after each statement: a panic elsewhere cannot have left them torn.
         self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Removes what an attempt that was stopped may have written where there is nothing but background now.
+fn discard(file: &Path) -> Result<()> {
+    match fs::remove_file(file) {
+        Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Err(Error::io(file, e)),
+        _ => Ok(()),
     }
 }
 

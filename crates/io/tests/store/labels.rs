@@ -277,6 +277,13 @@ fn labels_do_not_lead_out_of_their_image() {
     let image = LabelledImage::open(&path).unwrap();
     assert!(image.label("nuclei").unwrap_err().to_string().contains("symbolic link"));
     symlink(outside.join("lock"), path.join("labels/.microtome-lock")).unwrap();
-    assert!(image.list("tumour").unwrap_err().to_string().contains("symbolic link"));
+    assert!(image.list("tumour").unwrap_err().to_string().contains("no regular file"));
     assert!(fs::read_dir(&outside).unwrap().next().is_none());
+    // Nor does the file that the list is written to before it has its name.
+    fs::remove_file(path.join("labels/.microtome-lock")).unwrap();
+    fs::write(outside.join("mine"), "mine").unwrap();
+    symlink(outside.join("mine"), path.join("labels/.zarr.json.partial")).unwrap();
+    image.list("tumour").unwrap();
+    assert_eq!(fs::read_to_string(outside.join("mine")).unwrap(), "mine");
+    assert!(!path.join("labels/.zarr.json.partial").is_symlink());
 }

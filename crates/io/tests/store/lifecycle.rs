@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use microtome_io::store::{Format, Found, ImageSink, OmeZarr, ZarrImage, inspect, remove, reopen};
+use microtome_io::store::{
+    Format, Found, ImageSink, OmeZarr, Stored, ZarrImage, inspect, remove, reopen, stored_shard,
+};
 use microtome_io::{Level, Pixels, SampleType, Size, TileCoord};
 
 use serde_json::{Map, json};
@@ -124,6 +126,25 @@ fn a_store_that_fails_in_the_middle_of_its_beginning_leaves_nothing() {
     // The superuser may open anything.
     if created.is_err() {
         assert_eq!(inspect(&path).unwrap(), Found::Nothing);
+    }
+}
+
+/// What was written before the stop and is not the same now, such as a tile that could be read then.
+#[test]
+fn what_is_background_now_replaces_what_an_earlier_attempt_wrote() {
+    let folder = tempfile::tempdir().unwrap();
+    for format in [Format::V0_5, Format::V0_4] {
+        let path = folder.path().join(format!("{format}.zarr"));
+        let image = encoded(image(Size::new(20, 10), 2, SampleType::U8), format, "zstd");
+        one_shard(&ZarrImage::create(&path, image.clone()).unwrap());
+        let mask = ZarrImage::resume(&path, image, []).unwrap();
+        let nothing = Pixels::filled(Size::new(20, 10), SampleType::U8, &[0]);
+        let first = TileCoord { row: 0, column: 0 };
+        assert_eq!(mask.write_shard(Level(0), first, &nothing).unwrap(), Stored::Background);
+        assert_eq!(stored_shard(&path, Level(0), first).unwrap(), Stored::Background, "{format}");
+        mask.finish(&Map::new()).unwrap();
+        let read = OmeZarr::open(&path).unwrap().read_region(Level(0), Size::new(20, 10).rect()).unwrap();
+        assert!(read == nothing, "{format}");
     }
 }
 
