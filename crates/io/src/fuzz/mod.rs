@@ -46,7 +46,10 @@ pub fn decode_jpeg(bytes: &[u8]) {
     }
     // An error is as good as samples.
     let _ = decode(None, bytes, header, Color::AsMarked);
-    let _ = decode(Some(bytes), bytes, header, Color::YCbCr);
+    let frame = bytes.windows(2).position(|marker| matches!(marker, [0xff, 0xc0 | 0xc1]));
+    if let Some((tables, rest)) = frame.map(|at| bytes.split_at(at)) {
+        let _ = decode(Some(&[tables, b"\xff\xd9"].concat()), &[b"\xff\xd8", rest].concat(), header, Color::YCbCr);
+    }
 }
 
 /// Decodes arbitrary bytes as a JPEG 2000 stream, of the size and depth that it claims. Must return, whatever the bytes are.

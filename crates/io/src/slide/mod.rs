@@ -278,7 +278,7 @@ pub trait SlideReader: Send + Sync + std::fmt::Debug {
     /// that tiles share and the mark that says what its channels are. Column and row count tiles of [`LevelInfo::tile`] from the top left corner
     /// of the level; the picture has that size, also where the tile sticks out of the level.
     ///
-    /// `None` where the file stores no such tile, stores it in another way than baseline JPEG, or where its pixels are not those that
+    /// `None` where the file is no TIFF, stores no such tile, stores it in another way than baseline JPEG, or where its pixels are not those that
     /// [`read_region`](Self::read_region) gives: a level made while reading, one of several parts, converted colours.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! want the same cells, such as the strips as wide as the slide under a row of regions, share the work in place of waiting for each other.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
@@ -126,18 +127,31 @@ pub(super) fn few(at: Rect, bounds: Size, cell: Size, cell_bytes: u64, kept: u64
 /// # Errors
 /// That of the first cell, in the order of `cells`, that could not be fetched.
 fn each<C: Send, R: Send>(cells: &mut [C], fetch: impl Fn(&mut C, Wait) -> Result<Option<R>> + Sync) -> Result<Vec<R>> {
-    // Alone, there is nothing to do meanwhile.
-    let first = if cells.len() > 1 { Wait::No } else { Wait::Yes };
-    let mut results: Vec<Result<Option<R>>> = match &mut *cells {
-        [cell] => vec![fetch(cell, first)],
-        cells => cells.par_iter_mut().map(|cell| fetch(cell, first)).collect(),
+    // What comes behind a cell that has failed is not wanted any more.
+    let failed = AtomicUsize::new(usize::MAX);
+    let fetch = |index: usize, cell: &mut C, wait: Wait| {
+        if index > failed.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        fetch(cell, wait).inspect_err(|_| {
+            failed.fetch_min(index, Ordering::Relaxed);
+        })
     };
-    let busy: Vec<(&mut C, &mut Result<Option<R>>)> =
-        cells.iter_mut().zip(&mut results).filter(|(_, result)| matches!(result, Ok(None))).collect();
-    for (cell, result) in busy {
-        *result = fetch(cell, Wait::Yes);
+    let mut results: Vec<Result<Option<R>>> = match &mut *cells {
+        // Alone, there is nothing to do meanwhile.
+        [cell] => vec![fetch(0, cell, Wait::Yes)],
+        cells => cells.par_iter_mut().enumerate().map(|(index, cell)| fetch(index, cell, Wait::No)).collect(),
+    };
+    for (index, (cell, result)) in cells.iter_mut().zip(&mut results).enumerate() {
+        if matches!(result, Ok(None)) {
+            *result = fetch(index, cell, Wait::Yes);
+        }
     }
-    results.into_iter().filter_map(Result::transpose).collect()
+    // Before the first failure there is a result for each cell: who waits is told of no other thread.
+    results
+        .into_iter()
+        .map(|result| Ok(result?.unwrap_or_else(|| unreachable!("who waits is not told to come back"))))
+        .collect()
 }
 
 /// The pixels of `at`, out of the cells of a grid over `bounds`; elsewhere, and where `fetch` finds a cell to be left out, `background`.
@@ -318,8 +332,6 @@ fn paste<T: Copy + Send>(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
     use super::*;
     use crate::SampleType;
 

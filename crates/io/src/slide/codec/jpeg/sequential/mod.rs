@@ -282,6 +282,8 @@ struct Frame {
     components: Vec<Component>,
     /// True once samples have their place, and whether they have it for the whole picture.
     whole: Option<bool>,
+    /// True once a scan has come, and whether channels are luma and chroma.
+    colors: Option<bool>,
 }
 
 /// Blocks that a unit of several channels may hold (T.81, B.2.3).
@@ -345,7 +347,7 @@ impl Frame {
                 coded: false,
             });
         }
-        Ok(Self { width, height, across, down, components, whole: None })
+        Ok(Self { width, height, across, down, components, whole: None, colors: None })
     }
 
     /// Units of all channels, from left to right and from top to bottom.
@@ -423,7 +425,9 @@ impl Decoder {
             return Err("JPEG: a scan comes before its frame header".into());
         };
         let mut coded = coded(tables, frame, segment)?;
-        let colors = is_luma_and_chroma(tables, frame);
+        // As the first scan finds them: a mark between scans changes nothing of what stands before.
+        let colors = frame.colors.unwrap_or_else(|| is_luma_and_chroma(tables, frame));
+        frame.colors = Some(colors);
         let whole = frame.whole.unwrap_or(coded.len() < frame.components.len());
         if frame.whole.is_none() {
             frame.make_room(whole);
