@@ -290,8 +290,23 @@ fn what_a_bundle_asks_for_and_cannot_have_is_named() {
             let transforms = c["preprocessing"]["transforms"].as_array_mut().unwrap();
             transforms.push(json!({"_target_": "CastToTyped", "keys": "image", "dtype": "$torch.uint8"}));
         }),
-        "preprocessing.transforms[5].dtype is $torch.uint8, and comes after a change of intensities, which is not supported"
+        "preprocessing.transforms[5].dtype is $torch.uint8, and intensities are changed before it, which is not supported"
     );
+    // One type for each entry, one that is told by a reference, and one that a change of intensities itself ends with.
+    let last =
+        |value: Value| message(&|c| c["preprocessing"]["transforms"].as_array_mut().unwrap().push(value.clone()));
+    let cast = |keys: Value, dtype: Value| last(json!({"_target_": "CastToTyped", "keys": keys, "dtype": dtype}));
+    let whole = "and intensities are changed before it, which is not supported";
+    assert!(cast(json!(["label", "image"]), json!(["$torch.float32", "$torch.uint8"])).ends_with(whole));
+    assert!(cast(json!("image"), json!("@kind")).contains("no name of a type"));
+    let range =
+        json!({"a_min": 0, "a_max": 255, "b_min": 0, "b_max": 1, "_target_": "ScaleIntensityRanged", "keys": "image"});
+    let error = message(&|c| {
+        let mut range = range.clone();
+        range["dtype"] = json!("$np.uint8");
+        c["preprocessing"]["transforms"].as_array_mut().unwrap().insert(2, range);
+    });
+    assert!(error.contains("transforms[2].dtype is $np.uint8"), "{error}");
     let inferer = |key: &'static str, value: Value| message(&|c| c["inferer"][key] = value.clone());
     assert!(inferer("_target_", json!("SimpleInferer")).starts_with("inferer is SimpleInferer; only SlidingWindow"));
     assert_eq!(inferer("padding_mode", json!("reflect")), "inferer.padding_mode is reflect; constant is supported");

@@ -18,6 +18,8 @@ const MAX_BYTES: usize = 1 << 20;
 const VALUE_BYTES: usize = 64;
 /// Bytes of a type's name, such as `$torch.float32`.
 const MAX_TYPE: usize = 64;
+/// What stands for a type that is told in another way than by its name.
+pub(super) const UNKNOWN_TYPE: &str = "no name of a type";
 /// How deep values and references may lie in each other.
 const MAX_DEPTH: usize = 64;
 
@@ -110,11 +112,18 @@ impl<'a> Config<'a> {
                 }
                 // What only says where and how fast something runs may be an expression.
                 "device" | "sw_device" | "progress" | "sw_batch_size" | "buffer_steps" | "cpu_thresh" => {}
-                // A type is mostly an expression, of which the name is enough.
+                // A type is mostly an expression, of which the name is enough; there may be one for each entry of a dictionary.
                 "dtype" => {
-                    if let Some(name) = value.as_str().filter(|name| name.len() <= MAX_TYPE) {
-                        arguments.insert(key.to_owned(), name.into());
-                    }
+                    let name = |value: &Value| match value.as_str() {
+                        Some(name) if name.len() <= MAX_TYPE && !name.starts_with('@') => name.into(),
+                        _ if value.is_null() => Value::Null,
+                        _ => UNKNOWN_TYPE.into(),
+                    };
+                    let named = match value {
+                        Value::Array(each) => each.iter().map(name).collect(),
+                        one => name(one),
+                    };
+                    arguments.insert(key.to_owned(), named);
                 }
                 key if wanted == Arguments::Keys && key != "keys" => {}
                 key => {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::config::{Arguments, Component};
+use super::config::{Arguments, Component, UNKNOWN_TYPE};
 use crate::arguments::Object;
 use crate::{Error, Normalization, Result};
 
@@ -63,6 +63,9 @@ const PLAIN_BEHIND: [&str; 11] = [
 /// Transforms of masks that are named and not applied.
 const LEFT_OUT: [&str; 3] = ["KeepLargestConnectedComponent", "RemoveSmallObjects", "FillHoles"];
 
+/// What the picture is called in a dictionary.
+const IMAGES: [&str; 2] = ["image", "img"];
+
 /// Which arguments of a class are looked at.
 pub(super) fn wanted(class: &str) -> Arguments {
     let plain = plain(class);
@@ -92,12 +95,19 @@ fn place(component: &Component, key: &str) -> usize {
 }
 
 /// Refuses to make whole numbers of what has been scaled: little would be left of it.
-fn keeps_fractions(object: &Object<'_>, intensity: &Intensity) -> Result<()> {
+fn keeps_fractions(object: &Object<'_>, transform: &Component, intensity: &Intensity) -> Result<()> {
     let untouched = matches!(intensity, Intensity::Fixed(linear) if linear.iter().all(|l| *l == Linear::IDENTITY));
-    let name = object.get("dtype").and_then(Value::as_str).unwrap_or_default();
+    let name = match object.get("dtype") {
+        Some(Value::Array(each)) => {
+            // Of an entry that is not there the place is 0.
+            let at = IMAGES.map(|key| place(transform, key)).into_iter().max().unwrap_or(0);
+            each.get(at).and_then(Value::as_str).unwrap_or_default()
+        }
+        one => one.and_then(Value::as_str).unwrap_or_default(),
+    };
     let whole = ["int", "long", "short", "byte", "char", "bool"].into_iter().any(|kind| name.contains(kind));
-    if whole && !untouched {
-        let message = format!("is {name}, and comes after a change of intensities, which is not supported");
+    if (whole || name == UNKNOWN_TYPE) && !untouched {
+        let message = format!("is {name}, and intensities are changed before it, which is not supported");
         return Err(object.unsupported("dtype", &message));
     }
     Ok(())
@@ -171,7 +181,7 @@ pub(super) fn before(path: &Path, transforms: &[Component], channels: usize) -> 
     let mut intensity = Intensity::Fixed(vec![Linear::IDENTITY; channels]);
     let mut transposed = false;
     for transform in transforms {
-        let (name, concerns) = named(transform, &["image", "img"]);
+        let (name, concerns) = named(transform, &IMAGES);
         if !concerns {
             continue;
         }
@@ -187,7 +197,7 @@ pub(super) fn before(path: &Path, transforms: &[Component], channels: usize) -> 
                     _ => return Err(object.unsupported("indices", "are neither [0, 1, 2] nor [0, 2, 1]")),
                 }
             }
-            name if PLAIN_BEFORE.contains(&name) => keeps_fractions(&object, &intensity)?,
+            name if PLAIN_BEFORE.contains(&name) => {}
             "ScaleIntensityRange" => intensity = scale_range(&object, intensity)?,
             "ScaleIntensity" => intensity = scale(&object, intensity, channels)?,
             "NormalizeIntensity" => intensity = normalize(&object, intensity, channels)?,
@@ -196,6 +206,7 @@ pub(super) fn before(path: &Path, transforms: &[Component], channels: usize) -> 
             }
             _ => return Err(refused(path, transform, "")),
         }
+        keeps_fractions(&object, transform, &intensity)?;
     }
     let normalization = match intensity {
         Intensity::Fixed(linear) => linear.into_iter().map(Linear::normalization).collect(),
