@@ -118,7 +118,7 @@ def decoded(tile):
 
 
 def assembled(size, tiles, arguments):
-    """A level put together from its tiles without their overlaps; what overlaps must agree where tiles are lossless."""
+    """A level put together from its tiles without their overlaps."""
     width, height = size
     level = np.zeros((height, width, 3), np.uint8)
     step = arguments.tile_size
@@ -201,7 +201,7 @@ def check_copied(number, page, tiles, slide, arguments):
             stream = file.read(page.databytecounts[index])
             require(scan(stream) == scan(tile.read_bytes()), f"level {number}, {tile.name} does not hold the slide's bytes")
             distance = np.abs(decoded(tile).astype(np.int16) - pixels[top:bottom, left:right])
-            require(distance.max() <= 2, f"level {number}, {tile.name} looks other than in OpenSlide, by up to {distance.max()}")
+            require(distance.max() == 0, f"level {number}, {tile.name} looks other than in OpenSlide, by up to {distance.max()}")
     print(f"level {number}: {len(tiles) - len(rest)} of {len(tiles)} tiles hold the slide's own bytes")
     require(len(rest) < len(tiles), f"level {number}: no tile is whole, so that nothing could be copied")
     return rest

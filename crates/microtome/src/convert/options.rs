@@ -62,7 +62,8 @@ pub struct ConvertOptions {
     pub memory: u64,
     /// Threads that decode, reduce and encode. Never changes the result. `None`: one per core.
     pub threads: Option<usize>,
-    /// How much time a crash may cost at most, besides what is in flight: finished shards are made durable this often.
+    /// How much time a crash may cost at most, besides what is in flight: finished shards are made durable this often, and wherever some have
+    /// gathered.
     pub sync_every: Duration,
 }
 

@@ -17,6 +17,8 @@ use crate::{Error, Result};
 const GATHERED: u64 = 4 << 20;
 /// Most bytes of half-built shards: where more would be held, parts are built from the store again.
 const MOST_HALF_BUILT: u64 = 64 << 20;
+/// Levels of which a half-built shard is held, besides those of the first level above that each thread fills.
+const LEVELS_HALF_BUILT: u64 = 4;
 /// Code, stacks, allocator slack and everything too small to name.
 const FIXED_BYTES: u64 = 32 << 20;
 /// How far the ratio of a stored level may be off what is expected, as a fraction of it.
@@ -279,9 +281,12 @@ impl Planner<'_> {
         // In Z-order, of each level three quarters of a shard wait for the fourth, and of the first level above as many for each thread.
         let waiting: u64 = self.sizes.iter().skip(1).map(|&size| shard(size) * 3 / 4).sum();
         let waiting = match self.order {
-            VisitingOrder::Z => waiting + threads * whole * 3 / 4,
+            // Of how many levels there are nothing may depend: the coarsest, which wait longest, are built from the store where they do not fit.
+            VisitingOrder::Z => (waiting + threads * whole * 3 / 4).min((threads + LEVELS_HALF_BUILT) * whole * 3 / 4),
             // Row by row, half of a row of shards waits for the next row, on each level.
-            VisitingOrder::Rows => self.sizes.iter().map(|size| size.width * self.options.shard * pixel / 2).sum(),
+            VisitingOrder::Rows => {
+                self.sizes.iter().skip(1).map(|size| size.width * self.options.shard * pixel / 2).sum()
+            }
         };
         let waiting = if self.sizes.len() > 1 { waiting.min(MOST_HALF_BUILT) } else { 0 };
         // A picture that is decoded as a whole, and kept so, is cut without a copy of its cells.

@@ -227,7 +227,7 @@ impl<'a> Copies<'a> {
                 !matches!(slide.jpeg_tile(first, tile), Ok(None))
             })
         });
-        let none_because = (!is_jpeg).then(|| "the slide does not hold its tiles as baseline JPEG".into());
+        let none_because = (!is_jpeg).then(|| "the slide does not hold its tiles as baseline JPEG in a TIFF".into());
         Self { slide, tile, levels, none_because }
     }
 
