@@ -9,6 +9,7 @@ mod kills;
 mod labels;
 mod models;
 mod outputs;
+mod parts;
 mod pictures;
 mod postprocessing;
 mod products;

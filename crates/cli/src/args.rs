@@ -228,6 +228,15 @@ pub(crate) struct Segment {
     #[arg(long)]
     pub(crate) no_resume: bool,
 
+    /// Compute one of N parts of the slide, counted from 0, into the same output as those who compute the others, at the same time or
+    /// not, here or on other machines
+    #[arg(long, value_name = "I/N", conflicts_with_all = ["finish", "overwrite", "no_resume", "dry_run"])]
+    pub(crate) part: Option<microtome::Part>,
+
+    /// Build what is left of the mask once all parts are computed, and publish it
+    #[arg(long, conflicts_with_all = ["overwrite", "no_resume", "dry_run"])]
+    pub(crate) finish: bool,
+
     /// Say what the run would do and take (tiles, memory, disk, time), and write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use microtome::unet::{Arithmetic, Execution, Mirroring, Model, Predictor};
 use microtome::{
-    Accumulation, CropNonzero, Error, Existing, NormStats, OnBadTile, Outcome, RoiSource, Segmenter, Settings,
-    TissueMode, WindowShape,
+    Accumulation, CropNonzero, Destination, Error, Existing, NormStats, OnBadTile, Outcome, PartOutcome, RoiSource,
+    Segmenter, Settings, TissueMode, WindowShape,
 };
 use serde_json::json;
 
@@ -133,6 +133,13 @@ impl Place {
             Self::Store(path) | Self::Image(path) => path,
         }
     }
+
+    fn destination(&self) -> Destination<'_> {
+        match self {
+            Self::Store(path) => Destination::Store(path),
+            Self::Image(path) => Destination::Image(path),
+        }
+    }
 }
 
 /// Each slide with the place of its mask.
@@ -140,6 +147,9 @@ fn jobs(args: &args::Segment) -> Result<Vec<(PathBuf, Place)>> {
     // clap does not ask for what conflicts with an argument that is there.
     if args.name.is_some() && args.into.is_none() {
         bail!("--name is what labels are called in an image, and goes with --into");
+    }
+    if (args.part.is_some() || args.finish) && args.slides.len() > 1 {
+        bail!("--part and --finish are about parts of one slide, and here are {}", args.slides.len());
     }
     let folder = match (&args.into, &args.output, args.slides.as_slice()) {
         (Some(image), _, [slide]) => return Ok(vec![(slide.clone(), Place::Image(image.clone()))]),
@@ -252,7 +262,31 @@ fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, place: 
         }
         return Ok(0);
     }
+    if let Some(part) = args.part {
+        let outcome = segmenter.segment_part(slide.as_ref(), place.destination(), part, &progress);
+        progress.finish();
+        let outcome = outcome?;
+        if args.json {
+            print(&json!({ "slide": path, "output": output, "part": part, "outcome": outcome }))?;
+        } else if !args.quiet {
+            let text = match &outcome {
+                PartOutcome::Done(summary) => format!("{}\n{summary}", path.display()),
+                PartOutcome::AlreadyDone { .. } => format!("{}: part {part} is done already", path.display()),
+            };
+            println(&text)?;
+        }
+        // It is said, and the exit code is that of whoever finishes: to those who wait for all parts, this one is complete.
+        let _ = ending(
+            path,
+            match &outcome {
+                PartOutcome::Done(summary) => summary.unreadable.len() as u64,
+                PartOutcome::AlreadyDone { unreadable } => *unreadable,
+            },
+        );
+        return Ok(0);
+    }
     let outcome = match place {
+        _ if args.finish => segmenter.finish_parts(slide.as_ref(), place.destination(), &progress),
         Place::Store(output) => segmenter.segment(slide.as_ref(), output, existing, &progress),
         Place::Image(image) => segmenter.segment_label(slide.as_ref(), image, existing, &progress),
     };
@@ -270,16 +304,23 @@ fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, place: 
             }
         }
     }
-    let unreadable = match &outcome {
-        Outcome::Done(summary) => summary.unreadable.len() as u64,
-        Outcome::AlreadyDone { unreadable } => *unreadable,
-    };
+    Ok(ending(
+        path,
+        match &outcome {
+            Outcome::Done(summary) => summary.unreadable.len() as u64,
+            Outcome::AlreadyDone { unreadable } => *unreadable,
+        },
+    ))
+}
+
+/// The exit code of a slide of which so many tiles could not be read; says so.
+fn ending(path: &Path, unreadable: u64) -> u8 {
     if unreadable == 0 {
-        return Ok(0);
+        return 0;
     }
     let what = format!("{}: {unreadable} tiles could not be read; the mask is background there", path.display());
     failure::say(&format!("warning: {what}"));
-    Ok(WITH_FAULTS)
+    WITH_FAULTS
 }
 
 /// The error, with the slide in front where it names neither the slide nor the output.

@@ -77,7 +77,7 @@ pub use precision::measure_precision;
 pub use progress::{Observer, Phase, Silent};
 pub use region::{Region, RegionOrigin, RoiSource};
 pub use report::{ClassArea, GivenRoi, RegionArea, RegionKind, StageTime, StageTimes, Summary};
-pub use segment::{Outcome, Plan, Segmenter};
+pub use segment::{Destination, Outcome, Part, PartOutcome, PartSummary, Plan, Segmenter};
 pub use settings::{OnBadTile, Settings, TissueMode};
 pub use units::Bytes;
 pub use validate::{Validation, validate};
