@@ -186,13 +186,21 @@ const PARTIAL: &str = "part";
 pub(crate) fn put_with(path: &Path, write: impl FnOnce(&File) -> std::io::Result<()>) -> std::io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}.{PARTIAL}", std::process::id()));
-    let partial = path.with_file_name(name);
-    let written = File::create(&partial)
+    put_under(&path.with_file_name(name), path, write)
+}
+
+/// The same, under this name until it is whole.
+pub(crate) fn put_under(
+    partial: &Path,
+    path: &Path,
+    write: impl FnOnce(&File) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    let written = File::create(partial)
         .and_then(|file| write(&file).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&partial, path));
+        .and_then(|()| std::fs::rename(partial, path));
     if written.is_err() {
         // Best effort: the error that counts is the one at hand.
-        let _ = std::fs::remove_file(&partial);
+        let _ = std::fs::remove_file(partial);
     }
     written
 }

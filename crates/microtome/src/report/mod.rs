@@ -1,7 +1,7 @@
 //! What a run did, in numbers with units.
 
 pub(crate) mod base64;
-mod html;
+pub(crate) mod html;
 mod page;
 mod pictures;
 
@@ -18,6 +18,7 @@ use crate::plan::{Geometry, MemoryPlan, Tiling};
 use crate::region::RoiSource;
 
 pub(crate) use page::Page;
+pub(crate) use pictures::thumbnail;
 
 /// How long a stage worked, and how long it waited for its neighbours.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
