@@ -253,13 +253,21 @@ pub(crate) fn put_with(path: &Path, write: impl FnOnce(&File) -> std::io::Result
     // number.
     let token = RandomState::new().hash_one(path);
     name.push(format!(".{}-{token:016x}.{PARTIAL}", std::process::id()));
-    let partial = path.with_file_name(name);
-    let written = File::create(&partial)
+    put_under(&path.with_file_name(name), path, write)
+}
+
+/// The same, under this name until it is whole.
+pub(crate) fn put_under(
+    partial: &Path,
+    path: &Path,
+    write: impl FnOnce(&File) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    let written = File::create(partial)
         .and_then(|file| write(&file).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&partial, path));
+        .and_then(|()| std::fs::rename(partial, path));
     if written.is_err() {
         // Best effort: the error that counts is the one at hand.
-        let _ = std::fs::remove_file(&partial);
+        let _ = std::fs::remove_file(partial);
     }
     written
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use microtome_io::slide::SlideReader;
 use microtome_io::store::{
@@ -48,7 +48,7 @@ pub struct Segmenter<'p> {
     /// At least one; all mean the same by their masks, and where one speaks for all it is the first.
     predictors: Vec<&'p dyn Predictor>,
     settings: Settings,
-    pools: Pools,
+    pools: Arc<Pools>,
     threads: usize,
 }
 
@@ -149,12 +149,53 @@ impl<'p> Segmenter<'p> {
         if settings.threads == Some(0) {
             return Err(Error::Usage("a run needs at least one thread".into()));
         }
-        if let Some(batch) = settings.batch.filter(|batch| !(1..=MAX_BATCH).contains(batch)) {
-            return Err(Error::Usage(format!("a batch of {batch} tiles; it may have 1 to {MAX_BATCH}")));
-        }
+        check_batch(&settings)?;
         let threads =
             settings.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
-        Ok(Self { predictors, settings, pools: Pools::new(threads)?, threads })
+        Ok(Self { predictors, settings, pools: Arc::new(Pools::new(threads)?), threads })
+    }
+
+    /// The same models with other settings, on the threads of this one, whatever those settings say of threads. Of several that run at the same
+    /// time, one at a time has the network, with all threads.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if the settings ask for an impossible batch.
+    pub fn with(&self, settings: Settings) -> Result<Self> {
+        check_batch(&settings)?;
+        Ok(Self {
+            predictors: self.predictors.clone(),
+            settings,
+            pools: Arc::clone(&self.pools),
+            threads: self.threads,
+        })
+    }
+
+    /// What was decided.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Draws something, on the threads for everything but the network.
+    pub(crate) fn draw<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.pools.pixels.install(work)
+    }
+
+    /// A text of the models and of every setting that can change a byte of a mask, as far as that is known without a slide.
+    pub(crate) fn identity(&self) -> String {
+        // Of these none does.
+        let settings = Settings {
+            memory: 0,
+            scratch: None,
+            sync_every: Duration::ZERO,
+            batch: None,
+            threads: None,
+            precision: None,
+            ..self.settings.clone()
+        };
+        let execution: Vec<String> = self.predictors.iter().map(|predictor| predictor.identity()).collect();
+        let (version, decoder) = (env!("CARGO_PKG_VERSION"), microtome_io::slide::JPEG_DECODER);
+        format!("{version}; {decoder}; {}; {execution:?}; {:?}; {settings:?}", self.models(), self.card().classes)
     }
 
     /// Decides everything that can be decided without decoding a pixel.
@@ -948,6 +989,13 @@ impl<'p> Segmenter<'p> {
             return Err(Error::Region { path: source.path.clone(), message });
         }
         Ok(Some(region))
+    }
+}
+
+fn check_batch(settings: &Settings) -> Result<()> {
+    match settings.batch.filter(|batch| !(1..=MAX_BATCH).contains(batch)) {
+        Some(batch) => Err(Error::Usage(format!("a batch of {batch} tiles; it may have 1 to {MAX_BATCH}"))),
+        None => Ok(()),
     }
 }
 

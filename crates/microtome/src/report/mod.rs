@@ -1,7 +1,7 @@
 //! What a run did, in numbers with units.
 
 pub(crate) mod base64;
-mod html;
+pub(crate) mod html;
 mod page;
 mod pictures;
 
@@ -19,6 +19,7 @@ use crate::region::RoiSource;
 use crate::segment::PartSummary;
 
 pub(crate) use page::Page;
+pub(crate) use pictures::thumbnail;
 
 /// How long a stage worked, and how long it waited for its neighbours.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
