@@ -2,6 +2,7 @@
 //!
 //! Everything here starts the built binary. Slides are small pictures, the model is the bundled one.
 
+mod batch;
 mod converting;
 mod deepzoom;
 mod faults;
@@ -9,6 +10,7 @@ mod kills;
 mod labels;
 mod models;
 mod outputs;
+mod parts;
 mod pictures;
 mod postprocessing;
 mod products;

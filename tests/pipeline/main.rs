@@ -19,6 +19,7 @@ mod levels;
 mod norm_stats;
 mod outputs;
 mod parity;
+mod parts;
 mod precision;
 mod products;
 mod recovery;

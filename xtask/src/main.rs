@@ -6,6 +6,8 @@
 #[cfg(target_os = "linux")]
 mod bench;
 mod check;
+#[cfg(target_os = "linux")]
+mod cluster;
 mod crosscheck;
 mod cuda;
 mod demo;
@@ -13,6 +15,8 @@ mod openslide;
 mod shell;
 mod skips;
 mod test;
+#[cfg(target_os = "linux")]
+mod tree;
 mod venv;
 mod workspace;
 
@@ -28,9 +32,11 @@ usage: cargo xtask COMMAND
   demo                 segment a real slide with the bundled model and draw the result: demo/cmu-1.{ome.zarr,png}
   test [--no-python]   every test that needs no network beyond the package registries
   check [--full]       format, lints, docs, licences, CUDA lint; --full compares with nnU-Net itself (several GB of PyTorch)
+  check deploy | slurm | snakemake
+                       the files under deploy: their syntax, or with the real programs (Linux only)
   bench NAME [OPTIONS] measures memory, overhead, seams, outofcore (beside nnU-Net and MONAI), net (the network alone, beside PyTorch),
-                       segment (a slide, beside nnU-Net), read (slides alone, beside OpenSlide) or pyramid (OME-Zarr and DeepZoom,
-                       beside libvips) into docs/benchmarks; Linux only
+                       segment (a slide, beside nnU-Net), read (slides alone, beside OpenSlide), pyramid (OME-Zarr and DeepZoom,
+                       beside libvips) or batch (twelve slides, beside TIAToolbox) into docs/benchmarks; Linux only
                        --quick           less of it (memory, net, segment, read, pyramid)
                        --slide PATH      a slide of yours, for read
                        --nets A,B,..     networks of net: stock, resenc, small, nuclei
@@ -57,6 +63,12 @@ fn main() -> ExitCode {
         ["test", "--no-python"] => |workspace| test::run(workspace, test::Python::Skip),
         ["check"] => check::run,
         ["check", "--full"] => |workspace| check::run(workspace).and_then(|()| check::run_nnunet(workspace)),
+        #[cfg(target_os = "linux")]
+        ["check", "deploy"] => cluster::files,
+        #[cfg(target_os = "linux")]
+        ["check", "slurm"] => cluster::slurm,
+        #[cfg(target_os = "linux")]
+        ["check", "snakemake"] => cluster::snakemake,
         ["cuda", "lint"] => cuda::lint,
         ["cuda", "build"] => cuda::build,
         ["help" | "-h" | "--help"] => {

@@ -26,6 +26,16 @@ pub(crate) enum Command {
     /// Run a model over slides and write the masks as OME-Zarr
     #[command(args_override_self = true)]
     Segment(Box<Segment>),
+    /// Run a model over the slides of a manifest: an archive, by one process or by many
+    #[command(args_override_self = true)]
+    Batch(Box<Batch>),
+    /// List the slides of a tree of folders as a manifest for `batch`
+    Manifest(Manifest),
+    /// Put the reports of a batch together, whichever of its processes wrote them
+    Report(Report),
+    /// Look at the slides of a manifest before a model runs over them: resolutions, unreadable tiles, duplicates, hours
+    #[command(args_override_self = true)]
+    Audit(Box<Audit>),
     /// Turn a slide into an OME-Zarr image with every level
     #[command(args_override_self = true)]
     Convert(Box<Convert>),
@@ -88,11 +98,6 @@ pub(crate) struct Segment {
     #[command(flatten)]
     pub(crate) opening: Opening,
 
-    /// The model: an nnU-Net v2 result folder or a microtome package. Given several times, the models run together, each with
-    /// its own tiles and folds, and the mean of their probabilities decides
-    #[arg(short, long = "model", value_name = "MODEL", required = true)]
-    pub(crate) models: Vec<PathBuf>,
-
     /// Where the mask goes; with several slides, the folder for NAME.ome.zarr of each
     #[arg(short, long, value_name = "OUT", required_unless_present = "into")]
     pub(crate) output: Option<PathBuf>,
@@ -105,6 +110,39 @@ pub(crate) struct Segment {
     /// What the labels are called in the image [default: the model's name]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) running: Running,
+
+    /// Run in this region only, in place of the tissue: a PNG mask, an OME-Zarr label image, or GeoJSON
+    #[arg(long, value_name = "FILE", conflicts_with = "tissue")]
+    pub(crate) roi: Option<PathBuf>,
+
+    /// Which of its values are wanted: numbers, names of classes, or `any`
+    #[arg(long, value_name = "VALUE,..", value_delimiter = ',', requires = "roi")]
+    pub(crate) roi_value: Vec<String>,
+
+    /// Compute one of N parts of the slide, counted from 0, into the same output as those who compute the others, at the same time or
+    /// not, here or on other machines
+    #[arg(long, value_name = "I/N", conflicts_with_all = ["finish", "overwrite", "no_resume", "dry_run"])]
+    pub(crate) part: Option<microtome::Part>,
+
+    /// Build what is left of the mask once all parts are computed, and publish it
+    #[arg(long, conflicts_with_all = ["overwrite", "no_resume", "dry_run"])]
+    pub(crate) finish: bool,
+
+    /// Print where the network's time went, layer by layer
+    #[arg(long)]
+    pub(crate) profile: bool,
+}
+
+/// How models run, over one slide or over many.
+#[derive(Debug, Args)]
+pub(crate) struct Running {
+    /// The model: an nnU-Net v2 result folder or a microtome package. Given several times, the models run together, each with
+    /// its own tiles and folds, and the mean of their probabilities decides
+    #[arg(short, long = "model", value_name = "MODEL", required = true)]
+    pub(crate) models: Vec<PathBuf>,
 
     /// Version of OME-Zarr that is written: 0.5 (shards) or 0.4 (one file for each chunk) [default: 0.5, or that of the image]
     #[arg(long, value_name = "0.5|0.4")]
@@ -196,14 +234,6 @@ pub(crate) struct Segment {
     #[arg(long, value_name = "slide|tissue|plans|FILE", default_value = "slide")]
     pub(crate) norm_stats: PathBuf,
 
-    /// Run in this region only, in place of the tissue: a PNG mask, an OME-Zarr label image, or GeoJSON
-    #[arg(long, value_name = "FILE", conflicts_with = "tissue")]
-    pub(crate) roi: Option<PathBuf>,
-
-    /// Which of its values are wanted: numbers, names of classes, or `any`
-    #[arg(long, value_name = "VALUE,..", value_delimiter = ',', requires = "roi")]
-    pub(crate) roi_value: Vec<String>,
-
     /// Write the probability of each class or region, too: 8 bits, beside OUT into NAME.probabilities.ome.zarr
     #[arg(long)]
     pub(crate) probabilities: bool,
@@ -232,10 +262,6 @@ pub(crate) struct Segment {
     #[arg(long)]
     pub(crate) dry_run: bool,
 
-    /// Print where the network's time went, layer by layer
-    #[arg(long)]
-    pub(crate) profile: bool,
-
     /// No progress, no summary
     #[arg(short, long)]
     pub(crate) quiet: bool,
@@ -243,6 +269,150 @@ pub(crate) struct Segment {
     /// Summaries as JSON on standard output, one line per slide
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Batch {
+    /// The slides: .csv, .tsv or .jsonl with the columns slide and id, and if need be mpp, roi, roi_value, level, group, out
+    #[arg(value_name = "MANIFEST")]
+    pub(crate) manifest: PathBuf,
+
+    /// The folder below which each slide gets a folder of its own, called by its id
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+
+    /// Work at this share of the slides only, from 0 on: 0/4, 1/4, 2/4, 3/4; auto: the one that Slurm or Kubernetes says
+    #[arg(long, value_name = "I/N|auto")]
+    pub(crate) shard: Option<String>,
+
+    /// Slides at once, which share --memory and --threads
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
+    pub(crate) jobs: usize,
+
+    /// A folder on a local disk: slides are copied there before they are read. Needed for s3://
+    #[arg(long, value_name = "DIR")]
+    pub(crate) stage: Option<PathBuf>,
+
+    /// Bytes that such copies may take at once [default: as many as the disk has]
+    #[arg(long, value_name = "BYTES", requires = "stage")]
+    pub(crate) stage_limit: Option<Bytes>,
+
+    /// Keep in reports and tables what can name a person: paths of slides, texts of scanners, pictures of labels
+    #[arg(long)]
+    pub(crate) identify: bool,
+
+    /// Seconds without a sign of life after which another process's slide is taken over
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds, allow_negative_numbers = true)]
+    pub(crate) lease_expiry: std::time::Duration,
+
+    /// Which values of regions are wanted where the manifest does not say: numbers, names of classes, or `any`
+    #[arg(long, value_name = "VALUE,..", value_delimiter = ',')]
+    pub(crate) roi_value: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) opening: Opening,
+
+    #[command(flatten)]
+    pub(crate) running: Running,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Manifest {
+    /// The folder to look in, with all folders below it
+    #[arg(value_name = "DIR")]
+    pub(crate) folder: PathBuf,
+
+    /// The manifest: a file that does not exist yet and ends in .csv, .tsv or .jsonl [default: CSV on standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+
+    /// Take PNG, JPEG and WebP pictures for slides, too
+    #[arg(long)]
+    pub(crate) pictures: bool,
+
+    /// Call slides by numbers in place of the names of their files, which can be names of patients
+    #[arg(long)]
+    pub(crate) numbers: bool,
+
+    /// Replace a manifest that is there already
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+
+    #[command(flatten)]
+    pub(crate) opening: Opening,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Report {
+    /// The folder of a batch
+    #[arg(value_name = "DIR")]
+    pub(crate) folder: PathBuf,
+
+    /// Keep what can name a person, where the batch was run with --identify
+    #[arg(long)]
+    pub(crate) identify: bool,
+
+    /// Say what was put together as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Audit {
+    /// The slides, as `batch` takes them
+    #[arg(value_name = "MANIFEST")]
+    pub(crate) manifest: PathBuf,
+
+    /// Stored tiles to decode of each slide, spread evenly, or all
+    #[arg(long, value_name = "N|all", default_value = "64", value_parser = sample)]
+    pub(crate) sample: Sample,
+
+    /// A model: hours are those of its tiles, as a batch of them is measured
+    #[arg(short, long = "model", value_name = "MODEL")]
+    pub(crate) model: Option<PathBuf>,
+
+    /// Reckon hours by so many megapixels of level 0 per second
+    #[arg(long, value_name = "MPX/S", value_parser = positive, conflicts_with = "model")]
+    pub(crate) speed: Option<f64>,
+
+    /// Micrometres per pixel that the model works at, or `native`: level 0 as it is
+    #[arg(long, value_name = "UM|native", value_parser = resolution, requires = "model")]
+    pub(crate) model_mpp: Option<TargetResolution>,
+
+    /// Where the model runs: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_parser = device, requires = "model")]
+    pub(crate) device: microtome::unet::Device,
+
+    /// Write the audit as CSV, too
+    #[arg(short, long, value_name = "FILE.csv")]
+    pub(crate) output: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) opening: Opening,
+
+    /// Threads [default: one per core]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) threads: Option<usize>,
+
+    /// No progress
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+
+    /// As JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How many tiles are decoded.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sample(pub(crate) Option<u64>);
+
+fn sample(text: &str) -> Result<Sample, String> {
+    match text.parse() {
+        _ if text == "all" => Ok(Sample(None)),
+        Ok(count) => Ok(Sample(Some(count))),
+        Err(_) => Err("a number of tiles, or `all`".into()),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -855,8 +1025,8 @@ fn rectangle(text: &str) -> Result<Rect, String> {
 
 fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(mpp) if mpp > 0.0 && mpp.is_finite() => Ok(mpp),
-        _ => Err("micrometres per pixel, such as 0.5".into()),
+        Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
+        _ => Err("a number above 0, such as 0.5".into()),
     }
 }
 

@@ -1,17 +1,21 @@
 //! The `microtome` command: arguments, progress, exit codes, and nothing else. The work is done by the `microtome` crate.
 
 mod args;
+mod audit;
+mod batch;
 #[cfg(unix)]
 mod bus;
 mod convert;
 mod failure;
 mod heap;
 mod info;
+mod manifest;
 mod model;
 mod postprocess;
 mod preview;
 mod progress;
 mod read;
+mod report;
 mod segment;
 mod signals;
 mod validate;
@@ -41,6 +45,10 @@ fn main() -> ExitCode {
     bus::explain();
     let result = match arguments.command {
         Command::Segment(a) => segment::run(&a),
+        Command::Batch(a) => batch::run(&a),
+        Command::Manifest(a) => manifest::run(&a),
+        Command::Report(a) => report::run(&a),
+        Command::Audit(a) => audit::run(&a),
         Command::Convert(a) => convert::run(&a).map(|()| 0),
         Command::Preview(a) => preview::run(&a).map(|()| 0),
         Command::Info(a) => info::run(&a).map(|()| 0),

@@ -32,6 +32,7 @@ impl Progress {
     pub(crate) fn new(name: String, quiet: Quiet) -> Self {
         let show = match quiet {
             Quiet::Yes => Show::Nothing,
+            Quiet::NoBar => Show::Lines,
             Quiet::No if std::io::stderr().is_terminal() => {
                 let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(5));
                 let template = "{prefix} {msg:<12} {wide_bar} {percent:>3} %  {per_sec}  {eta} left";
@@ -64,6 +65,8 @@ impl Progress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Quiet {
     Yes,
+    /// Plain lines, also on a terminal: several things happen at once.
+    NoBar,
     No,
 }
 

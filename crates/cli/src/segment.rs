@@ -5,10 +5,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use microtome::unet::{Arithmetic, Execution, Mirroring, Model, Predictor};
+use microtome::unet::{Arithmetic, Execution, Mirroring, Model, PrecisionChoice, Predictor};
 use microtome::{
-    Accumulation, CropNonzero, Error, Existing, NormStats, OnBadTile, Outcome, RoiSource, Segmenter, Settings,
-    TissueMode, WindowShape,
+    Accumulation, CropNonzero, Destination, Error, Existing, NormStats, OnBadTile, Outcome, PartOutcome, RoiSource,
+    Segmenter, Settings, TissueMode, WindowShape,
 };
 use serde_json::json;
 
@@ -18,6 +18,63 @@ use crate::{failure, signals};
 
 pub(crate) fn run(args: &args::Segment) -> Result<u8> {
     let jobs = jobs(args)?;
+    let Loaded { predictors, precision } = load(&args.running)?;
+    let mut settings = settings(&args.running)?;
+    settings.precision = Some(precision);
+    settings.roi = args.roi.clone().map(|path| RoiSource { path, values: args.roi_value.clone() });
+    settings.name.clone_from(&args.name);
+    let segmenter = Segmenter::ensemble(predictors.iter().map(AsRef::as_ref).collect(), settings)?;
+    signals::watch().context("signals cannot be watched")?;
+
+    let fresh = args.output.as_deref().filter(|output| jobs.len() > 1 && !args.running.dry_run && !output.exists());
+    if let Some(folder) = fresh {
+        std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
+    }
+    let mut failures: Vec<u8> = Vec::new();
+    for (slide, place) in &jobs {
+        match segment(&segmenter, args, slide, place).map_err(|error| naming(error, slide, place.path())) {
+            Ok(0) => {}
+            Ok(code) => failures.push(code),
+            Err(error) if signals::received() => return Err(error),
+            Err(error) => {
+                let code = failure::exit_code(&error);
+                failure::say(&format!("error: {}", failure::line(&error)));
+                if args.running.json {
+                    print(&json!({ "slide": slide, "error": failure::line(&error), "exit_code": code }))?;
+                }
+                failures.push(code);
+            }
+        }
+    }
+    if args.profile {
+        for predictor in &predictors {
+            if predictors.len() > 1 && !args.running.json {
+                println(&format!("profile of {}", predictor.card().name))?;
+            }
+            profile(predictor.as_ref(), args)?;
+        }
+    }
+    let nothing = failures.len() == jobs.len() && !failures.contains(&WITH_FAULTS);
+    if let Some(folder) = fresh.filter(|_| nothing) {
+        // Where nothing succeeded nothing is left; a folder that holds something stays.
+        let _ = std::fs::remove_dir(folder);
+    }
+    Ok(match (failures.as_slice(), jobs.len()) {
+        ([], _) => 0,
+        ([code], 1) => *code,
+        _ if nothing => 4,
+        _ => WITH_FAULTS,
+    })
+}
+
+/// Models that can run.
+pub(crate) struct Loaded {
+    pub(crate) predictors: Vec<Box<dyn Predictor>>,
+    pub(crate) precision: PrecisionChoice,
+}
+
+/// Opens the models and puts them on their device.
+pub(crate) fn load(args: &args::Running) -> Result<Loaded> {
     if args.exact && !matches!(args.precision, None | Some(args::Precision::F32)) {
         bail!("--exact is f32 arithmetic: it does not go with another --precision");
     }
@@ -54,51 +111,7 @@ pub(crate) fn run(args: &args::Segment) -> Result<u8> {
     if let (Some(advice), false) = (predictors.iter().find_map(|predictor| predictor.advice()), args.quiet) {
         failure::say(&format!("note: {advice}"));
     }
-    let mut settings = settings(args);
-    settings.norm_stats = norm_stats(&args.norm_stats)?;
-    settings.precision = Some(precision);
-    let segmenter = Segmenter::ensemble(predictors.iter().map(AsRef::as_ref).collect(), settings)?;
-    signals::watch().context("signals cannot be watched")?;
-
-    let fresh = args.output.as_deref().filter(|output| jobs.len() > 1 && !args.dry_run && !output.exists());
-    if let Some(folder) = fresh {
-        std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
-    }
-    let mut failures: Vec<u8> = Vec::new();
-    for (slide, place) in &jobs {
-        match segment(&segmenter, args, slide, place).map_err(|error| naming(error, slide, place.path())) {
-            Ok(0) => {}
-            Ok(code) => failures.push(code),
-            Err(error) if signals::received() => return Err(error),
-            Err(error) => {
-                let code = failure::exit_code(&error);
-                failure::say(&format!("error: {}", failure::line(&error)));
-                if args.json {
-                    print(&json!({ "slide": slide, "error": failure::line(&error), "exit_code": code }))?;
-                }
-                failures.push(code);
-            }
-        }
-    }
-    if args.profile {
-        for predictor in &predictors {
-            if predictors.len() > 1 && !args.json {
-                println(&format!("profile of {}", predictor.card().name))?;
-            }
-            profile(predictor.as_ref(), args)?;
-        }
-    }
-    let nothing = failures.len() == jobs.len() && !failures.contains(&WITH_FAULTS);
-    if let Some(folder) = fresh.filter(|_| nothing) {
-        // Where nothing succeeded nothing is left; a folder that holds something stays.
-        let _ = std::fs::remove_dir(folder);
-    }
-    Ok(match (failures.as_slice(), jobs.len()) {
-        ([], _) => 0,
-        ([code], 1) => *code,
-        _ if nothing => 4,
-        _ => WITH_FAULTS,
-    })
+    Ok(Loaded { predictors, precision })
 }
 
 /// Where the network's time went, over all slides.
@@ -106,7 +119,7 @@ fn profile(predictor: &dyn Predictor, args: &args::Segment) -> Result<()> {
     match predictor.profile() {
         // Done already, or failed before the network was asked: there is nothing to tell.
         Some(profile) if profile.passes == 0 => Ok(()),
-        Some(profile) if args.json => print(&json!({ "model": predictor.card().name, "profile": profile })),
+        Some(profile) if args.running.json => print(&json!({ "model": predictor.card().name, "profile": profile })),
         Some(profile) => println(&profile.to_string()),
         None => {
             failure::say("warning: no profile: on this device layers are not timed one by one");
@@ -133,6 +146,13 @@ impl Place {
             Self::Store(path) | Self::Image(path) => path,
         }
     }
+
+    fn destination(&self) -> Destination<'_> {
+        match self {
+            Self::Store(path) => Destination::Store(path),
+            Self::Image(path) => Destination::Image(path),
+        }
+    }
 }
 
 /// Each slide with the place of its mask.
@@ -140,6 +160,9 @@ fn jobs(args: &args::Segment) -> Result<Vec<(PathBuf, Place)>> {
     // clap does not ask for what conflicts with an argument that is there.
     if args.name.is_some() && args.into.is_none() {
         bail!("--name is what labels are called in an image, and goes with --into");
+    }
+    if (args.part.is_some() || args.finish) && args.slides.len() > 1 {
+        bail!("--part and --finish are about parts of one slide, and here are {}", args.slides.len());
     }
     let folder = match (&args.into, &args.output, args.slides.as_slice()) {
         (Some(image), _, [slide]) => return Ok(vec![(slide.clone(), Place::Image(image.clone()))]),
@@ -171,7 +194,8 @@ fn jobs(args: &args::Segment) -> Result<Vec<(PathBuf, Place)>> {
     Ok(jobs)
 }
 
-fn settings(args: &args::Segment) -> Settings {
+/// What the arguments say of how models run.
+pub(crate) fn settings(args: &args::Running) -> Result<Settings> {
     let mut settings = Settings::default();
     settings.mpp = args.mpp;
     settings.mpp_from_objective = args.mpp_from_objective;
@@ -202,7 +226,6 @@ fn settings(args: &args::Segment) -> Settings {
     if let Some(memory) = args.memory {
         settings.memory = memory.0;
     }
-    settings.roi = args.roi.clone().map(|path| RoiSource { path, values: args.roi_value.clone() });
     settings.probabilities = args.probabilities;
     settings.confidence = args.confidence;
     settings.on_bad_tile = match args.on_bad_tile {
@@ -214,8 +237,17 @@ fn settings(args: &args::Segment) -> Settings {
     settings.threads = args.threads;
     settings.sync_every = args.sync_every;
     settings.format = args.format;
-    settings.name.clone_from(&args.name);
-    settings
+    settings.norm_stats = norm_stats(&args.norm_stats)?;
+    Ok(settings)
+}
+
+/// What becomes of masks that are there.
+pub(crate) fn existing(args: &args::Running) -> Existing {
+    match (args.overwrite, args.no_resume) {
+        (true, _) => Existing::Replace,
+        (false, true) => Existing::Restart,
+        (false, false) => Existing::Keep,
+    }
 }
 
 /// A word, or a file; `./slide` is a file of that name.
@@ -235,32 +267,50 @@ fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, place: 
     };
     let slide = args.opening.open(path)?;
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-    let progress = Progress::new(name, if args.quiet { Quiet::Yes } else { Quiet::No });
-    let existing = match (args.overwrite, args.no_resume) {
-        (true, _) => Existing::Replace,
-        (false, true) => Existing::Restart,
-        (false, false) => Existing::Keep,
-    };
-    if args.dry_run {
+    let progress = Progress::new(name, if args.running.quiet { Quiet::Yes } else { Quiet::No });
+    let existing = existing(&args.running);
+    if args.running.dry_run {
         let forecast = segmenter.forecast(slide.as_ref(), &progress);
         progress.finish();
         let forecast = forecast?;
-        if args.json {
+        if args.running.json {
             print(&json!({ "slide": path, "forecast": forecast }))?;
         } else {
             println(&format!("{}\n{forecast}", path.display()))?;
         }
         return Ok(0);
     }
+    if let Some(part) = args.part {
+        let outcome = segmenter.segment_part(slide.as_ref(), place.destination(), part, &progress);
+        progress.finish();
+        let outcome = outcome?;
+        if args.running.json {
+            print(&json!({ "slide": path, "output": output, "part": part, "outcome": outcome }))?;
+        } else if !args.running.quiet {
+            let text = match &outcome {
+                PartOutcome::Done(summary) => format!("{}\n{summary}", path.display()),
+                PartOutcome::AlreadyDone { .. } => format!("{}: part {part} is done already", path.display()),
+            };
+            println(&text)?;
+        }
+        let unreadable = match &outcome {
+            PartOutcome::Done(summary) => summary.unreadable.len() as u64,
+            PartOutcome::AlreadyDone { unreadable } => *unreadable,
+        };
+        // It is said, and the exit code is that of whoever finishes: to those who wait for all parts, this one is complete.
+        let _ = ending(path, unreadable);
+        return Ok(0);
+    }
     let outcome = match place {
+        _ if args.finish => segmenter.finish_parts(slide.as_ref(), place.destination(), &progress),
         Place::Store(output) => segmenter.segment(slide.as_ref(), output, existing, &progress),
         Place::Image(image) => segmenter.segment_label(slide.as_ref(), image, existing, &progress),
     };
     progress.finish();
     let outcome = outcome?;
-    if args.json {
+    if args.running.json {
         print(&json!({ "slide": path, "output": output, "outcome": outcome }))?;
-    } else if !args.quiet {
+    } else if !args.running.quiet {
         match &outcome {
             Outcome::Done(summary) => {
                 println(&format!("{}\n{summary}\nwritten to {}", path.display(), output.display()))?;
@@ -274,12 +324,17 @@ fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, place: 
         Outcome::Done(summary) => summary.unreadable.len() as u64,
         Outcome::AlreadyDone { unreadable } => *unreadable,
     };
+    Ok(ending(path, unreadable))
+}
+
+/// The exit code of a slide of which so many tiles could not be read; says so.
+fn ending(path: &Path, unreadable: u64) -> u8 {
     if unreadable == 0 {
-        return Ok(0);
+        return 0;
     }
     let what = format!("{}: {unreadable} tiles could not be read; the mask is background there", path.display());
     failure::say(&format!("warning: {what}"));
-    Ok(WITH_FAULTS)
+    WITH_FAULTS
 }
 
 /// The error, with the slide in front where it names neither the slide nor the output.
@@ -291,11 +346,11 @@ fn naming(error: anyhow::Error, slide: &Path, output: &Path) -> anyhow::Error {
     error.context(slide.display().to_string())
 }
 
-fn print(value: &serde_json::Value) -> Result<()> {
+pub(crate) fn print(value: &serde_json::Value) -> Result<()> {
     println(&value.to_string())
 }
 
-fn println(text: &str) -> Result<()> {
+pub(crate) fn println(text: &str) -> Result<()> {
     match writeln!(std::io::stdout(), "{text}") {
         // The mask is written, and whoever read our output has seen enough.
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),

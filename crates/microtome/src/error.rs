@@ -37,6 +37,14 @@ pub enum Error {
     /// The caller's settings contradict each other.
     #[error("{0}")]
     Usage(String),
+    /// A manifest is wrong.
+    #[error("{}: {}", path.display(), faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Manifest {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with each line, in their order.
+        faults: Vec<crate::batch::Fault>,
+    },
     /// A region of interest cannot be read, does not fit the slide, or does not say what is wanted.
     #[error("{}: {message}", path.display())]
     Region {
@@ -137,6 +145,7 @@ impl Error {
         match self {
             Self::Model(_)
             | Self::Usage(_)
+            | Self::Manifest { .. }
             | Self::Region { .. }
             | Self::Tile(_)
             | Self::OutputExists { .. }

@@ -2,7 +2,7 @@
 //!
 //! A [`Segmenter`] runs a trained network (any nnU-Net v2 2D result, or a package of ours), or several together, over a whole slide of any
 //! size: tiles with nnU-Net's overlap and weights, blended in strips that fit a byte budget, written as a multi-level OME-Zarr
-//! label image. [`preview`] makes small pictures of slides and masks.
+//! label image. [`batch`] does so with the slides of an archive. [`preview`] makes small pictures of slides and masks.
 //!
 //! This crate never holds a slide, its logits or its mask as a whole, never guesses a resolution, never shows half a
 //! result, and prints nothing: watch a run through an [`Observer`].
@@ -31,6 +31,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod batch;
 mod convert;
 mod crop;
 mod damaged;
@@ -77,7 +78,7 @@ pub use precision::measure_precision;
 pub use progress::{Observer, Phase, Silent};
 pub use region::{Region, RegionOrigin, RoiSource};
 pub use report::{ClassArea, GivenRoi, RegionArea, RegionKind, StageTime, StageTimes, Summary};
-pub use segment::{Outcome, Plan, Segmenter};
+pub use segment::{Destination, Outcome, Part, PartOutcome, PartSummary, Plan, Segmenter};
 pub use settings::{OnBadTile, Settings, TissueMode};
 pub use units::Bytes;
 pub use validate::{Validation, validate};

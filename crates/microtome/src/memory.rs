@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The memory that the system lets this process have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -69,7 +69,7 @@ fn limits(groups: &str) -> impl Iterator<Item = PathBuf> {
 }
 
 /// The most memory that was used, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeakMemory {
     /// Anonymous memory of this process, sampled every 20 ms while the run lasted. Slides are mapped read-only; beside this there are
     /// at most 16 MiB of written file pages that wait for the disk.

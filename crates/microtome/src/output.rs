@@ -1,7 +1,10 @@
 //! Claiming the place where a mask, or an image, is to go.
 
+mod parts;
+
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
+use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -12,7 +15,9 @@ use microtome_stitch::{Entry, Journal, Product, Record};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use crate::{Error, Result};
+use crate::{Error, Part, Result};
+
+pub(crate) use parts::{PartClaim, WholeClaim};
 
 /// What to do with an output of ours that is there already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -112,14 +117,63 @@ impl RunFolder {
 
     /// Makes the folder if it is not there, so that it stays, and takes away what a process that was killed did not get to rename.
     pub(crate) fn create(&self) -> Result<()> {
-        let io = |source| Error::Io { path: self.0.clone(), source };
-        std::fs::create_dir_all(&self.0).map_err(io)?;
+        self.create_beside_others()?;
+        self.tidy().map_err(|source| Error::Io { path: self.0.clone(), source })
+    }
+
+    /// Makes the folder if it is not there, so that it stays. Others may be writing in it.
+    pub(crate) fn create_beside_others(&self) -> Result<()> {
+        std::fs::create_dir_all(&self.0).map_err(|source| Error::Io { path: self.0.clone(), source })?;
         if let Some(parent) = self.0.parent() {
             let parent = if parent == Path::new("") { Path::new(".") } else { parent };
             // The name must survive a crash of the machine; systems that cannot open folders have no such need.
             let _ = File::open(parent).and_then(|folder| folder.sync_all());
         }
-        self.tidy().map_err(io)
+        Ok(())
+    }
+
+    /// The journal of one who computes a part of the run.
+    pub(crate) fn journal_of(&self, part: Part) -> PathBuf {
+        self.0.join(format!("part-{}-of-{}.jsonl", part.index(), part.of()))
+    }
+
+    /// What one who has computed a part says of it, once it is complete.
+    pub(crate) fn report_of(&self, part: Part) -> PathBuf {
+        self.0.join(format!("part-{}-of-{}.json", part.index(), part.of()))
+    }
+
+    /// Journals and reports of parts.
+    fn files_of_parts(&self) -> Result<Vec<PathBuf>> {
+        let io = |source| Error::Io { path: self.0.clone(), source };
+        let entries = match std::fs::read_dir(&self.0) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(io)?,
+        };
+        let mut files = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(io)?.path();
+            if part_of(&path).is_some() {
+                files.push(path);
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    /// The parts that somebody has begun.
+    pub(crate) fn parts(&self) -> Result<Vec<Part>> {
+        let journals = self.files_of_parts()?.into_iter().filter(|path| path.extension().is_some_and(|e| e == "jsonl"));
+        let mut parts: Vec<Part> = journals.filter_map(|path| part_of(&path)).collect();
+        parts.sort_unstable();
+        Ok(parts)
+    }
+
+    /// Removes what those who computed parts have left, once it is in the journal of the run.
+    pub(crate) fn forget_parts(&self) -> Result<()> {
+        for path in self.files_of_parts()? {
+            std::fs::remove_file(&path).map_err(|source| Error::Io { path, source })?;
+        }
+        Ok(())
     }
 
     /// What runs leave in the folder.
@@ -134,7 +188,7 @@ impl RunFolder {
             // NAME.PROCESS.part, as `put_with` calls them.
             let process = path.extension().filter(|e| *e == PARTIAL).and(path.file_stem()).map(Path::new);
             let name = process.filter(|p| p.extension().is_some()).map(|p| path.with_file_name(p).with_extension(""));
-            if name.is_some_and(|name| self.files().contains(&name)) {
+            if name.is_some_and(|name| self.files().contains(&name) || part_of(&name).is_some()) {
                 std::fs::remove_file(&path)?;
             }
         }
@@ -163,7 +217,7 @@ impl RunFolder {
             _ => Ok(()),
         };
         absent_is_fine(self.tidy(), &self.0)?;
-        for file in self.files() {
+        for file in self.files().into_iter().chain(self.files_of_parts()?) {
             absent_is_fine(std::fs::remove_file(&file), &file)?;
         }
         match std::fs::remove_dir(&self.0) {
@@ -172,6 +226,16 @@ impl RunFolder {
             result => absent_is_fine(result, &self.0),
         }
     }
+}
+
+/// The part that a file is of, by its name: `part-0-of-4.jsonl`, or `.json`.
+fn part_of(path: &Path) -> Option<Part> {
+    let name = path.file_name()?.to_str()?;
+    let name = name.strip_suffix(".jsonl").or_else(|| name.strip_suffix(".json"))?;
+    let (index, of) = name.strip_prefix("part-")?.split_once("-of-")?;
+    let part = Part::new(index.parse().ok()?, of.parse().ok()?).ok()?;
+    // As we write it: no `+4`, no `04`.
+    (name == format!("part-{}-of-{}", part.index(), part.of())).then_some(part)
 }
 
 /// Writes a small file that appears whole.
@@ -185,14 +249,25 @@ const PARTIAL: &str = "part";
 /// Writes a file that appears whole, also where the machine crashes.
 pub(crate) fn put_with(path: &Path, write: impl FnOnce(&File) -> std::io::Result<()>) -> std::io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.{PARTIAL}", std::process::id()));
-    let partial = path.with_file_name(name);
-    let written = File::create(&partial)
+    // Those who share a run write some of its files at the same time, all of them the same, and on different machines they may have the same
+    // number.
+    let token = RandomState::new().hash_one(path);
+    name.push(format!(".{}-{token:016x}.{PARTIAL}", std::process::id()));
+    put_under(&path.with_file_name(name), path, write)
+}
+
+/// The same, under this name until it is whole.
+pub(crate) fn put_under(
+    partial: &Path,
+    path: &Path,
+    write: impl FnOnce(&File) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    let written = File::create(partial)
         .and_then(|file| write(&file).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&partial, path));
+        .and_then(|()| std::fs::rename(partial, path));
     if written.is_err() {
         // Best effort: the error that counts is the one at hand.
-        let _ = std::fs::remove_file(&partial);
+        let _ = std::fs::remove_file(partial);
     }
     written
 }
@@ -336,6 +411,12 @@ impl<'a> Stores<'a> {
             found.push((product, path, there));
         }
         let Some((_, _, mask)) = found.last() else { unreachable!("there is always a mask") };
+        if existing == Existing::Keep
+            && !matches!(mask, Found::Complete(_))
+            && let Some(part) = RunFolder::of(&self.mask).parts()?.first()
+        {
+            return other(&self.mask, parts::difference(Some(part.of()), None));
+        }
         match mask {
             _ if existing == Existing::Replace => self.free(),
             Found::Complete(attributes) => {

@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use microtome_io::{Pixels, Rect, TileCoord};
@@ -80,6 +80,8 @@ pub(crate) struct Pools {
     pub(crate) network: rayon::ThreadPool,
     /// For everything else.
     pub(crate) pixels: rayon::ThreadPool,
+    /// Of several runs that share the pools, one at a time has the network: with all threads, or with the device.
+    turn: Mutex<()>,
 }
 
 impl Pools {
@@ -91,7 +93,13 @@ impl Pools {
                 .build()
                 .map_err(|error| Error::Usage(format!("{threads} threads cannot be started: {error}")))
         };
-        Ok(Self { network: pool("network")?, pixels: pool("pixels")? })
+        Ok(Self { network: pool("network")?, pixels: pool("pixels")?, turn: Mutex::default() })
+    }
+
+    /// Waits until no other run has the network. Called by no thread of the pools.
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        // A network that panicked in another run says nothing about this one.
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -258,7 +266,9 @@ impl Pipeline<'_> {
                 None => Vec::new(),
                 Some((first, _)) => {
                     let Member { predictor, normalizer, .. } = &self.members[first.model];
+                    let turn = self.pools.turn();
                     let predicted = out.work(&self.pools.network, || predictor.predict(&inputs, normalizer));
+                    drop(turn);
                     predicted.map_err(|source| {
                         let mut tiles = format!("from {} to {}", first.rect, tiles[tiles.len() - 1].0.rect);
                         if self.members.len() > 1 {

@@ -1,10 +1,12 @@
 //! A slide, a model or several, a mask.
 
+mod parts;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use microtome_io::slide::SlideReader;
 use microtome_io::store::{
@@ -14,7 +16,7 @@ use microtome_io::{Class, Level, Microns, Rect, Size, TileCoord};
 use microtome_stitch::{Decision, Journal, Layout, Product, PyramidWriter, Record, Window};
 use microtome_tile::pyramid::level_sizes;
 use microtome_tile::tissue::{self, Tissue, TissueOptions};
-use microtome_tile::{ChannelSums, Damage, Finished, ImageStatistics, Lockstep, Reader, Roi, TileCount};
+use microtome_tile::{ChannelSums, Damage, Finished, ImageStatistics, Lockstep, Reader, Roi, Shares, TileCount};
 use microtome_unet::{Card, ChannelStatistics, Normalizer, Predictor, needs_statistics};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -35,6 +37,8 @@ use crate::report::{ClassArea, GivenRoi, Page, RegionArea, RegionKind, StageTime
 use crate::settings::{OnBadTile, Settings, TissueMode};
 use crate::{Error, Result};
 
+pub use parts::{Destination, Part, PartOutcome, PartSummary};
+
 /// Tiles per batch at most: far more than any device takes, and few enough to reckon with.
 const MAX_BATCH: usize = 1 << 16;
 
@@ -44,7 +48,7 @@ pub struct Segmenter<'p> {
     /// At least one; all mean the same by their masks, and where one speaks for all it is the first.
     predictors: Vec<&'p dyn Predictor>,
     settings: Settings,
-    pools: Pools,
+    pools: Arc<Pools>,
     threads: usize,
 }
 
@@ -61,6 +65,34 @@ struct Run<'a> {
     record: Option<&'a Record>,
     /// Where things are kept that belong to the run.
     folder: Option<&'a RunFolder>,
+    /// Which shards it writes: those of this part, and then it publishes nothing, or all.
+    part: Option<Part>,
+}
+
+/// What a run has done.
+struct Ran {
+    summary: Summary,
+    /// The tissue, where it was looked for.
+    tissue: Option<Region>,
+    /// Shards of level 0 that it was about, finished before or not.
+    shards: u64,
+}
+
+/// What is decided before a run claims its place.
+struct Prepared {
+    plan: Plan,
+    /// The region that the user gave.
+    given: Option<Region>,
+    /// Where the mask lies in the image that it is put into, if it is.
+    place: Option<LabelPlace>,
+    encoding: Encoding,
+    fingerprint: Fingerprint,
+}
+
+impl Prepared {
+    fn form(&self) -> Form<'_> {
+        Form { encoding: self.encoding, label: self.place.as_ref() }
+    }
 }
 
 /// In which form the images of a run are stored.
@@ -117,12 +149,53 @@ impl<'p> Segmenter<'p> {
         if settings.threads == Some(0) {
             return Err(Error::Usage("a run needs at least one thread".into()));
         }
-        if let Some(batch) = settings.batch.filter(|batch| !(1..=MAX_BATCH).contains(batch)) {
-            return Err(Error::Usage(format!("a batch of {batch} tiles; it may have 1 to {MAX_BATCH}")));
-        }
+        check_batch(&settings)?;
         let threads =
             settings.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
-        Ok(Self { predictors, settings, pools: Pools::new(threads)?, threads })
+        Ok(Self { predictors, settings, pools: Arc::new(Pools::new(threads)?), threads })
+    }
+
+    /// The same models with other settings, on the threads of this one, whatever those settings say of threads. Of several that run at the same
+    /// time, one at a time has the network, with all threads.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if the settings ask for an impossible batch.
+    pub fn with(&self, settings: Settings) -> Result<Self> {
+        check_batch(&settings)?;
+        Ok(Self {
+            predictors: self.predictors.clone(),
+            settings,
+            pools: Arc::clone(&self.pools),
+            threads: self.threads,
+        })
+    }
+
+    /// What was decided.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Draws something, on the threads for everything but the network.
+    pub(crate) fn draw<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.pools.pixels.install(work)
+    }
+
+    /// A text of the models and of every setting that can change a byte of a mask, as far as that is known without a slide.
+    pub(crate) fn identity(&self) -> String {
+        // Of these none does.
+        let settings = Settings {
+            memory: 0,
+            scratch: None,
+            sync_every: Duration::ZERO,
+            batch: None,
+            threads: None,
+            precision: None,
+            ..self.settings.clone()
+        };
+        let execution: Vec<String> = self.predictors.iter().map(|predictor| predictor.identity()).collect();
+        let (version, decoder) = (env!("CARGO_PKG_VERSION"), microtome_io::slide::JPEG_DECODER);
+        format!("{version}; {decoder}; {}; {execution:?}; {:?}; {settings:?}", self.models(), self.card().classes)
     }
 
     /// Decides everything that can be decided without decoding a pixel.
@@ -222,23 +295,13 @@ impl<'p> Segmenter<'p> {
         observer: &dyn Observer,
         wrap: impl Fn(ZarrImage) -> S,
     ) -> Result<Outcome> {
-        let geometry = Geometry::new(slide, &self.predictors, &self.settings)?;
-        let place = label.map(|label| LabelPlace::new(label.image, slide.info(), &geometry)).transpose()?;
-        let given = self.given(slide, &geometry)?;
-        let plan = self.plan_beside(slide, geometry, given.as_ref())?;
-        let form = Form {
-            encoding: Encoding {
-                format: label.map(|label| label.image.format()).or(self.settings.format).unwrap_or_default(),
-                ..Encoding::default()
-            },
-            label: place.as_ref(),
-        };
-        let fingerprint = self.fingerprint(slide, &plan.geometry, given.as_ref(), form)?;
+        let prepared = self.prepare(slide, label)?;
+        let Prepared { plan, given, fingerprint, .. } = &prepared;
         let products = self.settings.products();
         let stores = Stores::of(output, &products, label);
         let list = || label.map_or(Ok(()), |label| label.image.list(label.name)).map_err(Error::Write);
         let starting = stores.starting();
-        let record = match stores.claim(&fingerprint, existing)? {
+        let record = match stores.claim(fingerprint, existing)? {
             Claim::Done { unreadable } => {
                 // A run that was stopped between its last two steps is finished by the next one.
                 list()?;
@@ -255,7 +318,7 @@ impl<'p> Segmenter<'p> {
             }
             let mut sinks = Vec::new();
             for (product, path) in stores.all() {
-                let image = self.image(product, &plan.geometry, fingerprint.attributes(), form);
+                let image = self.image(product, &plan.geometry, fingerprint.attributes(), prepared.form());
                 let sink = match &record {
                     None => ZarrImage::create(path, image),
                     Some(record) => {
@@ -279,26 +342,14 @@ impl<'p> Segmenter<'p> {
             let sinks: Vec<_> = sinks.into_iter().map(|(product, sink)| (product, wrap(sink))).collect();
             let sinks: Vec<_> = sinks.iter().map(|(product, sink)| (*product, sink as &dyn ImageSink)).collect();
             let (given, record) = (given.as_ref(), record.as_ref());
-            let run = Run { slide, plan: &plan, given, sinks: &sinks, observer, record, folder: Some(&folder) };
-            self.run(&run, Some(journal))
+            let folder = Some(&folder);
+            self.run(&Run { slide, plan, given, sinks: &sinks, observer, record, folder, part: None }, Some(journal))
         });
         match result {
-            Ok((mut summary, tissue)) => {
+            Ok(mut ran) => {
                 list()?;
-                summary.peak_memory = peak;
-                let path = folder.report();
-                let text = serde_json::to_vec_pretty(&summary)
-                    .map_err(|e| Error::Io { path: path.clone(), source: e.into() })?;
-                put(&path, &text)?;
-                let page = Page {
-                    slide,
-                    roi: given.as_ref().or(tissue.as_ref()).map(|region| &region.roi),
-                    mask: output,
-                    cards: &self.cards().collect::<Vec<_>>(),
-                    attributes: &fingerprint.attributes(),
-                    summary: &summary,
-                };
-                put(&folder.page(), self.pools.pixels.install(|| page.render())?.as_bytes())?;
+                ran.summary.peak_memory = peak;
+                let summary = self.report(slide, output, &prepared, ran)?;
                 Ok(Outcome::Done(Box::new(summary)))
             }
             Err(error) => {
@@ -306,6 +357,41 @@ impl<'p> Segmenter<'p> {
                 Err(error)
             }
         }
+    }
+
+    /// Decides everything that a run's place does not depend on.
+    fn prepare(&self, slide: &dyn SlideReader, label: Option<LabelOf<'_>>) -> Result<Prepared> {
+        let geometry = Geometry::new(slide, &self.predictors, &self.settings)?;
+        let place = label.map(|label| LabelPlace::new(label.image, slide.info(), &geometry)).transpose()?;
+        let given = self.given(slide, &geometry)?;
+        let plan = self.plan_beside(slide, geometry, given.as_ref())?;
+        let encoding = Encoding {
+            format: label.map(|label| label.image.format()).or(self.settings.format).unwrap_or_default(),
+            ..Encoding::default()
+        };
+        let form = Form { encoding, label: place.as_ref() };
+        let fingerprint = self.fingerprint(slide, &plan.geometry, given.as_ref(), form)?;
+        Ok(Prepared { plan, given, place, encoding, fingerprint })
+    }
+
+    /// Writes the summary of a finished run into its folder, as JSON and as a page.
+    fn report(&self, slide: &dyn SlideReader, output: &Path, prepared: &Prepared, ran: Ran) -> Result<Summary> {
+        let Ran { summary, tissue, .. } = ran;
+        let folder = RunFolder::of(output);
+        let path = folder.report();
+        let text =
+            serde_json::to_vec_pretty(&summary).map_err(|e| Error::Io { path: path.clone(), source: e.into() })?;
+        put(&path, &text)?;
+        let page = Page {
+            slide,
+            roi: prepared.given.as_ref().or(tissue.as_ref()).map(|region| &region.roi),
+            mask: output,
+            cards: &self.cards().collect::<Vec<_>>(),
+            attributes: &prepared.fingerprint.attributes(),
+            summary: &summary,
+        };
+        put(&folder.page(), self.pools.pixels.install(|| page.render())?.as_bytes())?;
+        Ok(summary)
     }
 
     /// Segments a slide into any sink, which `sink` makes from the description of the mask. Only labels are written.
@@ -328,14 +414,13 @@ impl<'p> Segmenter<'p> {
         let sink = sink(image).map_err(Error::Write)?;
         let given = given.as_ref();
         let sinks = [(Product::Labels, &sink as &dyn ImageSink)];
-        let run = Run { slide, plan: &plan, given, sinks: &sinks, observer, record: None, folder: None };
-        let (summary, _) = self.run(&run, None)?;
-        Ok((sink, summary))
+        let run = Run { slide, plan: &plan, given, sinks: &sinks, observer, record: None, folder: None, part: None };
+        let ran = self.run(&run, None)?;
+        Ok((sink, ran.summary))
     }
 
-    /// Gives the tissue besides, where it was looked for.
-    fn run(&self, run: &Run<'_>, journal: Option<Journal>) -> Result<(Summary, Option<Region>)> {
-        let &Run { slide, plan, given, sinks, observer, record, folder } = run;
+    fn run(&self, run: &Run<'_>, journal: Option<Journal>) -> Result<Ran> {
+        let &Run { slide, plan, given, sinks, observer, record, folder, part } = run;
         let start = Instant::now();
         slide.keep_decoded(plan.memory.cache);
         let reader = Reader::new(slide, &plan.geometry.target);
@@ -371,11 +456,23 @@ impl<'p> Segmenter<'p> {
             .map(|key| key.2)
             .collect();
         let strip_width = plan.memory.strip_width;
-        let all = geometry.schedule(roi, &self.settings, strip_width, None)?;
+        let schedule_without = |cells| {
+            let finished = Finished { cells, cell: shard };
+            geometry.schedule(roi, &self.settings, strip_width, Some(finished))
+        };
+        // The shards of other parts count as finished, and this one's are then all there is.
+        let none = BTreeSet::new();
+        let others = match part {
+            None => BTreeSet::new(),
+            Some(part) => Shares::new(&schedule_without(&none)?, shard, part.of())?.others(part.index()),
+        };
+        let all = schedule_without(&others)?;
         let tiles = all.count();
+        let shards = geometry.target.size.cells(shard).area() - others.len() as u64;
+        let resumed = finished.len() as u64;
+        let finished: BTreeSet<TileCoord> = finished.union(&others).copied().collect();
         observer.planned(&self.forecast_of(plan, region, &all, tiles, sinks.iter().map(|(product, _)| *product)));
-        let finished_shards = Finished { cells: &finished, cell: shard };
-        let schedule = geometry.schedule(roi, &self.settings, strip_width, Some(finished_shards))?;
+        let schedule = schedule_without(&finished)?;
         let writer =
             PyramidWriter::new(sinks.iter().copied(), journal, self.settings.sync_every, PYRAMID_BYTES as usize);
         if let Some(record) = record {
@@ -406,26 +503,17 @@ impl<'p> Segmenter<'p> {
         if let Some(crop) = geometry.crop.filter(|crop| !crop.whole) {
             notes.insert("crop".into(), json!(crop));
         }
-        for (_, sink) in sinks {
+        for (_, sink) in sinks.iter().filter(|_| part.is_none()) {
             sink.finish(&notes).map_err(Error::Write)?;
         }
 
         (stages.reading, stages.inference, stages.blending, stages.writing) =
             (outcome.reading, outcome.inference, outcome.blending, outcome.writing);
-        let mut summary = self.summary(
-            slide,
-            plan,
-            tiles,
-            region,
-            tissue_note,
-            &outcome.counts,
-            finished.len() as u64,
-            stages,
-            start,
-        );
+        let mut summary =
+            self.summary(slide, plan, tiles, region, tissue_note, &outcome.counts, resumed, stages, start);
         summary.unreadable = outcome.unreadable;
         summary.scratch_bytes = outcome.scratch_bytes;
-        Ok((summary, tissue))
+        Ok(Ran { summary, tissue, shards })
     }
 
     /// What [`segment`](Self::segment) would do with the slide and what it would take: everything is decided, tissue is looked for, and one
@@ -555,6 +643,7 @@ impl<'p> Segmenter<'p> {
             threads: self.threads,
             unreadable: Vec::new(),
             scratch_bytes: 0,
+            parts: Vec::new(),
         }
     }
 
@@ -900,6 +989,13 @@ impl<'p> Segmenter<'p> {
             return Err(Error::Region { path: source.path.clone(), message });
         }
         Ok(Some(region))
+    }
+}
+
+fn check_batch(settings: &Settings) -> Result<()> {
+    match settings.batch.filter(|batch| !(1..=MAX_BATCH).contains(batch)) {
+        Some(batch) => Err(Error::Usage(format!("a batch of {batch} tiles; it may have 1 to {MAX_BATCH}"))),
+        None => Ok(()),
     }
 }
 

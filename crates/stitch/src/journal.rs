@@ -96,6 +96,39 @@ pub struct Record {
     length: u64,
 }
 
+impl Record {
+    /// What the journals of several processes that worked on one run say together, under the header of that run. A tile that several could not
+    /// read is named once.
+    #[must_use]
+    pub fn together(header: serde_json::Value, records: impl IntoIterator<Item = Self>) -> Self {
+        let mut together = Self { header, entries: BTreeMap::new(), unreadable: Vec::new(), length: 0 };
+        for record in records {
+            together.entries.extend(record.entries);
+            for tile in record.unreadable {
+                if !together.unreadable.iter().any(|known| known.is(&tile)) {
+                    together.unreadable.push(tile);
+                }
+            }
+        }
+        together
+    }
+
+    /// The lines of a journal that says the same.
+    #[must_use]
+    pub fn lines(&self) -> Vec<Line> {
+        let unreadable = self.unreadable.iter().cloned().map(|unreadable| Line::Unreadable { unreadable });
+        unreadable.chain(self.entries.values().cloned().map(Line::Shard)).collect()
+    }
+}
+
+impl UnreadableTile {
+    /// True if both are the same tile, whatever the cause.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        (self.level, self.tile) == (other.level, other.tile)
+    }
+}
+
 impl Journal {
     /// Begins a journal, in place of any that is there.
     ///
@@ -233,6 +266,27 @@ mod tests {
         // The lines of a run that writes nothing but labels do not speak of products.
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().filter(|line| line.contains("product")).count(), 1);
+    }
+
+    #[test]
+    fn several_journals_together_are_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let tile = |cause: &str| {
+            let tile = TileCoord { row: 2, column: 7 };
+            Line::Unreadable { unreadable: UnreadableTile { level: Level(1), tile, cause: cause.into() } }
+        };
+        let journals = [vec![entry(0), tile("torn")], vec![entry(1), tile("short"), entry(2)]].map(|lines| {
+            let path = folder.path().join(format!("{}.jsonl", lines.len()));
+            Journal::create(&path, &json!({})).unwrap().append(&lines).unwrap();
+            Journal::read(&path).unwrap().unwrap()
+        });
+        let together = Record::together(json!({ "run": 1 }), journals);
+        let path = folder.path().join("journal.jsonl");
+        Journal::create(&path, &together.header).unwrap().append(&together.lines()).unwrap();
+        let read = Journal::read(&path).unwrap().unwrap();
+        assert_eq!(read.header, json!({ "run": 1 }));
+        assert_eq!((read.entries.len(), read.unreadable.len()), (3, 1));
+        assert_eq!((&read.entries, &read.unreadable), (&together.entries, &together.unreadable));
     }
 
     #[test]

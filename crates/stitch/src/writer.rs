@@ -165,7 +165,7 @@ impl<'a> PyramidWriter<'a> {
     /// Takes note of a tile of the slide that could not be read. The shards that it touches come later.
     pub fn unreadable(&self, tile: UnreadableTile) {
         let mut log = self.log();
-        if !log.unreadable.iter().any(|known| (known.level, known.tile) == (tile.level, tile.tile)) {
+        if !log.unreadable.iter().any(|known| known.is(&tile)) {
             log.unreadable.push(tile.clone());
             log.note(Line::Unreadable { unreadable: tile });
         }

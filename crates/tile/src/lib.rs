@@ -2,7 +2,7 @@
 //!
 //! - [`TargetGrid`] decides which virtual image a model works on, and [`Reader`] computes any rectangle of it;
 //! - [`TileGrid`] places tiles as nnU-Net or MONAI does, [`Roi`] and [`tissue`] say which are wanted, [`Schedule`] in which order they run,
-//!   and [`Lockstep`] in which order those of several models do;
+//!   [`Lockstep`] in which order those of several models do, and [`Shares`] which of several workers runs which;
 //! - a [`Roi`] is built row by row, from [`Polygon`]s, or from the rows of a mask by its [`Placement`];
 //! - [`nonzero`] finds the part of an image that is not black, for models that were trained on no more;
 //! - [`ImageStatistics`] streams over the whole image for the normalizations that need it;
@@ -37,6 +37,7 @@ pub mod pyramid;
 mod reader;
 mod roi;
 mod schedule;
+mod shares;
 mod statistics;
 mod target;
 pub mod tissue;
@@ -51,5 +52,6 @@ pub use polygon::{Polygon, Vertex};
 pub use reader::{Reader, check_channels};
 pub use roi::{Roi, RoiBuilder};
 pub use schedule::{Finished, Schedule, ScheduledTile, Strip, TileCount, TileRow};
+pub use shares::Shares;
 pub use statistics::{ChannelSums, Damage, ImageStatistics};
 pub use target::{Resampling, TargetGrid, TargetOptions, TargetResolution};

@@ -12,6 +12,8 @@ use crate::{Error, Result};
 pub enum TargetResolution {
     /// Level 0 as it is, whatever its resolution: no resampling.
     Native,
+    /// This level as it is, whatever its resolution: no resampling.
+    Level(Level),
     /// Micrometres per pixel, along both axes.
     Mpp(f64),
 }
@@ -72,20 +74,23 @@ impl TargetGrid {
     /// target, else level 0 (enlarged).
     ///
     /// # Errors
-    /// [`Error::NoResolution`] if a resolution is asked for and the slide's is not known, [`Error::Enlargement`] if
+    /// [`Error::Slide`] if the slide has not the level that is asked for, [`Error::NoResolution`] if a resolution is asked for and the slide's is not known, [`Error::Enlargement`] if
     /// the slide is too coarse, [`Error::ImplausibleResolution`] for values outside 0.05 to 100 um per pixel.
     pub fn plan(slide: &SlideInfo, mpp: Option<Microns>, options: &TargetOptions) -> Result<Self> {
+        let as_it_is = |level: Level| -> Result<Self> {
+            let info = slide.level(level)?;
+            Ok(Self {
+                size: info.size,
+                mpp: mpp.map(|mpp| mpp.at(info.downsample)),
+                level,
+                step: Downsample { x: 1.0, y: 1.0 },
+                resampling: Resampling::None,
+                downsample: info.downsample,
+            })
+        };
         let target = match options.resolution {
-            TargetResolution::Native => {
-                return Ok(Self {
-                    size: slide.size(),
-                    mpp,
-                    level: Level::FINEST,
-                    step: Downsample { x: 1.0, y: 1.0 },
-                    resampling: Resampling::None,
-                    downsample: Downsample { x: 1.0, y: 1.0 },
-                });
-            }
+            TargetResolution::Native => return as_it_is(Level::FINEST),
+            TargetResolution::Level(level) => return as_it_is(level),
             TargetResolution::Mpp(target) => target,
         };
         let path = || slide.path.display().to_string();
@@ -104,15 +109,7 @@ impl TargetGrid {
         let at = |level: usize| mpp.at(slide.levels[level].downsample);
 
         if let Some(level) = (0..slide.levels.len()).find(|&l| tolerated(at(l))) {
-            let info = &slide.levels[level];
-            return Ok(Self {
-                size: info.size,
-                mpp: Some(at(level)),
-                level: Level(level),
-                step: Downsample { x: 1.0, y: 1.0 },
-                resampling: Resampling::None,
-                downsample: info.downsample,
-            });
+            return Ok(Self { mpp: Some(at(level)), ..as_it_is(Level(level))? });
         }
         let (level, resampling) = match (0..slide.levels.len()).rev().find(|&l| finer(at(l))) {
             Some(level) => (level, Resampling::Area),

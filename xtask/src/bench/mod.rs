@@ -3,6 +3,7 @@
 //! Each bench builds the release programs, makes its slides, runs the programs in processes of their own, measures those from outside,
 //! and leaves two files under `docs/benchmarks`. It fails when what it claims does not hold; times are only reported.
 
+mod batch;
 mod child;
 mod dialogue;
 mod limit;
@@ -146,7 +147,7 @@ enum Programs {
 
 /// Runs the bench that the first argument names.
 pub(crate) fn run(workspace: &Workspace, arguments: &[&str]) -> Result<()> {
-    const NAMES: &str = "memory, overhead, seams, outofcore, net, segment, read, pyramid";
+    const NAMES: &str = "memory, overhead, seams, outofcore, net, segment, read, pyramid, batch";
     let (name, arguments) = arguments.split_first().with_context(|| format!("bench takes a name: {NAMES}"))?;
     let run: fn(&Bench<'_>) -> Result<()> = match *name {
         "memory" => memory::run,
@@ -157,6 +158,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[&str]) -> Result<()> {
         "segment" => segment::run,
         "read" => read::run,
         "pyramid" => pyramid::run,
+        "batch" => batch::run,
         other => bail!("no bench is called {other}: {NAMES}"),
     };
     let programs = if *name == "read" { Programs::ReadSlide } else { Programs::Microtome };

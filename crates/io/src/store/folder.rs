@@ -1,6 +1,7 @@
 //! Files that appear whole, and that stay.
 
 use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -18,18 +19,32 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     path.parent().map_or(Ok(()), sync_folder)
 }
 
+/// The same for a file that several processes may write at once, all of them the same bytes; nothing is touched if it has them already.
+pub(super) fn put_same(path: &Path, bytes: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|there| there == bytes) {
+        return Ok(());
+    }
+    // Processes on different machines may have the same number.
+    let token = RandomState::new().hash_one(path);
+    let name = path.file_name().map(|n| n.to_string_lossy()).unwrap_or_default();
+    put_through(&path.with_file_name(format!(".{name}.{token:016x}{PARTIAL}")), path, bytes, |_| Ok(()))
+}
+
 fn put_with(path: &Path, bytes: &[u8], before: impl Fn(&File) -> std::io::Result<()>) -> Result<()> {
-    let partial = partial_name(path);
+    put_through(&partial_name(path), path, bytes, before)
+}
+
+fn put_through(partial: &Path, path: &Path, bytes: &[u8], before: impl Fn(&File) -> std::io::Result<()>) -> Result<()> {
     let written = (|| {
-        let mut file = create(&partial)?;
+        let mut file = create(partial)?;
         file.write_all(bytes)?;
         before(&file)?;
-        fs::rename(&partial, path)
+        fs::rename(partial, path)
     })();
     written.map_err(|source| {
         // The disk may be full: what is of no use must not keep it so. If it cannot be removed either, the next
         // attempt at the same file does so.
-        let _ = fs::remove_file(&partial);
+        let _ = fs::remove_file(partial);
         Error::io(path, source)
     })
 }
@@ -68,6 +83,11 @@ fn partial_name(path: &Path) -> PathBuf {
 
 /// How temporary names end.
 pub(super) const PARTIAL: &str = ".partial";
+
+/// True for the name of a half-written file.
+pub(super) fn is_partial(path: &Path) -> bool {
+    path.file_name().map(|n| n.to_string_lossy()).is_some_and(|name| name.starts_with('.') && name.ends_with(PARTIAL))
+}
 
 /// Returns once the contents of a file are on the disk.
 pub(super) fn sync_file(path: &Path) -> Result<()> {

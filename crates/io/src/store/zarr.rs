@@ -5,6 +5,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -25,6 +26,8 @@ use crate::{Error, Level, Pixels, Result, TileCoord};
 /// How many encoded bytes, and how many files, may wait for the disk. Dirty pages count as memory.
 const SYNC_BYTES: usize = 16 << 20;
 const SYNC_FILES: usize = 1024;
+/// How long one who takes part waits for those who only look.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A [`ImageSink`] that writes an OME-Zarr image, version 0.5 or 0.4, into a folder.
 ///
@@ -45,10 +48,17 @@ pub struct ZarrImage {
     /// The levels, as they are read again.
     arrays: Vec<Array>,
     unsynced: Mutex<Unsynced>,
-    /// The marker, locked for as long as this process writes here: [`inspect`] tells others so.
+    /// The marker, locked for as long as this process writes here, alone or [with others](Self::join): [`inspect`] tells others so.
     _marker: fs::File,
     /// Held while files are brought to the disk, so that whoever asks for that second does not return first.
     sync_turn: Mutex<()>,
+}
+
+/// How many processes write a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Writers {
+    One,
+    Several,
 }
 
 /// What was written but may not be on the disk yet.
@@ -102,7 +112,7 @@ impl ZarrImage {
             return Err(Error::usage(path, "another process is writing a store there"));
         }
         let mut store = Self::new(path, image, ledger, marker);
-        if let Err(error) = store.describe_levels() {
+        if let Err(error) = store.describe_levels(Writers::One) {
             // The lock goes before the store; the first error is the one to report.
             drop(store);
             let _ = found::remove(path);
@@ -136,7 +146,54 @@ impl ZarrImage {
             ledger.mark(&image, level, shard)?;
         }
         let mut store = Self::new(path, image, ledger, marker);
-        store.describe_levels()?;
+        store.tidy()?;
+        store.describe_levels(Writers::One)?;
+        Ok(store)
+    }
+
+    /// Takes part in writing an unfinished store at `path` beside others, each of which writes shards of its own, or begins one where nothing or
+    /// an empty folder is. All must describe it the same. The shards `done` are known to be on the disk.
+    ///
+    /// Whoever [resumes](Self::resume) the store when nobody takes part any more finishes it.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if something else is there, a process is writing it that shares with nobody, or the description cannot be honoured or has no
+    /// such shard; [`Error::Io`] if it cannot be written.
+    pub fn join(
+        path: impl AsRef<Path>,
+        image: StoredImage,
+        done: impl IntoIterator<Item = (Level, TileCoord)>,
+    ) -> Result<Self> {
+        let path = path.as_ref();
+        let ledger = Ledger::new(path, &image)?;
+        match fs::create_dir(path) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(Error::io(path, e)),
+            _ => {}
+        }
+        let file = path.join(MARKER);
+        let created = match inspect(path)? {
+            Found::Nothing => fs::OpenOptions::new().read(true).write(true).create_new(true).open(&file),
+            Found::Unfinished | Found::InUse => Err(ErrorKind::AlreadyExists.into()),
+            Found::Complete(_) => return Err(Error::usage(path, "a finished store is there already")),
+            Found::Foreign => {
+                return Err(Error::usage(path, "something that is no store of microtome's is there already"));
+            }
+        };
+        let marker = match created {
+            // Somebody else has begun it.
+            // To read, too: over NFS a part of a lock wants that.
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => fs::OpenOptions::new().read(true).write(true).open(&file),
+            created => created,
+        };
+        let marker = marker.map_err(|e| Error::io(&file, e))?;
+        if !shared(&marker) {
+            return Err(Error::usage(path, "another process is writing a store there"));
+        }
+        for (level, shard) in done {
+            ledger.mark(&image, level, shard)?;
+        }
+        let mut store = Self::new(path, image, ledger, marker);
+        store.describe_levels(Writers::Several)?;
         Ok(store)
     }
 
@@ -153,14 +210,36 @@ impl ZarrImage {
         }
     }
 
+    /// Removes what processes that were killed while they took part have left half written. Half-written shards are replaced when they are
+    /// written again.
+    fn tidy(&self) -> Result<()> {
+        for n in 0..self.image.levels.len() {
+            let folder = self.path.join(n.to_string());
+            let entries = match fs::read_dir(&folder) {
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                entries => entries.map_err(|e| Error::io(&folder, e))?,
+            };
+            for entry in entries {
+                let path = entry.map_err(|e| Error::io(&folder, e))?.path();
+                if folder::is_partial(&path) {
+                    fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Writes the metadata of all levels, brings them to the disk, and opens the levels.
-    fn describe_levels(&mut self) -> Result<()> {
+    fn describe_levels(&mut self, writers: Writers) -> Result<()> {
         for (n, level) in self.image.levels.iter().enumerate() {
             let folder = self.path.join(n.to_string());
             fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
             for (name, document) in self.encoder.array_metadata(level.size) {
                 let metadata = folder.join(name);
-                folder::put(&metadata, &ngff::to_bytes(&document))?;
+                match writers {
+                    Writers::One => folder::put(&metadata, &ngff::to_bytes(&document))?,
+                    Writers::Several => folder::put_same(&metadata, &ngff::to_bytes(&document))?,
+                }
                 folder::sync_file(&metadata)?;
             }
             folder::sync_folder(&folder)?;
@@ -262,6 +341,19 @@ impl ZarrImage {
         // Plain values, complete after each statement: a panic elsewhere cannot have left them torn.
         self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Takes part of the lock on a marker; false if somebody has all of it. Where the file system knows no locks, nobody can.
+fn shared(marker: &fs::File) -> bool {
+    let begun = Instant::now();
+    while matches!(marker.try_lock_shared(), Err(fs::TryLockError::WouldBlock)) {
+        // Whoever asks what the store is takes all of it for a moment.
+        if begun.elapsed() > PATIENCE {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    true
 }
 
 /// Removes what an attempt that was stopped may have written where there is nothing but background now.

@@ -64,6 +64,55 @@ fn one_of_two_gets_an_empty_folder_and_an_unfinished_store_can_go() {
 }
 
 #[test]
+fn several_take_part_in_a_store_and_one_finishes_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for format in [Format::V0_5, Format::V0_4] {
+        let image = encoded(image(Size::new(100, 70), 3, SampleType::U8), format, "zstd");
+        let shards = || {
+            (0..3).flat_map(|level| {
+                let grid = image.shards(Level(level)).unwrap();
+                (0..grid.area()).map(move |i| (Level(level), TileCoord { row: i / grid.width, column: i % grid.width }))
+            })
+        };
+        let write = |mask: &ZarrImage, (level, at): (Level, TileCoord)| {
+            let size = image.shard_rect(level, at).unwrap().size();
+            mask.write_shard(level, at, &Pixels::filled(size, SampleType::U8, &[1 + at.column as u16 % 3])).unwrap();
+        };
+        let alone = folder.path().join(format!("alone-{format}.zarr"));
+        let mask = ZarrImage::create(&alone, image.clone()).unwrap();
+        shards().for_each(|shard| write(&mask, shard));
+        mask.finish(&Map::new()).unwrap();
+
+        let path = folder.path().join(format!("shared-{format}.zarr"));
+        std::thread::scope(|scope| {
+            for worker in 0..4 {
+                let (path, image) = (&path, &image);
+                scope.spawn(move || {
+                    let mask = ZarrImage::join(path, image.clone(), []).unwrap();
+                    // Nobody takes it for free, and nobody has it for himself.
+                    assert_eq!(inspect(path).unwrap(), Found::InUse);
+                    assert!(ZarrImage::create(path, image.clone()).is_err());
+                    assert!(ZarrImage::resume(path, image.clone(), []).is_err());
+                    shards().enumerate().filter(|(i, _)| i % 4 == worker).for_each(|(_, shard)| write(&mask, shard));
+                    mask.sync().unwrap();
+                });
+            }
+        });
+        assert_eq!(inspect(&path).unwrap(), Found::Unfinished);
+        assert!(OmeZarr::open(&path).is_err());
+        // What one has left who was killed before its first shard.
+        fs::write(path.join("0/.zarr.json.0123456789abcdef.partial"), [1]).unwrap();
+        let mask = ZarrImage::resume(&path, image.clone(), shards()).unwrap();
+        let error = ZarrImage::join(&path, image.clone(), []).unwrap_err().to_string();
+        assert!(error.contains("another process"), "{error}");
+        mask.finish(&Map::new()).unwrap();
+        assert!(files(&path) == files(&alone), "{format}");
+        let error = ZarrImage::join(&path, image.clone(), []).unwrap_err().to_string();
+        assert!(error.contains("finished store"), "{error}");
+    }
+}
+
+#[test]
 fn what_is_not_ours_is_neither_overwritten_nor_removed() {
     let folder = tempfile::tempdir().unwrap();
     let image = image(Size::new(20, 10), 1, SampleType::U8);
@@ -82,7 +131,10 @@ fn what_is_not_ours_is_neither_overwritten_nor_removed() {
             fs::write(path.join(inner), text).unwrap();
         }
         assert_eq!(inspect(&path).unwrap(), Found::Foreign, "{name}");
-        assert!(ZarrImage::create(&path, image.clone()).unwrap_err().to_string().contains("no store of microtome's"));
+        for begun in [ZarrImage::create(&path, image.clone()), ZarrImage::join(&path, image.clone(), [])] {
+            let error = begun.unwrap_err().to_string();
+            assert!(error.contains("no store of microtome's"), "{error}");
+        }
         assert!(remove(&path).unwrap_err().to_string().contains("not removed"));
         assert!(path.exists());
     }

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use microtome_io::Class;
+use sha2::{Digest, Sha256};
 
 use super::base64;
 
@@ -22,7 +23,36 @@ img { display: block; max-width: 100%; height: auto; border: 1px solid #ddd; }
 figcaption { margin-top: .35rem; color: #444; }
 .swatch { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border: 1px solid #777; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 .key { display: inline-block; margin-right: 1.2em; }
+.wide { max-width: none; }
+.sortable { width: auto; }
+.sortable th button { all: unset; cursor: pointer; }
+.sortable th button:focus-visible { outline: 2px solid; }
+.sortable th[aria-sort=ascending] button::after { content: ' \\25B2'; }
+.sortable th[aria-sort=descending] button::after { content: ' \\25BC'; }
+.sortable img { max-width: 200px; max-height: 120px; }
+.sortable td { white-space: nowrap; }
+.sortable td.text { white-space: normal; min-width: 6rem; max-width: 24rem; }
 @media print { body { margin: 0; padding: 0; max-width: none; font-size: 11px; } img { max-height: 11cm; width: auto; } }
+";
+
+/// Sorts a table by the column whose title is pressed, and turns it round when it is pressed again: numbers as numbers, and what is empty last.
+const SORT: &str = "
+for (const table of document.querySelectorAll('table.sortable')) {
+  const titles = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+  const key = (row, column) => {
+    const cell = row.cells[column];
+    return cell.dataset.number === undefined ? cell.textContent : cell.dataset.number === '' ? '' : Number(cell.dataset.number);
+  };
+  const compare = (a, b) => typeof a === 'number' && typeof b === 'number' ? a - b : String(a).localeCompare(String(b), undefined, { numeric: true });
+  titles.forEach((title, column) => title.querySelector('button').addEventListener('click', () => {
+    const down = title.getAttribute('aria-sort') === 'ascending';
+    titles.forEach(other => other.removeAttribute('aria-sort'));
+    title.setAttribute('aria-sort', down ? 'descending' : 'ascending');
+    const rows = [...body.rows].map(row => [key(row, column), row]);
+    rows.sort(([a], [b]) => a === '' || b === '' ? (a === '') - (b === '') : (down ? -1 : 1) * compare(a, b));
+    body.append(...rows.map(([, row]) => row));
+  }));
+}
 ";
 
 /// A picture as a browser takes it.
@@ -30,6 +60,19 @@ figcaption { margin-top: .35rem; color: #444; }
 pub(super) struct Jpeg {
     pub(super) bytes: Vec<u8>,
     pub(super) size: microtome_io::Size,
+}
+
+/// A cell of a table that can be sorted.
+#[derive(Debug)]
+pub(crate) enum Sortable {
+    /// Text.
+    Text(String),
+    /// A number: what it is, and how it is written.
+    Number(Option<f64>, String),
+    /// Text that leads to a file beside the document: its path, from folder to folder.
+    Link(String, Vec<String>),
+    /// A JPEG, and what it shows.
+    Picture(Option<Vec<u8>>, String),
 }
 
 /// A cell of a table.
@@ -45,17 +88,28 @@ pub(super) enum Cell<'a> {
 
 /// The document in the making.
 #[derive(Debug)]
-pub(super) struct Html(String);
+pub(crate) struct Html(String);
 
 impl Html {
     /// A document that may load nothing, from wherever, and run nothing.
     pub(super) fn new(title: &str) -> Self {
+        Self::begin(title, "", "")
+    }
+
+    /// A document that may load nothing, and run nothing but what sorts its tables: the browser knows it by its digest, so that nothing that is
+    /// given could ever run.
+    pub(crate) fn with_sorting(title: &str) -> Self {
+        let digest = base64::encode(&Sha256::digest(SORT.as_bytes()));
+        Self::begin(title, &format!("; script-src 'sha256-{digest}'"), " class=\"wide\"")
+    }
+
+    fn begin(title: &str, policy: &str, body: &str) -> Self {
         let title = escaped(title);
         Self(format!(
             "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-             <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n\
+             <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'{policy}\">\n\
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
+             <title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body{body}>\n<h1>{title}</h1>\n"
         ))
     }
 
@@ -64,11 +118,52 @@ impl Html {
         self.0
     }
 
-    pub(super) fn heading(&mut self, text: &str) {
+    /// The end of a document [with sorting](Self::with_sorting).
+    pub(crate) fn finish_with_sorting(mut self) -> String {
+        self.write(format_args!("<script>{SORT}</script>\n"));
+        self.finish()
+    }
+
+    /// A table that can be sorted by any column, in a document [with sorting](Self::with_sorting).
+    pub(crate) fn sortable(&mut self, titles: &[String], rows: &[Vec<Sortable>]) {
+        self.0.push_str("<table class=\"sortable\">\n<thead><tr>");
+        for title in titles {
+            self.write(format_args!("<th scope=\"col\"><button type=\"button\">{}</button></th>", escaped(title)));
+        }
+        self.0.push_str("</tr></thead>\n<tbody>\n");
+        for row in rows {
+            self.0.push_str("<tr>");
+            for cell in row {
+                match cell {
+                    Sortable::Text(text) => self.write(format_args!("<td class=\"text\">{}</td>", escaped(text))),
+                    Sortable::Number(number, text) => {
+                        let number = number.map_or_else(String::new, |number| number.to_string());
+                        let text = escaped(text);
+                        self.write(format_args!("<td class=\"number\" data-number=\"{number}\">{text}</td>"));
+                    }
+                    Sortable::Link(text, path) => {
+                        let (text, path) =
+                            (escaped(text), path.iter().map(|part| in_address(part)).collect::<Vec<_>>());
+                        self.write(format_args!("<td class=\"text\"><a href=\"./{}\">{text}</a></td>", path.join("/")));
+                    }
+                    Sortable::Picture(None, _) => self.0.push_str("<td></td>"),
+                    Sortable::Picture(Some(jpeg), shows) => self.write(format_args!(
+                        "<td><img alt=\"{}\" src=\"data:image/jpeg;base64,{}\"></td>",
+                        escaped(shows),
+                        base64::encode(jpeg)
+                    )),
+                }
+            }
+            self.0.push_str("</tr>\n");
+        }
+        self.0.push_str("</tbody>\n</table>\n");
+    }
+
+    pub(crate) fn heading(&mut self, text: &str) {
         self.write(format_args!("<h2>{}</h2>\n", escaped(text)));
     }
 
-    pub(super) fn paragraph(&mut self, text: &str) {
+    pub(crate) fn paragraph(&mut self, text: &str) {
         self.write(format_args!("<p>{}</p>\n", escaped(text)));
     }
 
@@ -139,6 +234,22 @@ impl Html {
     }
 }
 
+/// A part of a path as a part of an address (RFC 3986): all but letters, digits and `-._~` by their bytes.
+fn in_address(part: &str) -> String {
+    let mut text = String::new();
+    for byte in part.bytes() {
+        match byte {
+            b'-' | b'.' | b'_' | b'~' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => text.push(byte.into()),
+            other => {
+                let Ok(()) = write!(text, "%{other:02X}") else {
+                    unreachable!("a text takes whatever is written to it")
+                };
+            }
+        }
+    }
+    text
+}
+
 /// Text that is text wherever it stands, in quotes too. Control characters, which HTML does not allow, become U+FFFD.
 fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
@@ -178,5 +289,28 @@ mod tests {
         assert_eq!(page.matches(safe).count(), 13);
         assert!(!page.contains("<script") && !page.contains("\" onload") && !page.contains('\0'));
         assert!(page.contains("src=\"data:image/jpeg;base64,AQID\""));
+    }
+
+    #[test]
+    fn a_table_that_sorts_runs_its_own_script_and_no_other() {
+        let hostile = "</td><script>alert(1)</script>\" onclick=\"x";
+        let mut page = Html::with_sorting(hostile);
+        let row = vec![
+            Sortable::Text(hostile.into()),
+            Sortable::Number(Some(1.5), hostile.into()),
+            Sortable::Number(None, String::new()),
+            Sortable::Link(hostile.into(), vec!["a b".into(), "ü\"".into()]),
+            Sortable::Picture(Some(vec![1, 2, 3]), hostile.into()),
+        ];
+        page.sortable(&[hostile.to_owned()], &[row]);
+        let page = page.finish_with_sorting();
+        assert_eq!(page.matches("<script").count(), 1);
+        assert!(!page.contains("\" onclick") && page.contains("href=\"./a%20b/%C3%BC%22\""), "{page}");
+        assert!(page.contains("data-number=\"1.5\"") && page.contains("data-number=\"\""));
+        // The digest is that of what stands between the tags, as browsers take it (CSP 3, section 6.7.3.3).
+        let script = page.split("<script>").nth(1).unwrap().split("</script>").next().unwrap();
+        let digest = base64::encode(&Sha256::digest(script.as_bytes()));
+        assert!(page.contains(&format!("script-src 'sha256-{digest}'")));
+        assert!(!script.contains("</") && !script.contains("<!--"));
     }
 }

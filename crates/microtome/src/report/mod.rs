@@ -1,7 +1,7 @@
 //! What a run did, in numbers with units.
 
 pub(crate) mod base64;
-mod html;
+pub(crate) mod html;
 mod page;
 mod pictures;
 
@@ -11,35 +11,49 @@ use microtome_io::Class;
 use microtome_stitch::UnreadableTile;
 use microtome_tile::{Resampling, StepRule, TargetGrid, TileCount};
 use microtome_unet::PrecisionChoice;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::memory::PeakMemory;
 use crate::plan::{Geometry, MemoryPlan, Tiling};
 use crate::region::RoiSource;
+use crate::segment::PartSummary;
 
 pub(crate) use page::Page;
+pub(crate) use pictures::thumbnail;
 
 /// How long a stage worked, and how long it waited for its neighbours.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct StageTime {
     /// Seconds of work.
-    #[serde(serialize_with = "seconds")]
+    #[serde(with = "seconds")]
     pub busy: Duration,
     /// Seconds of waiting for the stage before.
-    #[serde(serialize_with = "seconds")]
+    #[serde(with = "seconds")]
     pub starved: Duration,
     /// Seconds of waiting for the stage behind.
-    #[serde(serialize_with = "seconds")]
+    #[serde(with = "seconds")]
     pub blocked: Duration,
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature.
-fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64(duration.as_secs_f64())
+/// Durations as numbers of seconds.
+mod seconds {
+    use std::time::Duration;
+
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature.
+    pub(super) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(duration.as_secs_f64())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        Duration::try_from_secs_f64(f64::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
 }
 
 /// The stages of a run. Reading, inference, blending and writing overlap; the others come before.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct StageTimes {
     /// Looking for black borders, where the image is cropped.
     pub crop: StageTime,
@@ -170,6 +184,9 @@ pub struct Summary {
     pub unreadable: Vec<UnreadableTile>,
     /// Bytes that went through the scratch folder.
     pub scratch_bytes: u64,
+    /// Where several workers computed the parts: what each says of its own. Times and memory above are then of what was left to do.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<PartSummary>,
 }
 
 impl Summary {
@@ -248,6 +265,10 @@ impl std::fmt::Display for Summary {
                 write!(f, ", {mm2:.4} mm2")?;
             }
             writeln!(f, ", {:.1} % of the {}", area.share * 100.0, self.region.kind)?;
+        }
+        for PartSummary { part, shards, tiles, seconds, threads, .. } in &self.parts {
+            let name = format!("part {part}");
+            writeln!(f, "{name:<13}{shards} shards, {} tiles, {seconds:.1} s, {threads} threads", tiles.run)?;
         }
         writeln!(
             f,

@@ -38,6 +38,20 @@ impl Pictures {
     }
 }
 
+/// Longest side of a small picture, in pixels.
+const THUMBNAIL: u64 = 200;
+
+/// A small picture of the slide with the outlines of its mask, as a JPEG. Nothing of the slide but its pixels is in it.
+///
+/// # Errors
+/// As [`Pictures::draw`].
+pub(crate) fn thumbnail(slide: &dyn SlideReader, mask: &Path) -> Result<Vec<u8>> {
+    let options = PreviewOptions { size: THUMBNAIL, quality: 80 };
+    let (alone, _) = ground(slide, options)?;
+    let store = OmeZarr::open(mask).map_err(Error::Read)?;
+    preview::encode(&preview::outline_own(&alone, &store)?, PictureFormat::Jpeg, mask, options)
+}
+
 /// What is drawn on: the slide, where a picture can show it.
 fn ground(slide: &dyn SlideReader, options: PreviewOptions) -> Result<(Pixels, Option<&'static str>)> {
     if !preview::is_shown(slide) {
