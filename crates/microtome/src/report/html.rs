@@ -2,9 +2,7 @@
 
 use std::fmt::Write;
 
-use microtome_io::Class;
-
-use super::base64;
+use microtome_io::{Class, base64};
 
 /// Light and plain, on paper too. Colours of the legend are printed, and nothing is torn apart between pages.
 const STYLE: &str = "
