@@ -111,6 +111,23 @@ fn what_is_left_out_and_what_is_not_known_is_said() {
     assert!(note.contains("slide.png") && note.contains("resolution is not known"), "{note}");
 }
 
+/// No network is asked for any of it. Over a connection, see `tests/python/check_remote.py`.
+#[test]
+fn urls_are_refused_where_there_can_be_none() {
+    let place = Place::new();
+    let slide = slide(&place);
+    let refused = |command: &str, output: &str, words: &[&str]| {
+        run(microtome().arg(command).arg(&slide).arg(output)).refused(2, words);
+    };
+    for wrong in ["s3://slides", "s3://slides/", "s3:///a.ome.zarr", "s3://slides/../a.ome.zarr"] {
+        refused("convert", wrong, &[wrong, "s3://"]);
+    }
+    refused("convert", "s3://slides/a.ome.zarr.zip", &["in one file"]);
+    refused("preview", "s3://slides/a.png", &["written to files"]);
+    refused("preview", "s3://slides/a.dzi", &["written to files"]);
+    refused("read", "s3://slides/a.png", &["written to files"]);
+}
+
 #[test]
 fn what_cannot_be_is_refused_with_a_sentence() {
     let place = Place::new();

@@ -2,14 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use microtome::Observer;
 use microtome::io::bytes::Memory;
 use microtome::io::slide::OpenOptions;
 use microtome::io::store::{Channel, Content, StoreLevel, Translation};
 use microtome::io::{Microns, SampleType, TileCoord};
 use microtome::{
-    Conversion, ConvertOptions, ConvertPlan, ConvertSummary, LabelImage, Levels, Reduction, VisitingOrder, convert,
-    verify,
+    Conversion, ConvertOptions, ConvertPlan, ConvertSummary, LabelImage, Levels, OnBadPicture, Reduction,
+    VisitingOrder, convert, verify,
 };
 use microtome_testkit::tiff::{Cut, TiffSlide};
 use microtome_testkit::{FailingSlide, SyntheticSlide, data};
@@ -443,8 +446,20 @@ fn a_picture_that_cannot_be_read_is_named() {
     slide.1 = Some(info);
     let error = convert(&slide, &output, &options(), Existing::Keep, &Silent).unwrap_err();
     assert_eq!(error.exit_code(), 4);
-    assert!(error.to_string().contains("\"macro\"") && error.to_string().contains("--no-associated"), "{error}");
+    assert!(error.to_string().contains("\"macro\"") && error.to_string().contains("--on-bad-picture skip"), "{error}");
     assert!(names(folder.path()).is_empty(), "{:?}", names(folder.path()));
+
+    // Asked to, it goes without that one, and says so.
+    let summary = converted(&slide, &changed(|o| o.on_bad_picture = OnBadPicture::LeaveOut), &output);
+    assert!(summary.associated.is_empty(), "{:?}", summary.associated);
+    let note = summary.notes.iter().find(|note| note.contains("\"macro\"")).unwrap();
+    assert!(note.contains("cannot be read"), "{note}");
+    assert_eq!(names(&output.join("associated")), ["zarr.json"]);
+    let plain = folder.path().join("plain.ome.zarr");
+    converted(&slide.0, &options(), &plain);
+    assert!(levels_of(&output) == levels_of(&plain));
+    let error = convert(&slide, &output, &options(), Existing::Keep, &Silent).unwrap_err();
+    assert!(error.exit_code() == 5 && error.to_string().contains("on_bad_picture"), "{error}");
 }
 
 /// A slide that says something else of itself.
@@ -555,6 +570,64 @@ fn what_is_planned_does_not_grow_with_the_slide() {
     assert_eq!([memory(100_000, 80_000), memory(20_000, 1_000_000)], [small; 2]);
 }
 
+/// A level that is copied is read in cells of its own: tiles here, strips there.
+#[test]
+fn a_plan_counts_the_cells_of_every_level_that_is_read() {
+    let slide = SyntheticSlide::new(Size::new(20_000, 16_000), 1).with_levels(&[0, 1]).with_tile(Size::new(256, 256));
+    let mut info = slide.info().clone();
+    info.levels[1].tile = Size::new(10_000, 64);
+    let plan = |slide: &dyn SlideReader, levels| {
+        let mut options = ConvertOptions::default();
+        (options.threads, options.levels, options.memory) = (Some(2), levels, 4 << 30);
+        ConvertPlan::new(slide, &options).unwrap()
+    };
+    let strips = Claims(slide.clone(), Some(info));
+    let (tiled, striped) = (plan(&slide, Levels::Source), plan(&strips, Levels::Source));
+    assert_eq!((tiled.copied.len(), striped.copied.len()), (2, 2));
+    // Sixteen strips of 64 rows lie under a row of shards of 1024, and a quarter more.
+    assert_eq!(striped.memory.cache, 10_000 * 1024 * 3 * 5 / 4);
+    assert!(striped.memory.reading >= tiled.memory.reading + 2 * (10_000 * 64 - 256 * 256) * 3, "{:?}", striped.memory);
+    // Half a row of shards of each level above waits for the next row.
+    assert!(striped.memory.half_built > tiled.memory.half_built);
+    // What is not read does not count.
+    assert_eq!(plan(&strips, Levels::Enough).memory, plan(&slide, Levels::Enough).memory);
+}
+
+/// Finished shards are brought to the disk as often as was asked for, and when much of it waits.
+#[test]
+fn shards_are_synced_as_often_as_was_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let slide = SyntheticSlide::new(Size::new(300, 300), 5).with_tissue_everywhere();
+    let lines = |every: Duration, name: &str| {
+        let output = folder.path().join(name);
+        let options = changed(|o| o.sync_every = every);
+        // Half-way, what was synced by then is in the journal.
+        let stop = Journalled { run: folder.path().join(format!("{name}.run")), seen: AtomicUsize::new(0) };
+        convert(&slide, &output, &options, Existing::Keep, &stop).unwrap();
+        stop.seen.into_inner()
+    };
+    assert_eq!(lines(Duration::from_hours(1), "seldom.ome.zarr"), 1, "the first line says which run it is");
+    assert!(lines(Duration::ZERO, "often.ome.zarr") > 1);
+}
+
+/// Looks into the journal during a run.
+struct Journalled {
+    run: PathBuf,
+    /// The most lines that it had while pixels were still to be read.
+    seen: AtomicUsize,
+}
+
+impl Observer for Journalled {
+    fn progress(&self, done: u64, total: u64) {
+        if done < total {
+            // Time for the thread that looks after the disk.
+            std::thread::sleep(Duration::from_millis(2));
+            let lines = std::fs::read_to_string(self.run.join("journal.jsonl")).unwrap().lines().count();
+            self.seen.fetch_max(lines, Ordering::Relaxed);
+        }
+    }
+}
+
 /// A store that was converted is a slide, and converts to itself.
 #[test]
 fn an_image_of_ours_is_converted_again_without_loss() {
@@ -566,6 +639,58 @@ fn an_image_of_ours_is_converted_again_without_loss() {
     let summary = converted(again.as_ref(), &changed(|o| o.levels = Levels::Source), &second);
     assert_eq!(summary.plan.copied.len(), summary.plan.levels.len(), "all levels are copied");
     assert!(arrays(&first) == arrays(&second));
+}
+
+/// In memory; over a connection, see `tests/python/check_remote.py`.
+#[cfg(feature = "remote")]
+#[test]
+fn an_image_in_an_object_store_is_the_image_in_a_folder() {
+    use microtome::io::store::stored_bytes;
+
+    let folder = tempfile::tempdir().unwrap();
+    microtome::io::remote::in_memory("convert", folder.path());
+    let slide = SyntheticSlide::new(Size::new(150, 130), 5)
+        .with_tissue_everywhere()
+        .with_associated("macro", picture_of(40, 20, 3));
+    let plain = folder.path().join("plain.ome.zarr");
+    let summary = converted(&slide, &options(), &plain);
+    let noted = |path: &Path| {
+        let text = std::fs::read_to_string(microtome::run_folder(path).join("journal.jsonl")).unwrap();
+        text.lines().map(Into::into).collect::<BTreeSet<String>>()
+    };
+    for percent in [0, 30, 70, 95, 100] {
+        let url = PathBuf::from(format!("s3://convert/a/{percent}.ome.zarr"));
+        let stop = StopAfter::new(summary.plan.pixels() * percent / 100);
+        if percent < 100 {
+            let stopped = convert(&slide, &url, &changed(|o| o.sync_every = Duration::ZERO), Existing::Keep, &stop);
+            assert!(matches!(stopped, Err(Error::Interrupted)), "{stopped:?}");
+        }
+        let resumed = converted(&slide, &options(), &url);
+        assert_eq!(resumed.resumed_shards > 0, (30..100).contains(&percent), "{percent} %");
+        assert_eq!((resumed.bytes, stored_bytes(&url).unwrap()), (summary.bytes, summary.bytes));
+        assert!(levels_of(&url) == levels_of(&plain));
+        assert!(levels_of(&url.join("associated/macro")) == levels_of(&plain.join("associated/macro")));
+        // The digests of all shards.
+        assert!(noted(&url) == noted(&plain), "{percent} %");
+        let verified = verify(&url).unwrap();
+        assert!(verified.faults.is_empty() && !verified.unfinished && verified.intact > 20, "{verified:?}");
+        assert!(matches!(convert(&slide, &url, &options(), Existing::Keep, &Silent), Ok(Conversion::AlreadyDone)));
+    }
+    let url = Path::new("s3://convert/a/0.ome.zarr");
+    let other = changed(|o| o.reduction = Reduction::Max);
+    assert_eq!(convert(&slide, url, &other, Existing::Keep, &Silent).unwrap_err().exit_code(), 5);
+    assert!(matches!(convert(&slide, url, &other, Existing::Replace, &Silent), Ok(Conversion::Done(_))));
+    let error = convert(&slide, Path::new("s3://convert/a.zip"), &options(), Existing::Keep, &Silent).unwrap_err();
+    assert!(error.exit_code() == 2 && error.to_string().contains("in one file"), "{error}");
+    // What another machine has begun: this one has lost what it knew.
+    let begun = Path::new("s3://convert/begun.ome.zarr");
+    let stop = StopAfter::new(summary.plan.pixels() / 2);
+    convert(&slide, begun, &changed(|o| o.sync_every = Duration::ZERO), Existing::Keep, &stop).unwrap_err();
+    std::fs::remove_dir_all(folder.path().join("claims")).unwrap();
+    let error = convert(&slide, begun, &options(), Existing::Keep, &Silent).unwrap_err();
+    assert!(error.exit_code() == 2 && error.to_string().contains("not begun on this machine"), "{error}");
+    assert!(matches!(convert(&slide, begun, &options(), Existing::Replace, &Silent), Ok(Conversion::Done(_))));
+    assert!(levels_of(begun) == levels_of(&plain));
 }
 
 #[test]

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use microtome::io::slide::{OpenOptions, SlideReader, open};
+use microtome::io::slide::{OpenOptions, SlideInfo, SlideReader, open};
 use microtome::io::{Class, Level, Pixels, Rect, SampleType, Samples, Size, TileCoord};
 use microtome::preview::{DeepZoomOptions, DeepZoomSummary, Shown, Subsampling, TileFormat, TileSource, deep_zoom};
 use microtome::{Error, Existing, Observer, Silent};
@@ -227,6 +228,60 @@ fn what_is_read_at_once_does_not_grow_with_the_slide() {
         held.push(summary.held_bytes);
     }
     assert!(held.iter().all(|&bytes| bytes == held[0] && bytes < 80 << 20), "{held:?}");
+}
+
+/// A slide that says it is stored in strips, and notes where it is read.
+#[derive(Debug)]
+struct Strips {
+    inner: SyntheticSlide,
+    info: SlideInfo,
+    read: Mutex<Vec<(i64, i64)>>,
+    kept: AtomicU64,
+}
+
+impl SlideReader for Strips {
+    fn info(&self) -> &SlideInfo {
+        &self.info
+    }
+
+    fn read_region(&self, level: Level, rect: Rect) -> microtome::io::Result<Pixels> {
+        self.read.lock().unwrap().push((rect.y, rect.x));
+        self.inner.read_region(level, rect)
+    }
+
+    fn read_associated(&self, name: &str) -> microtome::io::Result<Pixels> {
+        self.inner.read_associated(name)
+    }
+
+    fn keep_decoded(&self, bytes: u64) {
+        self.kept.store(bytes, Ordering::Relaxed);
+    }
+
+    fn content_id(&self) -> microtome::io::Result<String> {
+        self.inner.content_id()
+    }
+}
+
+/// Each strip lies under all cells of a row: they follow each other, and the strips are kept until the row is done.
+#[test]
+fn a_slide_in_strips_is_read_row_by_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let size = Size::new(6300, 4200);
+    let plain = SyntheticSlide::new(size, 1).with_islands(0);
+    let mut info = plain.info().clone();
+    info.levels[0].tile = Size::new(6300, 16);
+    let slide = Strips { inner: plain, info, read: Mutex::default(), kept: AtomicU64::new(0) };
+    let output = folder.path().join("strips.dzi");
+    let one_thread = options(|o| o.threads = Some(1));
+    make(&slide, Shown::Colors, &output, &one_thread);
+    let read = slide.read.into_inner().unwrap();
+    assert!(read.len() > 8 && read.is_sorted(), "{read:?}");
+    // The pixels under a row of cells of 2048 with its rim, and something more.
+    let (kept, row) = (slide.kept.into_inner(), 6300 * 2064 * 3);
+    assert!((row..row * 3 / 2).contains(&kept), "{kept}");
+    let other = folder.path().join("tiles.dzi");
+    make(&slide.inner, Shown::Colors, &other, &one_thread);
+    assert!(tiles(&output) == tiles(&other));
 }
 
 #[test]

@@ -19,6 +19,17 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
             .args(["--locked", "check", "licenses", "bans", "sources"]),
     )?;
     shell::run(workspace.cargo().args(["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    // As it is without the features that the command has by default.
+    shell::run(workspace.cargo().args([
+        "clippy",
+        "--locked",
+        "--package",
+        "microtome-io",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
     shell::run(workspace.cargo().env("RUSTDOCFLAGS", "-D warnings").args([
         "doc",
         "--locked",

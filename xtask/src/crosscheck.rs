@@ -1,6 +1,7 @@
 //! Cross-checks of the built program against programs that are not ours: OpenSlide, zarr-python, ome-zarr-py, numpy, nnU-Net.
 
 mod pyramids;
+mod remote;
 
 use std::path::Path;
 use std::process::Command;
@@ -28,6 +29,7 @@ pub(crate) fn run(workspace: &Workspace, venv: &Venv, skips: &SkipLog) -> Result
     segment(workspace, &workspace.demo_slide()?, &store, &["--no-tta"])?;
     shell::run(venv.script(workspace, "check_store.py").arg(&store))?;
     pyramids::run(workspace, venv, skips, &work)?;
+    remote::run(workspace, &work)?;
 
     // The flags with which a user asks for nnU-Net's mask.
     let Some(reference) = workspace.data().map(|data| data.join(NNUNET).join("reference")) else {

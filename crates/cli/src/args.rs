@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use microtome::io::Rect;
 use microtome::io::bytes::ByteAccess;
+use microtome::io::remote::is_remote;
 use microtome::io::slide::{self, Colors, Limits, OpenOptions, SlideReader};
 use microtome::io::store::{Compression, Format};
 use microtome::{Bytes, Levels, TargetResolution};
@@ -98,7 +99,7 @@ pub(crate) struct Segment {
     #[command(flatten)]
     pub(crate) opening: Opening,
 
-    /// Where the mask goes; with several slides, the folder for NAME.ome.zarr of each
+    /// Where the mask goes, which may be s3://BUCKET/NAME; with several slides, the folder for NAME.ome.zarr of each
     #[arg(short, long, value_name = "OUT", required_unless_present = "into")]
     pub(crate) output: Option<PathBuf>,
 
@@ -500,7 +501,7 @@ pub(crate) struct Convert {
     #[arg(value_name = "SLIDE")]
     pub(crate) source: PathBuf,
 
-    /// The image: a folder, or one file if its name ends in .zip or .ozx
+    /// The image: a folder, one file if its name ends in .zip or .ozx, or s3://BUCKET/NAME in an object store
     #[arg(value_name = "OUT.ome.zarr|OUT.ome.zarr.zip")]
     pub(crate) output: PathBuf,
 
@@ -553,6 +554,10 @@ pub(crate) struct Convert {
     #[arg(long, conflicts_with = "label_image")]
     pub(crate) no_associated: bool,
 
+    /// A picture that travels with the slide and cannot be read: fail, or leave it out with a note
+    #[arg(long, value_enum, value_name = "fail|skip", default_value_t = OnBadPicture::Fail)]
+    pub(crate) on_bad_picture: OnBadPicture,
+
     /// Name of the image within its metadata. Not that of the slide's file, which can be a patient's
     #[arg(long, default_value = "image")]
     pub(crate) name: String,
@@ -584,6 +589,12 @@ pub(crate) struct Convert {
     /// The summary as JSON on standard output
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum OnBadPicture {
+    Fail,
+    Skip,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -973,6 +984,14 @@ impl Opening {
         }
         Ok(slide)
     }
+}
+
+/// Refuses a URL where a picture is to go.
+pub(crate) fn is_file(output: &Path) -> anyhow::Result<()> {
+    if is_remote(output) {
+        anyhow::bail!("{}: pictures are written to files, not into an object store", output.display());
+    }
+    Ok(())
 }
 
 impl Weights {

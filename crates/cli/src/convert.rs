@@ -1,11 +1,13 @@
 //! `microtome convert`
 
 use std::io::Write;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use microtome::io::Level;
+use microtome::io::remote::is_remote;
 use microtome::io::store::Encoding;
-use microtome::{Conversion, ConvertOptions, Existing, LabelImage};
+use microtome::{Conversion, ConvertOptions, Existing, LabelImage, OnBadPicture};
 use serde_json::json;
 
 use crate::args;
@@ -42,7 +44,7 @@ pub(crate) fn run(args: &args::Convert) -> Result<()> {
     } else if !args.quiet {
         match &converted {
             Conversion::Done(summary) => {
-                writeln!(out, "{}\n{summary}\nwritten to {}", source.display(), output.display())?;
+                writeln!(out, "{}\n{summary}\n{}", source.display(), written(output))?;
             }
             Conversion::AlreadyDone => {
                 writeln!(out, "{}: done already, in {}", source.display(), output.display())?;
@@ -50,6 +52,15 @@ pub(crate) fn run(args: &args::Convert) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Where the result is, and where what belongs to the run is if nobody would look for it there.
+pub(crate) fn written(output: &Path) -> String {
+    let mut text = format!("written to {}", output.display());
+    if is_remote(output) {
+        text += &format!("\nreport in    {}", microtome::run_folder(output).display());
+    }
+    text
 }
 
 fn options(args: &args::Convert) -> ConvertOptions {
@@ -66,6 +77,10 @@ fn options(args: &args::Convert) -> ConvertOptions {
     options.mpp = args.mpp;
     options.associated = !args.no_associated;
     options.label_image = if args.label_image { LabelImage::Kept } else { LabelImage::LeftOut };
+    options.on_bad_picture = match args.on_bad_picture {
+        args::OnBadPicture::Fail => OnBadPicture::Fail,
+        args::OnBadPicture::Skip => OnBadPicture::LeaveOut,
+    };
     options.name.clone_from(&args.name);
     if let Some(memory) = args.memory {
         options.memory = memory.0;

@@ -17,6 +17,7 @@ use crate::progress::{Progress, Quiet};
 use crate::{args, signals};
 
 pub(crate) fn run(args: &args::Preview) -> Result<()> {
+    args::is_file(&args.output)?;
     let is_deep_zoom = args.output.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("dzi"));
     if is_deep_zoom {
         refuse(args.picture.given(), "belongs to pictures, not to a DeepZoom image")?;

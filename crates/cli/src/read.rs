@@ -9,6 +9,7 @@ use microtome::{Error, io};
 use crate::args;
 
 pub(crate) fn run(args: &args::Read) -> Result<()> {
+    args::is_file(&args.output)?;
     if args.output.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case("png")) {
         bail!("{}: rectangles are written as .png", args.output.display());
     }

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use microtome::io::remote::is_remote;
 use microtome::unet::{Arithmetic, Execution, Mirroring, Model, PrecisionChoice, Predictor};
 use microtome::{
     Accumulation, CropNonzero, Destination, Error, Existing, NormStats, OnBadTile, Outcome, PartOutcome, RoiSource,
@@ -13,6 +14,7 @@ use microtome::{
 use serde_json::json;
 
 use crate::args;
+use crate::convert::written;
 use crate::progress::{Progress, Quiet};
 use crate::{failure, signals};
 
@@ -26,7 +28,8 @@ pub(crate) fn run(args: &args::Segment) -> Result<u8> {
     let segmenter = Segmenter::ensemble(predictors.iter().map(AsRef::as_ref).collect(), settings)?;
     signals::watch().context("signals cannot be watched")?;
 
-    let fresh = args.output.as_deref().filter(|output| jobs.len() > 1 && !args.running.dry_run && !output.exists());
+    let folder = args.output.as_deref().filter(|output| jobs.len() > 1 && !is_remote(output));
+    let fresh = folder.filter(|output| !args.running.dry_run && !output.exists());
     if let Some(folder) = fresh {
         std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
     }
@@ -62,6 +65,8 @@ pub(crate) fn run(args: &args::Segment) -> Result<u8> {
     Ok(match (failures.as_slice(), jobs.len()) {
         ([], _) => 0,
         ([code], 1) => *code,
+        // What may succeed at another time is worth another call, whatever else failed.
+        _ if failures.contains(&TRANSIENT) => TRANSIENT,
         _ if nothing => 4,
         _ => WITH_FAULTS,
     })
@@ -130,6 +135,9 @@ fn profile(predictor: &dyn Predictor, args: &args::Segment) -> Result<()> {
 
 /// The exit code of what was finished, but not without faults.
 const WITH_FAULTS: u8 = 3;
+
+/// The exit code of what failed for now.
+const TRANSIENT: u8 = 75;
 
 /// Where a mask goes.
 #[derive(Debug)]
@@ -313,7 +321,7 @@ fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, place: 
     } else if !args.running.quiet {
         match &outcome {
             Outcome::Done(summary) => {
-                println(&format!("{}\n{summary}\nwritten to {}", path.display(), output.display()))?;
+                println(&format!("{}\n{summary}\n{}", path.display(), written(&output)))?;
             }
             Outcome::AlreadyDone { .. } => {
                 println(&format!("{}: done already, in {}", path.display(), output.display()))?;

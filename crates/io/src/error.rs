@@ -63,6 +63,14 @@ pub enum Error {
         /// The cause.
         source: std::io::Error,
     },
+    /// The network or an object store failed us, also when it was asked again; at another time it may not.
+    #[error("{}: {message}", path.display())]
+    Transient {
+        /// The URL.
+        path: PathBuf,
+        /// How often it was tried, and what came of it in the end.
+        message: String,
+    },
 }
 
 impl Error {
@@ -84,6 +92,17 @@ impl Error {
     /// An [`Error::Limits`].
     pub fn limits(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
         Self::Limits { path: path.as_ref().into(), message: message.into() }
+    }
+
+    /// An [`Error::Transient`].
+    pub fn transient(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Self::Transient { path: path.as_ref().into(), message: message.into() }
+    }
+
+    /// True if the same may succeed at another time, with nothing changed.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Transient { .. })
     }
 
     /// An [`Error::Io`].

@@ -30,6 +30,8 @@
 //! # }
 //! ```
 //!
+//! A path may be a URL of an object store, such as `s3://bucket/image.ome.zarr`, if the feature `remote` is on ([`remote`]).
+//!
 //! It never resamples for a target grid, never knows a network, never guesses a missing resolution, and never returns black or
 //! partial pixels in place of a tile that cannot be decoded: such a read is an [`Error`] that names level, column and row.
 //! Levels of an NDPI that its file does not hold are averaged from finer ones, as OpenSlide has them too, and say so:
@@ -37,11 +39,13 @@
 #![warn(missing_docs)]
 
 mod archive;
+pub mod base64;
 pub mod bytes;
 mod classes;
 mod error;
 mod geometry;
 mod pixels;
+pub mod remote;
 pub mod slide;
 pub mod store;
 

@@ -77,6 +77,16 @@ pub enum Error {
         /// The path.
         path: PathBuf,
     },
+    /// The output was begun on another machine, which may still be writing.
+    #[error(
+        "{}: an unfinished store is there that was not begun on this machine: the same command goes on where it was begun, \
+         --overwrite begins anew",
+        path.display()
+    )]
+    Elsewhere {
+        /// The URL.
+        path: PathBuf,
+    },
     /// The job does not fit the memory budget.
     #[error("needs {} of memory and may use {}; {hint}", crate::units::Bytes(*needed), crate::units::Bytes(*budget))]
     Memory {
@@ -99,7 +109,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A picture that travels with the slide could not be read.
-    #[error("the picture {name:?} that travels along: {source} (--no-associated leaves such pictures out)")]
+    #[error("the picture {name:?} that travels along: {source} (--on-bad-picture skip leaves it out)")]
     Associated {
         /// Its name.
         name: String,
@@ -139,10 +149,12 @@ impl From<microtome_stitch::Error> for Error {
 
 impl Error {
     /// The code that a program for a single slide should exit with: 2 for what the user can mend in the command, 4 for a slide
-    /// or disk that failed, 5 for another run's output, 6 for memory, 130 when stopped, 1 for failures of ours.
+    /// or disk that failed, 5 for another run's output, 6 for memory, 75 for a network that failed and later may not, 130 when stopped, 1 for failures
+    /// of ours.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
+            _ if self.is_transient() => 75,
             Self::Model(_)
             | Self::Usage(_)
             | Self::Manifest { .. }
@@ -150,6 +162,7 @@ impl Error {
             | Self::Tile(_)
             | Self::OutputExists { .. }
             | Self::InUse { .. }
+            | Self::Elsewhere { .. }
             | Self::Write(microtome_io::Error::Usage { .. }) => 2,
             Self::Read(_)
             | Self::Write(_)
@@ -162,6 +175,16 @@ impl Error {
             Self::Memory { .. } => 6,
             Self::Interrupted => 130,
             Self::Stitch(_) => 1,
+        }
+    }
+
+    /// True if the same may succeed at another time, with nothing changed: an object store did not answer as it should.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Read(error) | Self::Write(error) => error.is_transient(),
+            Self::Associated { source, .. } => source.is_transient(),
+            _ => false,
         }
     }
 }

@@ -59,7 +59,8 @@ mod validate;
 mod verify;
 
 pub use convert::{
-    Conversion, ConvertMemory, ConvertOptions, ConvertPlan, ConvertSummary, LabelImage, Levels, VisitingOrder, convert,
+    Conversion, ConvertMemory, ConvertOptions, ConvertPlan, ConvertSummary, LabelImage, Levels, OnBadPicture,
+    VisitingOrder, convert,
 };
 pub use crop::{Crop, CropNonzero};
 pub use error::{Error, Result};
@@ -71,7 +72,7 @@ pub use microtome_tile::pyramid::Reduction;
 pub use microtome_tile::{Resampling, TargetGrid, TargetResolution, TileCount};
 pub use microtome_unet as unet;
 pub use norm_stats::NormStats;
-pub use output::{Existing, store_of};
+pub use output::{Existing, run_folder, store_of};
 pub use plan::{Geometry, MemoryPlan, STRIP_TILES, Tiling};
 pub use postprocess::{Postprocessed, postprocess};
 pub use precision::measure_precision;

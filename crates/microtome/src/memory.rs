@@ -96,7 +96,7 @@ pub(crate) fn watch<T>(work: impl FnOnce() -> T) -> (T, Option<PeakMemory>) {
             }
         });
         // A panic in `work` must still end the sampler, or the scope would wait for it for ever.
-        let guard = StopOnDrop { done: &done, sampler: sampler.thread().clone() };
+        let guard = StopOnDrop { done: &done, thread: sampler.thread().clone() };
         let result = work();
         drop(guard);
         result
@@ -106,15 +106,17 @@ pub(crate) fn watch<T>(work: impl FnOnce() -> T) -> (T, Option<PeakMemory>) {
     (result, resident.map(|resident| PeakMemory { anonymous: anonymous.into_inner(), resident }))
 }
 
-struct StopOnDrop<'a> {
-    done: &'a AtomicBool,
-    sampler: std::thread::Thread,
+/// Tells a thread that looks at `done` now and then, and sleeps in between, that it is over: also where whoever tells it panics, so that nobody waits for
+/// it for ever.
+pub(crate) struct StopOnDrop<'a> {
+    pub(crate) done: &'a AtomicBool,
+    pub(crate) thread: std::thread::Thread,
 }
 
 impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.done.store(true, Ordering::Relaxed);
-        self.sampler.unpark();
+        self.thread.unpark();
     }
 }
 

@@ -2,15 +2,15 @@
 
 mod parts;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use microtome_io::store::{self, Found, LabelledImage};
-use microtome_io::{Level, TileCoord};
+use microtome_io::store::{self, Found, Kept, LabelledImage, Survey};
+use microtome_io::{Level, TileCoord, remote};
 use microtome_stitch::{Entry, Journal, Product, Record};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -75,12 +75,16 @@ impl Fingerprint {
 }
 
 /// The folder beside a store for what belongs to the run and not to the result: `mask.ome.zarr.run`, and of labels in an image, beside that,
-/// `slide.ome.zarr.NAME.run`.
+/// `slide.ome.zarr.NAME.run`. Of a store under a URL, beside which no folder can be, it lies in the [folder](remote::run_folder) of this machine
+/// for such things.
 #[derive(Debug, Clone)]
 pub(crate) struct RunFolder(PathBuf);
 
 impl RunFolder {
     pub(crate) fn of(store: &Path) -> Self {
+        if remote::is_remote(store) {
+            return Self(remote::run_folder(store));
+        }
         let (outermost, inside) = outermost(store);
         let mut name = outermost.file_name().unwrap_or_default().to_os_string();
         name.push(format!("{inside}.run"));
@@ -359,6 +363,10 @@ impl<'a> Stores<'a> {
     pub(crate) fn starting(&self) -> Starting {
         let run = RunFolder::of(&self.mask);
         let around = run.path().parent().map(|folder| if folder == Path::new("") { Path::new(".") } else { folder });
+        if let (Some(around), true) = (around, remote::is_remote(&self.mask)) {
+            // Nobody has made it yet. Where it cannot be made, the run's own folder will say so.
+            let _ = std::fs::create_dir_all(around);
+        }
         Starting { _folder: around.filter(|_| self.contested).and_then(Starting::lock) }
     }
 
@@ -397,7 +405,8 @@ impl<'a> Stores<'a> {
             match &there {
                 Found::Nothing | Found::Unfinished => {}
                 Found::InUse => return Err(Error::InUse { path: path.into() }),
-                Found::Complete(_) if existing == Existing::Replace => {}
+                Found::Complete(_) | Found::Elsewhere if existing == Existing::Replace => {}
+                Found::Elsewhere => return Err(Error::Elsewhere { path: path.into() }),
                 Found::Complete(attributes) => {
                     if let Some(differs) = fingerprint.differences(attributes) {
                         return other(path, differs);
@@ -467,13 +476,19 @@ impl<'a> Stores<'a> {
         let mut lost = BTreeSet::new();
         // A journal is a file, too: no image has so many levels.
         record.entries.retain(|(_, level, _), _| level.0 < 64);
+        let mut surveys = BTreeMap::new();
+        for (product, path) in self.all() {
+            surveys.insert(product, Survey::new(path).map_err(Error::Write)?);
+        }
         for (&(product, level, shard), entry) in &record.entries {
-            let Some((_, path)) = self.all().find(|(p, _)| *p == product) else {
-                lost.insert((product, level, shard));
-                continue;
+            let kept = match surveys.get_mut(&product) {
+                None => false,
+                Some(survey) => match survey.shard(level, shard).map_err(Error::Write)? {
+                    Kept::Read(stored) => Entry::new(level, shard, stored, Vec::new()).sha256 == entry.sha256,
+                    Kept::Seen { any } => any == entry.sha256.is_some(),
+                },
             };
-            let stored = store::stored_shard(path, level, shard).map_err(Error::Write)?;
-            if Entry::new(level, shard, stored, Vec::new()).sha256 != entry.sha256 {
+            if !kept {
                 lost.insert((product, level, shard));
             }
         }
@@ -532,6 +547,16 @@ pub(crate) enum Claim {
     },
 }
 
+/// Where a run keeps its journal, its reports and what else belongs to it and not to its result: `OUTPUT.run` beside the output, or, of one under a URL, a
+/// folder of this machine ([`remote::run_folder`]).
+#[must_use]
+pub fn run_folder(output: &Path) -> PathBuf {
+    RunFolder::of(output).0
+}
+
 fn describe(path: &Path) -> String {
+    if remote::is_remote(path) {
+        return "something".into();
+    }
     if path.is_dir() { "a folder".into() } else { "a file".into() }
 }

@@ -69,10 +69,10 @@ fn claim(to: &Path, existing: Existing) -> Result<()> {
     match store::inspect(to).map_err(Error::Write)? {
         Found::Nothing => Ok(()),
         Found::InUse => Err(Error::InUse { path: to.into() }),
-        Found::Complete(_) | Found::Unfinished if existing == Existing::Replace => {
+        Found::Complete(_) | Found::Unfinished | Found::Elsewhere if existing == Existing::Replace => {
             store::remove(to).map_err(Error::Write)
         }
-        Found::Complete(_) | Found::Unfinished => taken("; --overwrite replaces it"),
+        Found::Complete(_) | Found::Unfinished | Found::Elsewhere => taken("; --overwrite replaces it"),
         _ => taken(", and it is not microtome's"),
     }
 }

@@ -353,7 +353,10 @@ impl<'p> Segmenter<'p> {
                 Ok(Outcome::Done(Box::new(summary)))
             }
             Err(error) => {
-                stores.remove_unless_begun();
+                // A service that does not answer is not asked to remove anything: what is there is gone on with.
+                if !error.is_transient() {
+                    stores.remove_unless_begun();
+                }
                 Err(error)
             }
         }

@@ -22,8 +22,8 @@ pub struct Verification {
     pub unfinished: bool,
 }
 
-/// Reads every shard of a mask, and of the probabilities and the confidence that were written with it, or of a converted image, and compares its SHA-256 with the
-/// journal in the folder `STORE.run` beside it.
+/// Reads every shard of a mask, and of the probabilities and the confidence that were written with it, or of a converted image, and compares its digest (the
+/// SHA-256 of its file, or in version 0.4 of OME-Zarr one over the files of its chunks) with the journal in the [folder of the run](crate::run_folder).
 ///
 /// # Errors
 /// [`Error::Usage`] if there is no store of ours or no journal beside it, [`Error::Read`] or [`Error::Io`] if a file cannot be read.

@@ -31,7 +31,8 @@ pub struct Entry {
     /// Its column and row.
     #[serde(flatten)]
     pub shard: TileCoord,
-    /// SHA-256 of the file, in hexadecimal; `None` for a shard of nothing but background, which has no file.
+    /// SHA-256 of the shard's file, or in version 0.4 of OME-Zarr the digest over the files of its chunks, as the store told it, in hexadecimal; `None` for a
+    /// shard of nothing but background, which has no file.
     pub sha256: Option<String>,
     /// Pixels by label, beginning with label 0 (not counted, always 0). Only for shards of level 0.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

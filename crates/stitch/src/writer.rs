@@ -149,17 +149,16 @@ impl<'a> PyramidWriter<'a> {
         output.pyramid.push(level, at, shard, &self.store(product, output, counts))
     }
 
-    /// How long what was pushed may still wait to be noted; `None` where nothing waits.
+    /// How long what was pushed may still wait to be noted: as long as was asked for, or not at all where a store holds
+    /// [so much](ImageSink::is_half_full) that whoever writes would soon have to wait for the disk. `None` where nothing waits.
     #[must_use]
     pub fn due(&self) -> Option<Duration> {
-        let log = self.log();
-        (!log.unsynced.is_empty()).then(|| log.sync_every.saturating_sub(log.synced.elapsed()))
-    }
-
-    /// How many shards and tiles wait to be noted.
-    #[must_use]
-    pub fn waiting(&self) -> usize {
-        self.log().unsynced.len()
+        let left = {
+            let log = self.log();
+            (!log.unsynced.is_empty()).then(|| log.sync_every.saturating_sub(log.synced.elapsed()))?
+        };
+        let full = self.outputs.values().any(|output| output.sink.is_half_full());
+        Some(if full { Duration::ZERO } else { left })
     }
 
     /// Takes note of a tile of the slide that could not be read. The shards that it touches come later.

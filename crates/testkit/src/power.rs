@@ -142,6 +142,10 @@ impl ImageSink for PowerLoss {
         if fails { Err(self.lose(&mut state, false)) } else { Ok(stored) }
     }
 
+    fn is_half_full(&self) -> bool {
+        self.inner.is_half_full()
+    }
+
     fn read_shard(&self, level: Level, shard: TileCoord) -> Result<Pixels> {
         self.inner.read_shard(level, shard)
     }

@@ -1,4 +1,4 @@
-//! `cargo xtask bench read`: how fast slides are read, beside OpenSlide, tifffile and the bare JPEG decoder.
+//! `cargo xtask bench read`: how fast slides are read, beside OpenSlide, tifffile and bare JPEG decoders.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,12 +14,12 @@ use super::slide::{Slide, Tiles};
 use super::{Bench, Extent, machine};
 
 const TITLE: &str = "\
-Reading slides: ours beside OpenSlide, tifffile and the bare JPEG decoder, on the same tiles in one run.
+Reading slides: ours beside OpenSlide, tifffile and bare JPEG decoders, on the same tiles in one run.
 
 All of level 0 is read in regions of 512 x 512 pixels, row by row, each thread taking the next one; ours and OpenSlide (through
 openslide-rs, whose pixels are taken as they are) are opened for each run, outside of what is timed, with a cache of 64 MiB, of which ours
-is told to use what a row of regions takes, as `segment` does. `bare decoder` is zune-jpeg on the
-same streams, put together beforehand, into one buffer: no regions, no memory of its own, one thread. tifffile decodes the tiles
+is told to use what a row of regions takes, as `segment` does. `our decoder` and `zune-jpeg` are these decoders on the
+same streams, put together beforehand, into one buffer: no regions, no memory of their own, one thread. tifffile decodes the tiles
 and drops them, with one thread and with as many as it likes. Contenders take turns, once in each round. Mpx/s are those of level 0 by the median time;
 `CPU s` is the processor time of the least run, in the program and in the kernel. `ours` is how many times as long it takes as ours with one thread, by the medians.
 Of random regions and openings each is timed; files lie in the page cache. Memory, here with all of the cache in use, is anonymous memory and dirty file pages of a process that reads with
@@ -45,14 +45,16 @@ enum Contender {
     Ours(usize),
     OpenSlide(usize),
     Decoder,
+    ZuneJpeg,
     Tifffile(usize),
 }
 
 impl Contender {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Ours(1),
         Self::Ours(2),
         Self::Decoder,
+        Self::ZuneJpeg,
         Self::OpenSlide(1),
         Self::OpenSlide(2),
         Self::Tifffile(1),
@@ -68,7 +70,8 @@ impl Contender {
         match self {
             Self::Ours(count) => threads("ours", count),
             Self::OpenSlide(count) => threads("OpenSlide", count),
-            Self::Decoder => "bare decoder".into(),
+            Self::Decoder => "our decoder".into(),
+            Self::ZuneJpeg => "zune-jpeg".into(),
             Self::Tifffile(count) => threads("tifffile", count),
         }
     }
@@ -78,6 +81,7 @@ impl Contender {
             Self::Ours(threads) => format!("all ours {threads} 0"),
             Self::OpenSlide(threads) => format!("all openslide {threads} 0"),
             Self::Decoder => "all decoder 1 0".into(),
+            Self::ZuneJpeg => "all zune-jpeg 1 0".into(),
             Self::Tifffile(threads) => format!("all {threads}"),
         }
     }
@@ -89,7 +93,7 @@ struct Subject {
     path: PathBuf,
     /// What the ratio to OpenSlide with one thread should come to.
     openslide: f64,
-    /// What the share of the bare decoder's rate should come to, where its tiles are JPEG streams of their own.
+    /// What the share of a bare decoder's rate should come to, where its tiles are JPEG streams of their own.
     decoder: Option<f64>,
 }
 
@@ -177,12 +181,12 @@ fn whole(bench: &Bench<'_>, report: &mut Report, subject: &Subject, rounds: usiz
     let takes_part = |contender: &Contender| match contender {
         Contender::Ours(_) => true,
         Contender::OpenSlide(_) => about["openslide"].is_string(),
-        Contender::Decoder => subject.decoder.is_some(),
+        Contender::Decoder | Contender::ZuneJpeg => subject.decoder.is_some(),
         Contender::Tifffile(_) => tifffile.is_some(),
     };
     let contenders: Vec<Contender> = Contender::ALL.into_iter().filter(takes_part).collect();
     let mut times: Vec<Times> = contenders.iter().map(|_| Times::default()).collect();
-    // The first round, which is not counted, puts the streams of the bare decoder together and the file into the page cache.
+    // The first round, which is not counted, puts the streams of the bare decoders together and the file into the page cache.
     for round in 0..=rounds {
         for (contender, times) in contenders.iter().zip(&mut times) {
             let dialogue = match contender {
@@ -239,8 +243,11 @@ fn whole(bench: &Bench<'_>, report: &mut Report, subject: &Subject, rounds: usiz
     }
     report.say(&format!("rounds: {rounds}\n{table}"));
     let target = |text: &str| format!("{}: {text}", subject.name);
-    if let Some((decoder, bound)) = median(Contender::Decoder).zip(subject.decoder) {
-        report.target(&target("share of the bare decoder's rate, 1 thread"), decoder / one, Relation::AtLeast, bound);
+    let decoders = [(Contender::Decoder, "our bare decoder's"), (Contender::ZuneJpeg, "zune-jpeg's")];
+    for (decoder, name) in decoders {
+        if let Some((alone, bound)) = median(decoder).zip(subject.decoder) {
+            report.target(&target(&format!("share of {name} rate, 1 thread")), alone / one, Relation::AtLeast, bound);
+        }
     }
     if let Some(theirs) = median(Contender::OpenSlide(1)) {
         report.target(
@@ -270,10 +277,14 @@ fn random(bench: &Bench<'_>, report: &mut Report, path: &Path, rounds: usize) ->
     let mut table = Table::new(&["", "region median ms", "90 % ms", "99 % ms", "opening median ms", "largest ms"]);
     for (reader, name) in readers.into_iter().zip(["ours", "OpenSlide"]) {
         let (mut regions, mut openings) = (Vec::new(), Vec::new());
+        let (busy, cpu, started) = (machine::busy(), dialogue.cpu(), Instant::now());
         for _ in 0..rounds {
             regions.extend(milliseconds(&dialogue.ask(&format!("random {reader} {RANDOM}"))?)?);
             openings.extend(milliseconds(&dialogue.ask(&format!("open {reader} {OPENINGS}"))?)?);
         }
+        let cpu = dialogue.cpu().saturating_sub(cpu);
+        let others = machine::busy().saturating_sub(busy).saturating_sub(cpu);
+        report.note_others(others.as_secs_f64() / started.elapsed().as_secs_f64());
         regions.sort_by(f64::total_cmp);
         openings.sort_by(f64::total_cmp);
         let at = |sorted: &[f64], share: f64| sorted[((sorted.len() - 1) as f64 * share) as usize];

@@ -20,8 +20,8 @@ pub(super) struct Report {
     text: String,
     records: Vec<Value>,
     missed: Vec<String>,
-    /// The most processors that other programs kept busy in a run, on average over it.
-    others: f64,
+    /// The most processors that other programs kept busy in a run, on average over it, if any was looked at.
+    others: Option<f64>,
     places: Places,
 }
 
@@ -42,7 +42,7 @@ impl Report {
         let arguments: Vec<String> = std::env::args().skip(1).map(|a| places.shorten(&a)).collect();
         let command = format!("cargo xtask {}", arguments.join(" "));
         let mut report =
-            Self { name, text: format!("{title}\n\n"), records: Vec::new(), missed: Vec::new(), others: 0.0, places };
+            Self { name, text: format!("{title}\n\n"), records: Vec::new(), missed: Vec::new(), others: None, places };
         let value = |key: &str| match &machine[key] {
             Value::String(text) => text.clone(),
             Value::Array(items) => items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "),
@@ -126,7 +126,7 @@ impl Report {
 
     /// How many processors other programs kept busy during something that was measured.
     pub(super) fn note_others(&mut self, others: f64) {
-        self.others = self.others.max(others);
+        self.others = Some(self.others.map_or(others, |most| most.max(others)));
     }
 
     fn claim(&mut self, claim: &str, figure: f64, relation: &str, bound: f64, holds: bool) {
@@ -143,11 +143,11 @@ impl Report {
 
     /// Writes `NAME.txt` and `NAME.jsonl`. An error if a claim was missed.
     pub(super) fn finish(mut self, folder: &Path) -> Result<()> {
-        if self.others > QUIET {
-            self.say(&format!(
-                "\nBusy machine: in one of these runs other programs kept {:.1} processors busy. Times are too long.",
-                self.others
-            ));
+        if let Some(others) = self.others {
+            self.say(&format!("\nOther programs kept at most {others:.1} processors busy in one of these runs."));
+            if others > QUIET {
+                self.say("Busy machine: times are too long.");
+            }
         }
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         let mut lines = String::new();
@@ -244,7 +244,7 @@ mod tests {
 
     fn report() -> Report {
         let places = Places::new(vec![("/a/".into(), String::new()), ("/a/out/".into(), "target/".into())]);
-        Report { name: "test", text: String::new(), records: Vec::new(), missed: Vec::new(), others: 0.0, places }
+        Report { name: "test", text: String::new(), records: Vec::new(), missed: Vec::new(), others: None, places }
     }
 
     #[test]

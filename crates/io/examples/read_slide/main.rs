@@ -1,4 +1,4 @@
-//! A program that is asked how fast a slide is read: by our readers, by OpenSlide, and by the bare JPEG decoder on the same tiles.
+//! A program that is asked how fast a slide is read: by our readers, by OpenSlide, and by bare JPEG decoders on the same tiles.
 //!
 //! `read_slide SLIDE`. `cargo xtask bench read` keeps it and asks in turn. Every answer is a line of JSON; the first, unasked, says what the slide is,
 //! or `{"unsupported": "why"}` where our readers do not read it. The questions:
@@ -10,10 +10,10 @@
 //! open READER COUNT           {"milliseconds": [of each]}
 //! ```
 //!
-//! A reader is `ours`, `openslide` (with the feature `openslide`) or `decoder`. Regions are of 512 x 512 pixels. Each question gets a
+//! A reader is `ours`, `openslide` (with the feature `openslide`), `decoder` (ours, without a reader around it) or `zune-jpeg`. Regions are of 512 x 512 pixels. Each question gets a
 //! slide that was opened for it, outside of what is timed, with a cache of 64 MiB that is empty; ours is told, where all is read in order, to
 //! keep no more than the tiles under a row of regions, as `microtome segment` tells it. OpenSlide's pixels are taken as it returns them.
-//! The decoder, which has one thread, gets streams that are put together beforehand, one for each tile of level 0, and one buffer.
+//! A bare decoder, which has one thread, gets streams that are put together beforehand, one for each tile of level 0, and one buffer.
 
 mod streams;
 
@@ -27,6 +27,7 @@ use microtome_io::slide::{Backend, OpenOptions, SlideReader, open};
 use microtome_io::{Level, Rect, Size};
 use rayon::ThreadPoolBuilder;
 use serde_json::{Value, json};
+use streams::Decoder;
 
 type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 
@@ -60,14 +61,15 @@ fn main() -> Result<()> {
         let line = line?;
         let words: Vec<&str> = line.split_whitespace().collect();
         let answer = match words[..] {
-            ["all", "decoder", "1", rows] => {
+            ["all", decoder @ ("decoder" | "zune-jpeg"), "1", rows] => {
+                let decoder = if decoder == "decoder" { Decoder::Ours } else { Decoder::Zune };
                 // All tiles, or those that the regions touch.
                 let streams = match &mut streams {
                     Some(streams) => streams,
                     none => none.insert(streams::Streams::of(path)?),
                 };
                 let (top, bottom) = band(size, rows.parse()?);
-                json!({ "seconds": streams.decode(top, bottom)? })
+                json!({ "seconds": streams.decode(decoder, top, bottom)? })
             }
             ["all", reader, threads, rows] => all(path, size, reader, threads.parse()?, rows.parse()?, Kept::Row)?,
             ["all-kept", reader, threads, rows] => {

@@ -1,4 +1,4 @@
-//! The JPEG streams of level 0 of a TIFF, each made whole, for the bare decoder.
+//! The JPEG streams of level 0 of a TIFF, each made whole, for the bare decoders.
 //!
 //! As little of TIFF as that takes, and for files that are what they say: the readers of the crate are what is measured beside it.
 
@@ -11,6 +11,15 @@ use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
 use crate::Result;
+
+/// Whose code decodes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Decoder {
+    /// What our readers decode with.
+    Ours,
+    /// zune-jpeg.
+    Zune,
+}
 
 /// The stream of each tile, with its first row of pixels.
 pub(crate) struct Streams {
@@ -49,8 +58,8 @@ impl Streams {
         Ok(Self { tiles, side: (tile_width as usize, tile_height as usize) })
     }
 
-    /// How long decoding the tiles takes that touch these rows of pixels.
-    pub(crate) fn decode(&self, top: u64, bottom: u64) -> Result<f64> {
+    /// How long a decoder takes for the tiles that touch these rows of pixels.
+    pub(crate) fn decode(&self, decoder: Decoder, top: u64, bottom: u64) -> Result<f64> {
         let (width, height) = self.side;
         let options = DecoderOptions::default()
             .set_strict_mode(true)
@@ -64,9 +73,12 @@ impl Streams {
             .iter()
             .filter(|(row, _)| (top..bottom).contains(row) || (*row < top && row + height as u64 > top))
         {
-            JpegDecoder::new_with_options(ZCursor::new(stream.as_slice()), options)
-                .decode_into(&mut samples)
-                .map_err(|error| error.to_string())?;
+            match decoder {
+                Decoder::Ours => microtome_io::slide::decode_jpeg(stream, &mut samples)?,
+                Decoder::Zune => JpegDecoder::new_with_options(ZCursor::new(stream.as_slice()), options)
+                    .decode_into(&mut samples)
+                    .map_err(|error| error.to_string())?,
+            }
             std::hint::black_box(&samples);
         }
         Ok(started.elapsed().as_secs_f64())

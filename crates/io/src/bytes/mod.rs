@@ -82,7 +82,7 @@ impl ByteAccess {
 }
 
 /// The range as indices, if it lies inside a source of `len` bytes.
-fn check(path: &Path, range: &Range<u64>, len: u64) -> Result<Range<usize>> {
+pub(crate) fn check(path: &Path, range: &Range<u64>, len: u64) -> Result<Range<usize>> {
     if range.start > range.end || range.end > len {
         return Err(Error::format(
             path,

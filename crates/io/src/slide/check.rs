@@ -26,7 +26,7 @@ pub struct Checked {
 /// returns false. Memory: a decoded tile per thread.
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be read any more: what follows would say nothing about the slide.
+/// [`Error::Io`] or [`Error::Transient`] if the file cannot be read any more: what follows would say nothing about the slide.
 pub fn check(slide: &dyn SlideReader, go_on: &(dyn Fn(u64, u64) -> bool + Sync)) -> Result<Checked> {
     let info = slide.info();
     let stored: Vec<Level> = (0..info.levels.len()).filter(|&level| info.levels[level].stored).map(Level).collect();
@@ -60,7 +60,7 @@ pub fn check(slide: &dyn SlideReader, go_on: &(dyn Fn(u64, u64) -> bool + Sync))
                     stop.store(true, Ordering::Relaxed);
                 }
                 match fault {
-                    Some(error @ Error::Io { .. }) => Err(error),
+                    Some(error @ (Error::Io { .. } | Error::Transient { .. })) => Err(error),
                     fault => Ok(fault),
                 }
             };

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use moxcms::{ColorProfile, DataColorSpace, Layout, Transform8BitExecutor, Transform16BitExecutor, TransformOptions};
 
-use super::{Colors, SlideInfo, SlideReader};
+use super::{Colors, ICC_FAULT, SlideInfo, SlideReader};
 use crate::{Error, Level, Pixels, Rect, Result, SampleType, Samples, Size};
 
 /// The most bytes that a profile may have: those of scanners have up to a few hundred thousand.
@@ -35,8 +35,11 @@ enum Transform {
 /// [`Error::Unsupported`] for a profile that cannot be applied.
 pub(super) fn to_srgb(inner: Box<dyn SlideReader>) -> Result<Box<dyn SlideReader>> {
     let info = inner.info();
-    let (Some(bytes), 3) = (inner.icc_profile(), info.channels) else { return Ok(inner) };
     let refused = |why: String| Error::unsupported(&info.path, format!("the ICC profile cannot be applied: {why}"));
+    if let (Some(fault), 3) = (info.properties.get(ICC_FAULT), info.channels) {
+        return Err(refused(format!("it cannot be read: {fault}")));
+    }
+    let (Some(bytes), 3) = (inner.icc_profile(), info.channels) else { return Ok(inner) };
     if bytes.len() > MOST_BYTES {
         return Err(refused(format!("it has {} bytes, more than {MOST_BYTES}", bytes.len())));
     }

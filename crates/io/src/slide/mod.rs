@@ -48,6 +48,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::{Checked, check};
 pub(crate) use codec::{jpeg, jpeg2000};
+pub use mosaic::GATHERED;
 pub use open::{Backend, OpenOptions, open, open_bytes};
 
 use crate::{Downsample, Error, Level, Microns, Pixels, Rect, Result, SampleType, Size, TileCoord};
@@ -211,6 +212,18 @@ impl SlideInfo {
         })
     }
 }
+
+/// Decodes a whole JPEG stream as tiles of slides are, into all of `samples`: for benches, which compare it with other decoders.
+///
+/// # Errors
+/// The decoder's word.
+#[doc(hidden)]
+pub fn decode_jpeg(stream: &[u8], samples: &mut [u8]) -> Result<(), String> {
+    codec::jpeg::decode_whole(stream, samples)
+}
+
+/// The property ([`SlideInfo::properties`]) that says why the slide's ICC profile cannot be read, where it has one. Its pixels are none the worse for it.
+pub const ICC_FAULT: &str = "icc-profile.fault";
 
 /// Bounds on what a file may ask for. Files are hostile until proven otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

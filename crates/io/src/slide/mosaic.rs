@@ -109,8 +109,8 @@ pub(super) fn cells(at: Rect, bounds: Size, grid: impl Into<Grid>) -> impl Itera
     rows.flat_map(move |row| columns.clone().map(move |column| TileCoord { row, column }))
 }
 
-/// Decoded cells of up to so many bytes are held at once by [`gather`].
-const GATHERED: u64 = 4 << 20;
+/// Decoded cells of up to so many bytes are held at once by a read that puts a rectangle together from them.
+pub const GATHERED: u64 = 4 << 20;
 
 /// True if all cells that a rectangle touches are so few that [`gather`] may hold them at once.
 /// `kept` are the bytes that the cache may hold for the asking thread, which are the same cells.

@@ -7,14 +7,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use super::pyramid::{Layer, Parts, Pyramid};
 use super::raster::Raster;
-use super::{OpenOptions, SlideInfo, SlideReader};
+use super::{ICC_FAULT, OpenOptions, SlideInfo, SlideReader};
+use crate::base64;
 use crate::bytes::{ByteSource, Memory};
-use crate::store::OmeZarr;
 use crate::store::entries::{Entries, FolderEntries, ZipEntries};
+use crate::store::{ICC_PROFILE, OmeZarr};
 use crate::{Level, Pixels, Rect, Result};
 
 pub(super) use crate::store::entries::is_zip;
@@ -34,7 +33,8 @@ pub(super) fn open_zip(source: Arc<dyn ByteSource>, options: &OpenOptions) -> Re
     open(Arc::new(ZipEntries::open(source, &options.limits)?), options)
 }
 
-fn open(entries: Arc<dyn Entries>, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
+/// Opens the store that is made of these values.
+pub(super) fn open(entries: Arc<dyn Entries>, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
     let store = OmeZarr::open_entries(entries, options.limits)?;
     let info = SlideReader::info(&store).clone();
     let layers = store.rasters()?.into_iter().map(Layer::of).collect();
@@ -46,45 +46,24 @@ fn open(entries: Arc<dyn Entries>, options: &OpenOptions) -> Result<Box<dyn Slid
     }
     // The store knows its own identity; to the pyramid it is a name.
     let file = Arc::new(Memory::new(&info.path, Vec::new()));
-    let profile = store.info().attributes.get(ICC_PROFILE).and_then(Value::as_str).and_then(base64);
+    let mut properties = info.properties;
+    let profile = store.info().attributes.get(ICC_PROFILE).and_then(|text| {
+        let profile = text.as_str().and_then(base64::decode);
+        if profile.is_none() {
+            properties.insert(ICC_FAULT.into(), "what the store keeps in its place is no base64".into());
+        }
+        profile
+    });
     let parts = Parts {
         associated,
         icc_profile: profile,
         resolution: info.resolution,
         downsamples: info.levels.iter().map(|level| level.downsample).collect(),
         channel_names: info.channel_names,
-        properties: info.properties,
+        properties,
         ..Parts::new("ome-zarr", file, layers)
     };
     Ok(Box::new(StoreSlide { pyramid: Pyramid::new(parts, options)?, store }))
-}
-
-/// Where an image that we have converted keeps the ICC profile of its slide, among the attributes that are ours.
-const ICC_PROFILE: &str = "icc_profile";
-
-/// The bytes that base64 stands for (RFC 4648, section 4), or `None` if it is none.
-fn base64(text: &str) -> Option<Vec<u8>> {
-    let value = |letter: u8| match letter {
-        b'A'..=b'Z' => Some(letter - b'A'),
-        b'a'..=b'z' => Some(letter - b'a' + 26),
-        b'0'..=b'9' => Some(letter - b'0' + 52),
-        b'+' => Some(62),
-        b'/' => Some(63),
-        _ => None,
-    };
-    let letters = text.trim_end_matches('=').as_bytes();
-    if !text.len().is_multiple_of(4) || text.len() - letters.len() > 2 || letters.len() % 4 == 1 {
-        return None;
-    }
-    let mut bytes = Vec::with_capacity(letters.len() / 4 * 3 + 2);
-    for group in letters.chunks(4) {
-        let mut bits = 0;
-        for (n, &letter) in group.iter().enumerate() {
-            bits |= u32::from(value(letter)?) << (18 - 6 * n);
-        }
-        bytes.extend_from_slice(&bits.to_be_bytes()[1..group.len()]);
-    }
-    Some(bytes)
 }
 
 /// A pyramid whose identity is that of the store.
@@ -125,30 +104,5 @@ impl SlideReader for StoreSlide {
 
     fn content_id(&self) -> Result<String> {
         self.store.content_id()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::base64;
-
-    /// The test vectors of RFC 4648, section 10, and what is no base64.
-    #[test]
-    fn base64_is_that_of_the_rfc() {
-        for (bytes, text) in [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foob", "Zm9vYg=="),
-            ("fooba", "Zm9vYmE="),
-            ("foobar", "Zm9vYmFy"),
-        ] {
-            assert_eq!(base64(text).as_deref(), Some(bytes.as_bytes()), "{text}");
-        }
-        for text in ["Zg", "Z===", "====", "Zm9v!a==", "Zm 9"] {
-            assert_eq!(base64(text), None, "{text}");
-        }
-        assert_eq!(base64("+///"), Some(vec![0xfb, 0xff, 0xff]));
     }
 }

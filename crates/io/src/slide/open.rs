@@ -10,6 +10,7 @@ use super::{
     picture, qptiff, trestle, ventana,
 };
 use crate::bytes::{ByteAccess, ByteSource};
+use crate::remote::{self, Opened};
 use crate::{Error, Result};
 
 /// Whose code reads a slide.
@@ -145,13 +146,13 @@ const FOREIGN_CONTENT: &[(usize, &[u8], &str)] = &[
     (0, b"<html", "a web page, perhaps in place of a download that failed"),
 ];
 
-/// Opens a slide.
+/// Opens a slide, which may lie in an object store: then its path is a URL ([`remote`]), and it is read in ranges where it is.
 ///
 /// What the file is, is found out by its content. Its name only serves to refuse: formats that are known by their name
 /// and cannot be read yet are refused by name, and so is a plain picture under the name of a slide.
 ///
 /// # Errors
-/// [`Error::Io`] for a file that does not exist or cannot be read, [`Error::Usage`] for a folder that is no slide, [`Error::Format`] for
+/// [`Error::Io`] for a file that does not exist or cannot be read, [`Error::Transient`] for an object store that does not answer, [`Error::Usage`] for a folder that is no slide, [`Error::Format`] for
 /// an empty or damaged file, [`Error::Unsupported`] for a format, or a variety of one, that cannot be read,
 /// [`Error::Limits`] for a file that asks for more than [`OpenOptions::limits`] allows.
 pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
@@ -178,6 +179,9 @@ fn in_colors(slide: Box<dyn SlideReader>, options: &OpenOptions) -> Result<Box<d
 }
 
 fn open_stored(path: &Path, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
+    if remote::is_remote(path) {
+        return open_remote(path, options);
+    }
     let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if metadata.is_dir() && options.backend == Backend::OpenSlide {
         return Err(Error::usage(path, "OpenSlide is given a file, not a folder: for DICOM, any file of the series"));
@@ -206,6 +210,17 @@ fn open_stored(path: &Path, options: &OpenOptions) -> Result<Box<dyn SlideReader
             Err(refusal @ Error::Unsupported { .. }) => openslide::instead(path, options, refusal),
             opened => opened,
         },
+    }
+}
+
+/// Opens what lies at a URL: a store, or a file that is read in ranges where it is. Files beside it are not looked for.
+fn open_remote(path: &Path, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
+    if options.backend == Backend::OpenSlide {
+        return Err(Error::usage(path, "OpenSlide reads files, no objects: download it first"));
+    }
+    match remote::open(path)? {
+        Opened::Values(entries) => ome_zarr::open(entries, options),
+        Opened::Object(source) => open_native(source, options),
     }
 }
 

@@ -16,7 +16,7 @@ use image::{ColorType, ImageDecoder};
 use super::alpha::{Alpha, over_white};
 use super::cache::Found;
 use super::codec::jpeg;
-use super::{OpenOptions, SlideInfo, SlideReader, mosaic};
+use super::{ICC_FAULT, OpenOptions, SlideInfo, SlideReader, mosaic};
 use crate::bytes::{ByteSource, content_id};
 use crate::{Error, Level, Pixels, Rect, Result, SampleType, Size};
 
@@ -62,10 +62,12 @@ struct Picture {
 
 /// Opens a picture: reads its header.
 pub(super) fn open(kind: Kind, source: Arc<dyn ByteSource>, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
-    let (size, channels, sample, icc_profile_bytes) = header(kind, &*source)?;
+    let Header { size, channels, sample, icc } = header(kind, &*source)?;
     let limit = options.limits.decoded_bytes;
     check_limit(source.path(), size, channels, sample, limit)?;
+    let (icc_profile_bytes, icc_fault) = icc.map_or_else(|fault| (None, Some(fault)), |bytes| (bytes, None));
     let info = SlideInfo {
+        properties: icc_fault.map(|fault| (ICC_FAULT.to_owned(), fault)).into_iter().collect(),
         // White under colours, which light shone through; nothing is known of grey values.
         background: match (channels, sample) {
             (3, SampleType::U8) => vec![0xff; 3],
@@ -159,8 +161,16 @@ fn check_limit(path: &Path, size: Size, channels: usize, sample: SampleType, lim
     Ok(())
 }
 
-/// Size, channels, sample type and bytes of the ICC profile.
-fn header(kind: Kind, source: &dyn ByteSource) -> Result<(Size, usize, SampleType, Option<usize>)> {
+/// What a picture says before its pixels.
+struct Header {
+    size: Size,
+    channels: usize,
+    sample: SampleType,
+    /// Bytes of the ICC profile, if there is one, or why it cannot be read.
+    icc: Result<Option<usize>, String>,
+}
+
+fn header(kind: Kind, source: &dyn ByteSource) -> Result<Header> {
     let corrupt = |e: String| Error::format(source.path(), format!("damaged {} picture: {e}", kind.name()));
     let bytes = source.read_at(0..source.len())?;
     if kind == Kind::Jpeg {
@@ -175,7 +185,7 @@ fn header(kind: Kind, source: &dyn ByteSource) -> Result<(Size, usize, SampleTyp
         if size.is_empty() {
             return Err(corrupt(format!("it has {size} pixels")));
         }
-        return Ok((size, header.components.into(), SampleType::U8, None));
+        return Ok(Header { size, channels: header.components.into(), sample: SampleType::U8, icc: Ok(None) });
     }
     let mut decoder = decoder(kind, &bytes).map_err(|e| corrupt(e.to_string()))?;
     let (width, height) = decoder.dimensions();
@@ -189,8 +199,8 @@ fn header(kind: Kind, source: &dyn ByteSource) -> Result<(Size, usize, SampleTyp
             return Err(Error::unsupported(source.path(), format!("samples of the kind {other:?} cannot be read")));
         }
     };
-    let icc = decoder.icc_profile().ok().flatten().map(|profile| profile.len());
-    Ok((size, channels, sample, icc))
+    let icc = decoder.icc_profile().map(|icc| icc.map(|profile| profile.len())).map_err(|error| error.to_string());
+    Ok(Header { size, channels, sample, icc })
 }
 
 fn decoder<'a>(kind: Kind, bytes: &'a [u8]) -> image::ImageResult<Box<dyn ImageDecoder + 'a>> {

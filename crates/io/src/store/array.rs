@@ -220,6 +220,11 @@ impl Array {
         Ok(Some(place))
     }
 
+    /// True if it is of use to [say](Self::prefetch) which chunks will be wanted.
+    pub(super) fn reads_ahead(&self) -> bool {
+        self.entries.reads_ahead()
+    }
+
     /// Says that a chunk will be wanted soon.
     pub(super) fn prefetch(&self, shard: Option<&ShardFile>, chunk: &[u64]) {
         if let Some(shard) = shard {

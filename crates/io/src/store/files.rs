@@ -1,7 +1,6 @@
 //! Which files a shard is stored in, and the digest over them.
 
-use std::fs;
-use std::io::ErrorKind;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 
@@ -9,9 +8,11 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::array::MAX_CHUNKS_PER_SHARD;
+use super::entries::join;
 use super::found::{METADATA, METADATA_LIMIT};
+use super::place::{self, Place};
 use super::shard::ChunkOfShard;
-use super::{Format, Stored, StoredImage, folder, ngff};
+use super::{Format, Stored, StoredImage, ngff};
 use crate::{Error, Level, Result, Size, TileCoord};
 
 /// The key of a shard's file within its level, version 0.5, in an array with so many axes. The first ones, which are not y and x, are never cut.
@@ -111,75 +112,164 @@ impl StoredImage {
 /// What is stored of a shard in a store of ours, finished or not, as [`ImageSink::write_shard`](super::ImageSink::write_shard) told when it was written.
 ///
 /// # Errors
-/// [`Error::Io`] if a file is there and cannot be read, [`Error::Format`] if the level's metadata is not that of an array of ours.
+/// [`Error::Io`] or [`Error::Transient`] if a file is there and cannot be read, [`Error::Format`] if the level's metadata is not that of an array of ours.
 pub fn stored_shard(store: impl AsRef<Path>, level: Level, shard: TileCoord) -> Result<Stored> {
-    let folder = store.as_ref().join(level.to_string());
-    if folder.join(METADATA).exists() {
-        stored_file(&folder, shard)
-    } else if folder.join(".zarray").exists() {
-        stored_group(&folder, shard)
-    } else {
-        Ok(Stored::Background)
+    let place = place::of(store.as_ref())?;
+    LevelFiles::read(&*place, level)?.stored(&*place, shard)
+}
+
+/// What a store that is gone on with still holds of the shards that were finished.
+#[derive(Debug)]
+pub struct Survey {
+    place: Box<dyn Place>,
+    level: Option<(Level, LevelFiles)>,
+    /// The keys of that level, where it is enough to know that a value is there.
+    keys: BTreeSet<String>,
+}
+
+/// What is known of a shard without more work than that takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kept {
+    /// It was read.
+    Read(Stored),
+    /// It was looked for: an object store holds no half of a value, so that what was written there is whole if it is there.
+    Seen {
+        /// True if there is one of its values at least.
+        any: bool,
+    },
+}
+
+impl Survey {
+    /// Of the store at a path.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for what can be no store.
+    pub fn new(store: impl AsRef<Path>) -> Result<Self> {
+        Ok(Self { place: place::of(store.as_ref())?, level: None, keys: BTreeSet::new() })
+    }
+
+    /// What is there of a shard. Level by level is fastest: of an object store the keys of one level are held.
+    ///
+    /// # Errors
+    /// As [`stored_shard`].
+    pub fn shard(&mut self, level: Level, shard: TileCoord) -> Result<Kept> {
+        let files = match self.level.take() {
+            Some((known, files)) if known == level => files,
+            _ => {
+                self.keys.clear();
+                if self.place.keeps_whole() {
+                    self.place.walk(&level.to_string(), &mut |key, _| {
+                        self.keys.insert(key.into());
+                    })?;
+                }
+                LevelFiles::read(&*self.place, level)?
+            }
+        };
+        let kept = if self.place.keeps_whole() {
+            Kept::Seen { any: files.keys(shard).any(|key| self.keys.contains(&key)) }
+        } else {
+            Kept::Read(files.stored(&*self.place, shard)?)
+        };
+        self.level = Some((level, files));
+        Ok(kept)
     }
 }
 
-fn stored_file(level: &Path, shard: TileCoord) -> Result<Stored> {
-    let metadata = level.join(METADATA);
-    let document = read_json(&metadata)?;
-    let Some(axes) = document["shape"].as_array().map(Vec::len).filter(|n| (2..=3).contains(n)) else {
-        return Err(Error::format(&metadata, "this is no array of two or three axes"));
-    };
-    Ok(match read_if_there(&level.join(shard_key(shard, axes)))? {
-        Some(bytes) => Stored::Sha256(Sha256::digest(&bytes).into()),
-        None => Stored::Background,
-    })
+/// How the shards of a level are stored.
+#[derive(Debug)]
+struct LevelFiles {
+    level: String,
+    form: Form,
 }
 
-fn stored_group(level: &Path, shard: TileCoord) -> Result<Stored> {
-    let (array, attributes) = (level.join(".zarray"), level.join(".zattrs"));
-    let numbers = |value: &Value| -> Option<Vec<u64>> { value.as_array()?.iter().map(Value::as_u64).collect() };
-    let document = read_json(&array)?;
-    let (shape, chunk) = (numbers(&document["shape"]), numbers(&document["chunks"]));
-    let plane = |numbers: &[u64]| match *numbers {
-        [height, width] | [_, height, width] if height > 0 && width > 0 => Some(Size::new(width, height)),
-        _ => None,
-    };
-    let (Some(shape), Some(size), Some(chunk)) =
-        (&shape, shape.as_deref().and_then(plane), chunk.as_deref().and_then(plane))
-    else {
-        return Err(Error::format(&array, "this is no array of two or three axes"));
-    };
-    let shards = numbers(&read_json(&attributes)?[ngff::OURS]["shard"]);
-    let channels = (shape.len() > 2).then(|| shape[0]);
-    // What is stored is as far away as the file says: no more of it is looked for than a shard can have.
-    let sound = |shard: &Size| {
-        let grid = shard.cells(chunk);
-        let chunks = grid.width.checked_mul(grid.height).and_then(|n| n.checked_mul(channels.unwrap_or(1)));
-        chunks.is_some_and(|n| n <= MAX_CHUNKS_PER_SHARD)
-    };
-    let Some(side) = shards.as_deref().and_then(plane).filter(sound) else {
-        return Err(Error::format(&attributes, "this does not say which chunks microtome wrote as one"));
-    };
-    let mut digest = GroupDigest::default();
-    for key in ChunkGroup::new(size, chunk, side, shard, channels).keys() {
-        if let Some(bytes) = read_if_there(&level.join(&key))? {
-            digest.add(&key, &bytes);
+#[derive(Debug)]
+enum Form {
+    /// There is no such level.
+    Absent,
+    /// One file for each shard, of an array with so many axes.
+    Shards { axes: usize },
+    /// A group of files for each.
+    Chunks { size: Size, chunk: Size, side: Size, channels: Option<u64> },
+}
+
+impl LevelFiles {
+    fn read(place: &dyn Place, level: Level) -> Result<Self> {
+        let level = level.to_string();
+        let (v3, v2) = (join(&level, METADATA), join(&level, ".zarray"));
+        let form = if let Some(document) = read_json(place, &v3)? {
+            let Some(axes) = document["shape"].as_array().map(Vec::len).filter(|n| (2..=3).contains(n)) else {
+                return Err(Error::format(place.path().join(v3), "this is no array of two or three axes"));
+            };
+            Form::Shards { axes }
+        } else if let Some(document) = read_json(place, &v2)? {
+            Self::chunks(place, &level, &document)?
+        } else {
+            Form::Absent
+        };
+        Ok(Self { level, form })
+    }
+
+    fn chunks(place: &dyn Place, level: &str, document: &Value) -> Result<Form> {
+        let numbers = |value: &Value| -> Option<Vec<u64>> { value.as_array()?.iter().map(Value::as_u64).collect() };
+        let (shape, chunk) = (numbers(&document["shape"]), numbers(&document["chunks"]));
+        let plane = |numbers: &[u64]| match *numbers {
+            [height, width] | [_, height, width] if height > 0 && width > 0 => Some(Size::new(width, height)),
+            _ => None,
+        };
+        let (Some(shape), Some(size), Some(chunk)) =
+            (&shape, shape.as_deref().and_then(plane), chunk.as_deref().and_then(plane))
+        else {
+            let array = place.path().join(join(level, ".zarray"));
+            return Err(Error::format(array, "this is no array of two or three axes"));
+        };
+        let attributes = join(level, ".zattrs");
+        let shards = numbers(&read_json(place, &attributes)?.unwrap_or_default()[ngff::OURS]["shard"]);
+        let channels = (shape.len() > 2).then(|| shape[0]);
+        // What is stored is as far away as the file says: no more of it is looked for than a shard can have.
+        let sound = |shard: &Size| {
+            let grid = shard.cells(chunk);
+            let chunks = grid.width.checked_mul(grid.height).and_then(|n| n.checked_mul(channels.unwrap_or(1)));
+            chunks.is_some_and(|n| n <= MAX_CHUNKS_PER_SHARD)
+        };
+        let Some(side) = shards.as_deref().and_then(plane).filter(sound) else {
+            let message = "this does not say which chunks microtome wrote as one";
+            return Err(Error::format(place.path().join(attributes), message));
+        };
+        Ok(Form::Chunks { size, chunk, side, channels })
+    }
+
+    /// The keys of a shard within the level.
+    fn inside(&self, shard: TileCoord) -> Vec<String> {
+        match self.form {
+            Form::Absent => Vec::new(),
+            Form::Shards { axes } => vec![shard_key(shard, axes)],
+            Form::Chunks { size, chunk, side, channels } => {
+                ChunkGroup::new(size, chunk, side, shard, channels).keys().collect()
+            }
         }
     }
-    Ok(digest.stored())
-}
 
-fn read_json(path: &Path) -> Result<Value> {
-    let bytes = folder::read_small(path, METADATA_LIMIT)?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::format(path, e.to_string()))
-}
-
-fn read_if_there(file: &Path) -> Result<Option<Vec<u8>>> {
-    match fs::read(file) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
-        Err(e) => Err(Error::io(file, e)),
+    /// The keys of a shard.
+    fn keys(&self, shard: TileCoord) -> impl Iterator<Item = String> {
+        self.inside(shard).into_iter().map(|key| join(&self.level, &key))
     }
+
+    fn stored(&self, place: &dyn Place, shard: TileCoord) -> Result<Stored> {
+        let mut digest = GroupDigest::default();
+        for key in self.inside(shard) {
+            let Some(bytes) = place.value(&join(&self.level, &key), u64::MAX)? else { continue };
+            if let Form::Shards { .. } = self.form {
+                return Ok(Stored::Sha256(Sha256::digest(&bytes).into()));
+            }
+            digest.add(&key, &bytes);
+        }
+        Ok(digest.stored())
+    }
+}
+
+fn read_json(place: &dyn Place, key: &str) -> Result<Option<Value>> {
+    let Some(bytes) = place.value(key, METADATA_LIMIT)? else { return Ok(None) };
+    serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::format(place.path().join(key), e.to_string()))
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! What lies at a path where a store is to go, and how a store of ours is removed.
 
-use std::fs;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::{folder, ngff};
+use super::entries::join;
+use super::place::{self, Item, Kind, Mark, Place, Take, There};
+use super::{Format, folder, ngff};
 use crate::{Error, Result};
 
 /// The file that says "a store of ours, and not finished".
@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// It is the first thing in a new store and the last to go, so that at every moment in between a crash leaves something that can be told
 /// from a stranger's folder. A file beside the data, rather than an entry in the metadata, because the root metadata must not exist before
 /// the data does; an empty one, because a finished store must hold nothing that differs between runs, and so nothing of it may stay.
-pub(super) const MARKER: &str = ".microtome-unfinished";
+pub(crate) const MARKER: &str = ".microtome-unfinished";
 /// The folder for pictures that travel with an image, each an image of its own in it: `associated/macro`.
 pub const ASSOCIATED: &str = "associated";
 /// The metadata of a node of Zarr 3.
@@ -36,6 +36,8 @@ pub enum Found {
     Unfinished,
     /// A store of ours that a process is writing right now.
     InUse,
+    /// A store of ours in an object store that another machine has begun, and may be writing: nothing here can tell.
+    Elsewhere,
     /// Something else.
     Foreign,
 }
@@ -43,67 +45,58 @@ pub enum Found {
 /// Says what is at `path`.
 ///
 /// # Errors
-/// [`Error::Io`] if that cannot be found out.
+/// [`Error::Io`] or [`Error::Transient`] if that cannot be found out.
 pub fn inspect(path: impl AsRef<Path>) -> Result<Found> {
-    let path = path.as_ref();
-    let io = |source| Error::io(path, source);
-    match fs::metadata(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => {
-            // A symbolic link to nowhere is somebody's, too.
-            return Ok(if path.is_symlink() { Found::Foreign } else { Found::Nothing });
-        }
-        Err(e) => return Err(io(e)),
-        Ok(m) if !m.is_dir() => return Ok(Found::Foreign),
-        Ok(_) => {}
+    inspect_place(&*place::of(path.as_ref())?)
+}
+
+pub(super) fn inspect_place(place: &dyn Place) -> Result<Found> {
+    match place.there()? {
+        There::Nothing => return Ok(Found::Nothing),
+        There::Other => return Ok(Found::Foreign),
+        There::Values => {}
     }
-    if fs::read_dir(path).map_err(io)?.next().is_none() {
-        return Ok(Found::Nothing);
+    match place.mark()? {
+        Mark::None => {}
+        Mark::Left => return Ok(Found::Unfinished),
+        Mark::Held => return Ok(Found::InUse),
+        Mark::Elsewhere => return Ok(Found::Elsewhere),
     }
-    let is_file = |name: &str| fs::symlink_metadata(path.join(name)).is_ok_and(|m| m.is_file());
-    if is_file(MARKER) {
-        // Whoever writes holds a lock on the marker, which the system lets go of however the process ends.
-        let locked = fs::File::open(path.join(MARKER)).map_err(io)?.try_lock();
-        return Ok(if matches!(locked, Err(fs::TryLockError::WouldBlock)) { Found::InUse } else { Found::Unfinished });
+    for root in ROOTS {
+        // Whatever is wrong with a stranger's file is no error of this question.
+        let document = match place.value(root, METADATA_LIMIT) {
+            Ok(None) => continue,
+            Ok(Some(bytes)) => serde_json::from_slice::<Value>(&bytes).unwrap_or(Value::Null),
+            Err(error @ (Error::Io { .. } | Error::Transient { .. })) => return Err(error),
+            Err(_) => Value::Null,
+        };
+        let (ome, ours) = if root == METADATA {
+            (&document["attributes"]["ome"], &document["attributes"][ngff::OURS])
+        } else {
+            (&document, &document[ngff::OURS])
+        };
+        return Ok(match (&ome["multiscales"], ours) {
+            (Value::Array(_), Value::Object(ours)) => Found::Complete(ours.clone()),
+            _ => Found::Foreign,
+        });
     }
-    let Some(root) = ROOTS.into_iter().find(|name| is_file(name)) else { return Ok(Found::Foreign) };
-    // Whatever is wrong with a stranger's file is no error of this question.
-    let document = match folder::read_small(&path.join(root), METADATA_LIMIT) {
-        Ok(bytes) => serde_json::from_slice::<Value>(&bytes).unwrap_or(Value::Null),
-        Err(Error::Io { path, source }) => return Err(Error::Io { path, source }),
-        Err(_) => Value::Null,
-    };
-    let (ome, ours) = if root == METADATA {
-        (&document["attributes"]["ome"], &document["attributes"][ngff::OURS])
-    } else {
-        (&document, &document[ngff::OURS])
-    };
-    Ok(match (&ome["multiscales"], ours) {
-        (Value::Array(_), Value::Object(ours)) => Found::Complete(ours.clone()),
-        _ => Found::Foreign,
-    })
+    Ok(Found::Foreign)
 }
 
 /// Makes a finished store of ours unfinished again, so that it can be gone on with. Its pixels stay.
 ///
 /// # Errors
-/// [`Error::Usage`] if there is none; [`Error::Io`] if its files cannot be changed.
+/// [`Error::Usage`] if there is none; [`Error::Io`] or [`Error::Transient`] if its files cannot be changed.
 pub fn reopen(path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();
-    let Found::Complete(_) = inspect(path)? else {
+    let place = place::of(path)?;
+    let Found::Complete(_) = inspect_place(&*place)? else {
         return Err(Error::usage(path, "there is no finished store to reopen"));
     };
     // The mark first: at no moment is it a stranger's.
-    let marker = path.join(MARKER);
-    fs::File::create(&marker).map_err(|e| Error::io(&marker, e))?;
-    folder::sync_folder(path)?;
-    for name in ROOTS.into_iter().chain([".zgroup"]) {
-        let metadata = path.join(name);
-        match fs::remove_file(&metadata) {
-            Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io(&metadata, e)),
-            _ => {}
-        }
-    }
-    folder::sync_folder(path)
+    let _hold = place.take(Take::Any)?;
+    ROOTS.into_iter().chain([".zgroup"]).try_for_each(|name| place.delete(name))?;
+    place.sync(&[MARKER.into()])
 }
 
 /// Removes a store of ours, finished or not; nothing at all is fine, too.
@@ -112,41 +105,37 @@ pub fn reopen(path: impl AsRef<Path>) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Usage`] if [`inspect`] says [`Found::Foreign`] or [`Found::InUse`], if `path` is a symbolic link, or if the store holds
-/// something foreign; [`Error::Io`] if something cannot be removed.
+/// something foreign; [`Error::Io`] or [`Error::Transient`] if something cannot be removed.
 pub fn remove(path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();
-    let io = |source| Error::io(path, source);
-    match inspect(path)? {
+    let place = place::of(path)?;
+    match inspect_place(&*place)? {
         Found::Nothing => return Ok(()),
         Found::Foreign => return Err(Error::usage(path, "this is no store of microtome's, so it is not removed")),
         Found::InUse => return Err(Error::usage(path, "another process is writing there, so it is not removed")),
-        Found::Complete(_) | Found::Unfinished => {}
+        Found::Complete(_) | Found::Unfinished | Found::Elsewhere => {}
     }
-    if path.is_symlink() {
+    if place.is_link() {
         return Err(Error::usage(path, "this is a symbolic link, and what it points to is not removed"));
     }
     let mut rest = Vec::new();
-    for entry in fs::read_dir(path).map_err(io)? {
-        let entry = entry.map_err(io)?;
-        let (name, kind) = (entry.file_name(), entry.file_type().map_err(io)?);
-        let name = name.to_string_lossy();
-        let level = kind.is_dir() && name.bytes().all(|b| b.is_ascii_digit());
-        let partial = kind.is_file() && name.starts_with('.') && name.ends_with(folder::PARTIAL);
-        match &*name {
+    for item in place.list("")? {
+        let Item { name, kind } = &item;
+        match name.as_str() {
             MARKER => {}
-            _ if ROOTS.contains(&&*name) && kind.is_file() => rest.insert(0, entry.path()),
-            ".zgroup" if kind.is_file() => rest.push(entry.path()),
-            "labels" if kind.is_dir() => {
+            // The root metadata, which make it a store to others, go first.
+            name if ROOTS.contains(&name) && *kind == Kind::Value => rest.insert(0, item),
+            ".zgroup" if *kind == Kind::Value => rest.push(item),
+            "labels" if *kind == Kind::Group => {
                 let message = "the image has labels, which would go with it, so it is not removed: move or remove its folder \"labels\" first";
                 return Err(Error::usage(path, message));
             }
-            _ if level || partial => rest.push(entry.path()),
-            ASSOCIATED if kind.is_dir() => match stranger_among(&entry.path()).map_err(io)? {
-                None => rest.push(entry.path()),
+            name if is_level(name, *kind) || is_partial(name, *kind) => rest.push(item),
+            ASSOCIATED if *kind == Kind::Group => match stranger_among(&*place)? {
+                None => rest.push(item),
                 Some(name) => {
-                    let name = name.display();
                     let message =
-                        format!("the store holds \"{name}\", which microtome did not write, so it is not removed");
+                        format!("the store holds {name:?}, which microtome did not write, so it is not removed");
                     return Err(Error::usage(path, message));
                 }
             },
@@ -156,42 +145,77 @@ pub fn remove(path: impl AsRef<Path>) -> Result<()> {
             }
         }
     }
-    // From here on it is unfinished; the root metadata, which makes it a store to others, goes first.
-    let marker = path.join(MARKER);
-    let lock = fs::File::create(&marker).map_err(io)?;
-    // Where the file system knows no locks, there is none to respect.
-    if matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)) {
-        return Err(Error::usage(path, "another process is writing there, so it is not removed"));
+    // From here on it is unfinished.
+    let _hold = place.take(Take::Any).map_err(|error| match error {
+        Error::Usage { .. } => Error::usage(path, "another process is writing there, so it is not removed"),
+        other => other,
+    })?;
+    for Item { name, kind } in rest {
+        if kind == Kind::Group { place.delete_group(&name) } else { place.delete(&name) }?;
     }
-    for entry in rest {
-        let removed = if entry.is_dir() { fs::remove_dir_all(&entry) } else { fs::remove_file(&entry) };
-        removed.map_err(|source| Error::io(&entry, source))?;
-    }
-    fs::remove_file(&marker).and_then(|()| fs::remove_dir(path)).map_err(io)
+    place.unmark()?;
+    place.vanish()
+}
+
+fn is_level(name: &str, kind: Kind) -> bool {
+    kind == Kind::Group && name.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// Of what a process that was killed did not get to rename.
+fn is_partial(name: &str, kind: Kind) -> bool {
+    kind == Kind::Value && name.starts_with('.') && name.ends_with(folder::PARTIAL)
 }
 
 /// What is not ours among the pictures that travel along, if anything.
-fn stranger_among(associated: &Path) -> std::io::Result<Option<PathBuf>> {
+fn stranger_among(place: &dyn Place) -> Result<Option<String>> {
     let metadata = |name: &str| [METADATA, ".zgroup", ".zattrs"].contains(&name);
-    for picture in fs::read_dir(associated)? {
-        let picture = picture?;
-        let name = PathBuf::from(ASSOCIATED).join(picture.file_name());
-        if !picture.file_type()?.is_dir() {
-            if !picture.file_name().to_str().is_some_and(metadata) {
-                return Ok(Some(name));
+    for Item { name, kind } in place.list(ASSOCIATED)? {
+        let picture = join(ASSOCIATED, &name);
+        if kind != Kind::Group {
+            if !metadata(&name) {
+                return Ok(Some(picture));
             }
             continue;
         }
-        for entry in fs::read_dir(picture.path())? {
-            let entry = entry?;
-            let (file_name, kind) = (entry.file_name(), entry.file_type()?);
-            let text = file_name.to_string_lossy();
-            let level = kind.is_dir() && text.bytes().all(|b| b.is_ascii_digit());
-            let partial = text.starts_with('.') && text.ends_with(folder::PARTIAL);
-            if !level && !(kind.is_file() && (partial || metadata(&text) || text == MARKER)) {
-                return Ok(Some(name.join(file_name)));
+        for Item { name, kind } in place.list(&picture)? {
+            let ours = kind == Kind::Value && (metadata(&name) || name == MARKER);
+            if !ours && !is_level(&name, kind) && !is_partial(&name, kind) {
+                return Ok(Some(join(&picture, &name)));
             }
         }
     }
     Ok(None)
+}
+
+/// Makes a group without attributes in a store that is being written, in place of any that is there: `associated`, for pictures that travel along.
+///
+/// # Errors
+/// [`Error::Io`] or [`Error::Transient`] if it cannot be written.
+pub fn make_group(store: impl AsRef<Path>, group: &str, format: Format) -> Result<()> {
+    let place = place::of(store.as_ref())?;
+    let (name, document) = match format {
+        Format::V0_5 => (METADATA, json!({ "zarr_format": 3, "node_type": "group" })),
+        Format::V0_4 => (".zgroup", json!({ "zarr_format": 2 })),
+    };
+    let key = join(group, name);
+    place.put(&key, &ngff::to_bytes(&document))?;
+    place.sync(&[key])
+}
+
+/// Removes what is at `group` of a store that is being written, whatever it is.
+///
+/// # Errors
+/// [`Error::Io`] or [`Error::Transient`] if something cannot be removed.
+pub fn remove_group(store: impl AsRef<Path>, group: &str) -> Result<()> {
+    place::of(store.as_ref())?.delete_group(group)
+}
+
+/// The bytes of all values of a store, finished or not.
+///
+/// # Errors
+/// [`Error::Io`] or [`Error::Transient`] if they cannot be listed.
+pub fn stored_bytes(store: impl AsRef<Path>) -> Result<u64> {
+    let mut bytes = 0;
+    place::of(store.as_ref())?.walk("", &mut |_, length| bytes += length)?;
+    Ok(bytes)
 }

@@ -45,6 +45,12 @@ impl LabelledImage {
     /// anything but an image in a folder, and where its labels cannot be understood; [`Error::Io`] if it cannot be read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        if crate::remote::is_remote(path) {
+            return Err(Error::unsupported(
+                path,
+                "labels are put into an OME-Zarr image in a folder only, not in an object store",
+            ));
+        }
         if !fs::metadata(path).map_err(|e| Error::io(path, e))?.is_dir() {
             return Err(Error::unsupported(
                 path,

@@ -18,7 +18,7 @@ mod encoding;
 pub(crate) mod entries;
 mod files;
 mod folder;
-mod found;
+pub(crate) mod found;
 mod labels;
 mod ledger;
 #[cfg(test)]
@@ -29,6 +29,7 @@ mod ngff;
 mod node;
 mod open_shards;
 mod pack;
+pub(crate) mod place;
 mod raster;
 mod reader;
 mod region;
@@ -36,11 +37,14 @@ mod shard;
 mod sink;
 mod zarr;
 
+/// Where an image that was converted from a slide keeps the slide's ICC profile, in base64 (RFC 4648), in the root attribute `microtome`.
+pub const ICC_PROFILE: &str = "icc_profile";
+
 pub use content::{Channel, Content};
 pub use description::{AxisUnit, LabelSource, StoreLevel, StoredImage, Translation};
 pub use encoding::{Compression, Encoding, Format};
-pub use files::stored_shard;
-pub use found::{ASSOCIATED, Found, inspect, remove, reopen};
+pub use files::{Kept, Survey, stored_shard};
+pub use found::{ASSOCIATED, Found, inspect, make_group, remove, remove_group, reopen, stored_bytes};
 pub use labels::LabelledImage;
 pub use memory::MemoryImage;
 pub use pack::pack;

@@ -37,6 +37,9 @@ const MAX_DEPTH: usize = 64;
 /// [`Error::Io`] if something cannot be read or written, and then nothing is left.
 pub fn pack(folder: impl AsRef<Path>, zip: impl AsRef<Path>) -> Result<()> {
     let (folder, zip) = (folder.as_ref(), zip.as_ref());
+    if [folder, zip].into_iter().any(crate::remote::is_remote) {
+        return Err(Error::usage(folder, "a store in a folder is packed, into a file"));
+    }
     if !matches!(inspect(folder)?, Found::Complete(_)) {
         return Err(Error::usage(folder, "there is no finished store of microtome's to be packed"));
     }

@@ -76,7 +76,7 @@ impl Raster for LevelRaster {
         let blank = || Pixels::filled(rect.size(), self.shape.sample, &vec![fill; self.shape.channels]);
         let region = Region::new(&self.array, &self.axes, rect, rect, blank()).open(&self.open);
         let pixels = region.read_if_stored().map_err(|(_, error)| match error {
-            Error::Io { .. } => error,
+            Error::Io { .. } | Error::Transient { .. } => error,
             other => Error::format(&self.path, other.to_string()),
         })?;
         // What is left out has the background's colour, which is the fill value of level 0.
@@ -85,7 +85,7 @@ impl Raster for LevelRaster {
     }
 
     fn prefetch(&self, cell: TileCoord) {
-        if let Some(rect) = self.inside(cell) {
+        if let Some(rect) = self.inside(cell).filter(|_| self.array.reads_ahead()) {
             let nothing = Pixels::filled(crate::Size::new(0, 0), self.shape.sample, &[]);
             Region::new(&self.array, &self.axes, rect, rect, nothing).open(&self.open).prefetch();
         }

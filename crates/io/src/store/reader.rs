@@ -18,6 +18,7 @@ use super::raster::LevelRaster;
 use super::region::Region;
 use super::{Channel, Content, StoreLevel, collection, ngff};
 use crate::bytes::{ByteSource, Memory, Positional, content_id};
+use crate::remote::{self, Opened};
 use crate::slide::{AssociatedImage, LevelInfo, Limits, Resolution, ResolutionSource, SlideInfo, SlideReader};
 use crate::{Downsample, Error, Level, Pixels, Rect, Result, SampleType, Size};
 
@@ -48,7 +49,7 @@ pub struct StoreInfo {
     pub attributes: Map<String, Value>,
 }
 
-/// An OME-Zarr multiscale image or label image, in a folder or a ZIP archive: version 0.5 (Zarr 3, with or without shards), 0.4 and older
+/// An OME-Zarr multiscale image or label image, in a folder, a ZIP archive or an object store: version 0.5 (Zarr 3, with or without shards), 0.4 and older
 /// (Zarr 2); booleans and 8- or 16-bit unsigned samples; axes y and x in any order, with or without channels, every other axis of
 /// length 1; chunks plain or compressed with Blosc, zstd, gzip, zlib or LZ4. Of a collection in the layout of bioformats2raw it is the first
 /// image, of several multiscale images in a group the first; an array without any is a picture of one level. Anything else is refused with
@@ -86,20 +87,28 @@ impl OmeZarr {
     /// As [`open`](Self::open).
     pub fn open_with(path: impl AsRef<Path>, limits: Limits) -> Result<Self> {
         let path = path.as_ref();
+        if remote::is_remote(path) {
+            return match remote::open(path)? {
+                Opened::Values(entries) => Self::open_entries(entries, limits),
+                Opened::Object(source) => Self::open_archive(path, source, limits),
+            };
+        }
         let metadata = fs::metadata(path).map_err(|e| Error::io(path, e))?;
         if metadata.is_dir() {
             return Self::open_entries(Arc::new(FolderEntries::open(path)?), limits);
         }
-        let is_zip = |source: &Positional| -> Result<bool> { Ok(is_zip(&source.read_at(0..source.len().min(4))?)) };
         // Opening a pipe would wait for a writer.
-        match metadata.is_file().then(|| Positional::open(path)).transpose()? {
-            Some(source) if is_zip(&source)? => {
-                Self::open_entries(Arc::new(ZipEntries::open(Arc::new(source), &limits)?), limits)
-            }
-            _ => Err(Error::format(
-                path,
-                "an OME-Zarr store is a folder or a ZIP archive, and this is another kind of file",
-            )),
+        if !metadata.is_file() {
+            return Err(no_store(path));
+        }
+        Self::open_archive(path, Arc::new(Positional::open(path)?), limits)
+    }
+
+    fn open_archive(path: &Path, source: Arc<dyn ByteSource>, limits: Limits) -> Result<Self> {
+        if is_zip(&source.read_at(0..source.len().min(4))?) {
+            Self::open_entries(Arc::new(ZipEntries::open(source, &limits)?), limits)
+        } else {
+            Err(no_store(path))
         }
     }
 
@@ -290,11 +299,16 @@ impl OmeZarr {
         let whole = Pixels::filled(rect.size(), info.sample, &vec![0; channels.len()]);
         let Some(inside) = rect.intersect(info.levels[level.0].size.rect()) else { return Ok(whole) };
         let region = Region::new(array, &self.axes, rect, inside, whole).channels(channels);
-        region.read_in_parallel().map_err(|(tile, error)| {
-            let message = error.to_string();
-            Error::Tile { path: info.path.clone(), level, tile, message }
+        region.read_in_parallel().map_err(|(tile, error)| match error {
+            // About the network, and not about the chunk: it may be sound.
+            transient @ Error::Transient { .. } => transient,
+            error => Error::Tile { path: info.path.clone(), level, tile, message: error.to_string() },
         })
     }
+}
+
+fn no_store(path: &Path) -> Error {
+    Error::format(path, "an OME-Zarr store is a folder or a ZIP archive, and this is another kind of file")
 }
 
 impl SlideReader for OmeZarr {

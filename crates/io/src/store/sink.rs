@@ -40,6 +40,11 @@ pub trait ImageSink: Send + Sync + std::fmt::Debug {
     /// [`Error::Io`](crate::Error::Io) if the disk refuses.
     fn sync(&self) -> Result<()>;
 
+    /// True if half as much waits for [`sync`](Self::sync) as may: who syncs now keeps those who write from waiting for the disk.
+    fn is_half_full(&self) -> bool {
+        false
+    }
+
     /// Makes what was written durable, then visible. To be called once, after the last `write_shard` has returned.
     ///
     /// `notes` is what is known only now; it stands beside the [`attributes`](StoredImage::attributes) of the image, under names of

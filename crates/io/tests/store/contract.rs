@@ -87,8 +87,44 @@ fn images(size: Size, levels: usize) -> Vec<StoredImage> {
     kinds.concat()
 }
 
-const SUBJECTS: [fn(StoredImage) -> Subject; 7] =
-    [memory, on_disk, shuffled, deflated, version_0_4, shuffled_0_4, plain_0_4];
+#[cfg(feature = "remote")]
+fn in_objects(image: StoredImage) -> Subject {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    static BUCKETS: AtomicUsize = AtomicUsize::new(0);
+    let (folder, bucket) =
+        (tempfile::tempdir().unwrap(), format!("contract-{}", BUCKETS.fetch_add(1, Ordering::Relaxed)));
+    microtome_io::remote::in_memory(&bucket, folder.path());
+    let path = format!("s3://{bucket}/masks/mask.ome.zarr");
+    let sink = Arc::new(ZarrImage::create(&path, image).unwrap());
+    let opened = path.clone();
+    let read = move |level: Level| {
+        // The folder lives as long as this.
+        let _ = &folder;
+        let store = OmeZarr::open(&opened).unwrap();
+        store.read_region(level, store.info().levels[level.0].size.rect()).unwrap()
+    };
+    let attributes = move || OmeZarr::open(&path).unwrap().info().attributes.clone();
+    Subject { sink, read: Box::new(read), attributes: Box::new(attributes) }
+}
+
+#[cfg(feature = "remote")]
+fn in_objects_0_4(image: StoredImage) -> Subject {
+    in_objects(StoredImage { encoding: Encoding { format: Format::V0_4, ..Encoding::default() }, ..image })
+}
+
+const SUBJECTS: &[fn(StoredImage) -> Subject] = &[
+    memory,
+    on_disk,
+    shuffled,
+    deflated,
+    version_0_4,
+    shuffled_0_4,
+    plain_0_4,
+    #[cfg(feature = "remote")]
+    in_objects,
+    #[cfg(feature = "remote")]
+    in_objects_0_4,
+];
 
 #[test]
 fn what_is_written_is_read_back() {

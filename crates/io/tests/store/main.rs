@@ -8,6 +8,7 @@ mod labels;
 mod lifecycle;
 mod packed;
 mod python;
+mod remote;
 mod written;
 mod zarr_python;
 mod zip;

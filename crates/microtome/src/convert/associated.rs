@@ -4,13 +4,11 @@
 //! before the slide's pixels, whole or not at all: of a run that goes on, those that are finished stay, others are written anew.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::time::Duration;
 
 use microtome_io::slide::{SlideInfo, SlideReader};
-use microtome_io::store::{self, Format, Found, ImageSink, ZarrImage};
+use microtome_io::store::{self, Found, ImageSink, ZarrImage};
 use microtome_io::{Level, Pixels, Rect, Size};
 use microtome_stitch::{Product, PyramidWriter};
 use microtome_tile::pyramid::{Pyramid, Reduction, Shard};
@@ -18,7 +16,7 @@ use microtome_tile::z_order;
 use serde_json::Map;
 
 use super::image;
-use super::options::{ConvertOptions, LabelImage};
+use super::options::{ConvertOptions, LabelImage, OnBadPicture};
 use crate::{Error, Result};
 
 /// True if a picture shows the slide's label, by its name.
@@ -45,59 +43,50 @@ pub(super) fn bytes(info: &SlideInfo, options: &ConvertOptions) -> u64 {
     written.map(|picture| picture.size.area() * 8).max().unwrap_or(0)
 }
 
-/// Writes the pictures into the store, which is not finished yet.
-pub(super) fn write(slide: &dyn SlideReader, options: &ConvertOptions, output: &Path) -> Result<()> {
+/// A picture that was left out because it cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unreadable {
+    pub(super) name: String,
+    pub(super) cause: String,
+}
+
+/// Writes the pictures into the store, which is not finished yet, and says which of them could not be read.
+pub(super) fn write(slide: &dyn SlideReader, options: &ConvertOptions, output: &Path) -> Result<Vec<Unreadable>> {
+    let mut unreadable = Vec::new();
     let mut names = names(slide.info(), options).peekable();
     if names.peek().is_none() {
-        return Ok(());
+        return Ok(unreadable);
     }
-    let group = output.join(store::ASSOCIATED);
-    make_group(&group, options.encoding.format)?;
+    // Written anew each time: it is whole once anybody may look at it.
+    store::make_group(output, store::ASSOCIATED, options.encoding.format).map_err(Error::Write)?;
     let mut taken = BTreeSet::new();
     for name in names {
         let mut folder = folder_name(name);
         while !taken.insert(folder.to_lowercase()) {
             folder.push('_');
         }
-        let path = group.join(folder);
+        let group = format!("{}/{folder}", store::ASSOCIATED);
+        let path = output.join(&group);
         match store::inspect(&path).map_err(Error::Write)? {
             Found::Complete(_) => continue,
             Found::Nothing => {}
             Found::InUse => return Err(Error::InUse { path }),
             // Half of one, as a crash may have left it in this store of ours.
-            _ => fs::remove_dir_all(&path).map_err(|source| Error::Io { path: path.clone(), source })?,
+            _ => store::remove_group(output, &group).map_err(Error::Write)?,
         }
-        let picture = slide.read_associated(name).map_err(|error| match error {
-            microtome_io::Error::Io { .. } => Error::Read(error),
-            error => Error::Associated { name: name.into(), source: Box::new(error) },
-        })?;
-        write_one(&picture, name, options, &path)?;
+        match slide.read_associated(name) {
+            Ok(picture) => write_one(&picture, name, options, &path)?,
+            // About the file, and not about the picture.
+            Err(error @ (microtome_io::Error::Io { .. } | microtome_io::Error::Transient { .. })) => {
+                return Err(Error::Read(error));
+            }
+            Err(error) if options.on_bad_picture == OnBadPicture::LeaveOut => {
+                unreadable.push(Unreadable { name: name.into(), cause: error.to_string() });
+            }
+            Err(error) => return Err(Error::Associated { name: name.into(), source: Box::new(error) }),
+        }
     }
-    Ok(())
-}
-
-/// The group around them. Written anew each time: it is whole once anybody may look at it.
-fn make_group(group: &Path, format: Format) -> Result<()> {
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |source| Error::Io { path, source }
-    };
-    match fs::create_dir(group) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(io(group)(error)),
-        _ => {}
-    }
-    let (name, document) = match format {
-        Format::V0_5 => ("zarr.json", "{\n  \"zarr_format\": 3,\n  \"node_type\": \"group\"\n}\n"),
-        Format::V0_4 => (".zgroup", "{\n  \"zarr_format\": 2\n}\n"),
-    };
-    let path = group.join(name);
-    File::create(&path)
-        .and_then(|mut file| file.write_all(document.as_bytes()).and_then(|()| file.sync_all()))
-        .map_err(io(&path))?;
-    if cfg!(unix) {
-        File::open(group).and_then(|folder| folder.sync_all()).map_err(io(group))?;
-    }
-    Ok(())
+    Ok(unreadable)
 }
 
 /// A name that is one folder's on any system: letters, digits, `-`, `_` and dots inside.

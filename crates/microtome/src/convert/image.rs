@@ -1,23 +1,20 @@
 //! What is said of the image that is written, and of the run that writes it.
 
-use microtome_io::slide::{SlideInfo, SlideReader};
-use microtome_io::store::{Channel, Content, StoreLevel, StoredImage};
-use microtome_io::{SampleType, Size};
+use microtome_io::slide::{ICC_FAULT, SlideInfo, SlideReader};
+use microtome_io::store::{Channel, Content, ICC_PROFILE, StoreLevel, StoredImage};
+use microtome_io::{SampleType, Size, base64};
 use microtome_tile::pyramid::Reduction;
 use serde_json::{Map, Value, json};
 
 use super::associated;
-use super::options::{ConvertOptions, Levels};
+use super::options::{ConvertOptions, Levels, OnBadPicture};
 use super::plan::ConvertPlan;
 use crate::output::Fingerprint;
-use crate::report::base64;
 use crate::{Error, Result};
 
 /// The version of the method: raised whenever the same slide and options would give other bytes.
 const METHOD: u64 = 1;
 
-/// The name of the attribute, beside the fingerprint of the run, that holds the slide's ICC profile in base64 (RFC 4648).
-const ICC_PROFILE: &str = "icc_profile";
 /// Larger profiles are left out: root metadata must stay what readers read at once. Those of scanners have up to a few hundred thousand bytes.
 const MOST_ICC_BYTES: usize = 8 << 20;
 
@@ -46,6 +43,9 @@ pub(super) fn fingerprint(
     set("compression", json!(options.encoding.compression));
     set("name", options.name.clone().into());
     set("associated", json!(associated::names(slide.info(), options).collect::<Vec<_>>()));
+    if options.on_bad_picture == OnBadPicture::LeaveOut {
+        set("on_bad_picture", "skip".into());
+    }
     Ok(Fingerprint::new(run))
 }
 
@@ -202,6 +202,9 @@ pub(super) fn notes(slide: &dyn SlideReader, options: &ConvertOptions, plan: &Co
         notes.push(format!(
             "the picture of the slide's label is left out ({names}), because it can carry a patient's name; --label-image keeps it"
         ));
+    }
+    if let Some(fault) = info.properties.get(ICC_FAULT) {
+        notes.push(format!("the ICC profile is left out, because it cannot be read: {fault}"));
     }
     if let Some(bytes) = slide.icc_profile().map(<[u8]>::len).filter(|&bytes| bytes > MOST_ICC_BYTES) {
         notes.push(format!("the ICC profile is left out: it has {bytes} bytes, more than {MOST_ICC_BYTES}"));

@@ -26,7 +26,7 @@ use microtome_tile::row_order;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-pub use options::{ConvertOptions, LabelImage, Levels};
+pub use options::{ConvertOptions, LabelImage, Levels, OnBadPicture};
 pub use plan::{ConvertMemory, ConvertPlan, VisitingOrder};
 pub use summary::ConvertSummary;
 
@@ -47,7 +47,7 @@ pub enum Conversion {
 }
 
 /// Converts a slide into an OME-Zarr image at `output`: axes c, y and x, samples as the slide has them, without loss. If the output's name
-/// ends in `.zip` or `.ozx`, it is one file, else a folder.
+/// ends in `.zip` or `.ozx`, it is one file, else a folder. It may be a URL of an object store ([`microtome_io::remote`]).
 ///
 /// Nothing is visible there before the image is complete. Finished shards are noted in a journal in the folder `OUTPUT.run` beside it: if the
 /// conversion fails or is killed, the same call goes on behind them, to the bytes of one that was never stopped. Where it fails before any shard
@@ -88,6 +88,10 @@ fn convert_through<S: ImageSink>(
     let fingerprint = image::fingerprint(slide, options, &plan)?;
     let job = Job { slide, options, plan, fingerprint, observer };
     if archive::is_one(output) {
+        if microtome_io::remote::is_remote(output) {
+            let message = "an image in one file is put together in a folder: write it there, then copy it, or leave out the ending";
+            return Err(Error::Usage(format!("{}: {message}", output.display())));
+        }
         archive::write(&job, output, existing, wrap)
     } else {
         job.write(Stores::of(output, &[], None), output, existing, wrap)
@@ -133,18 +137,27 @@ impl Job<'_> {
             };
             drop(starting);
             self.observer.phase(Phase::Conversion);
-            associated::write(self.slide, self.options, output)?;
-            self.fill(&wrap(sink), journal, record.as_ref())
+            let unreadable = associated::write(self.slide, self.options, output)?;
+            self.fill(&wrap(sink), journal, record.as_ref()).map(|resumed| (resumed, unreadable))
         });
         match result {
-            Ok(resumed) => {
+            Ok((resumed, unreadable)) => {
                 let mut summary = self.summary(output, resumed, start);
+                for associated::Unreadable { name, cause } in unreadable {
+                    summary.associated.retain(|written| *written != name);
+                    summary.notes.push(format!(
+                        "the picture {name:?} that travels along is left out, because it cannot be read: {cause}"
+                    ));
+                }
                 summary.peak_memory = peak;
                 summary.save(&folder.report())?;
                 Ok(Conversion::Done(Box::new(summary)))
             }
             Err(error) => {
-                stores.remove_unless_begun();
+                // A service that does not answer is not asked to remove anything: what is there is gone on with.
+                if !error.is_transient() {
+                    stores.remove_unless_begun();
+                }
                 Err(error)
             }
         }

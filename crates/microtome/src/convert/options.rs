@@ -31,6 +31,16 @@ pub enum LabelImage {
     Kept,
 }
 
+/// What to do about a picture that travels along and cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnBadPicture {
+    /// The conversion fails, and says which, before anything of the slide's own pixels is converted: nothing is lost unasked.
+    #[default]
+    Fail,
+    /// It is left out, and the summary says so.
+    LeaveOut,
+}
+
 /// Settings of a conversion.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -55,6 +65,8 @@ pub struct ConvertOptions {
     pub associated: bool,
     /// What becomes of the picture of the slide's label.
     pub label_image: LabelImage,
+    /// What to do about one of them that cannot be read.
+    pub on_bad_picture: OnBadPicture,
     /// The name of the image within its metadata. Not taken from the slide: the name of its file can be a patient's.
     pub name: String,
     /// Bytes that the conversion may use: anonymous memory plus dirty file pages. The default is half of what the control group or the
@@ -62,8 +74,8 @@ pub struct ConvertOptions {
     pub memory: u64,
     /// Threads that decode, reduce and encode. Never changes the result. `None`: one per core.
     pub threads: Option<usize>,
-    /// How much time a crash may cost at most, besides what is in flight: finished shards are made durable this often, and wherever some have
-    /// gathered.
+    /// How much time a crash may cost at most, besides what is in flight: finished shards are made durable this often, and sooner where more of
+    /// them wait for the disk than its pages may take.
     pub sync_every: Duration,
 }
 
@@ -80,6 +92,7 @@ impl Default for ConvertOptions {
             mpp: None,
             associated: true,
             label_image: LabelImage::LeftOut,
+            on_bad_picture: OnBadPicture::Fail,
             name: "image".into(),
             memory: memory::allowance().budget(),
             threads: None,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use microtome_io::slide::{LevelInfo, Resolution, SlideReader};
+use microtome_io::slide::{GATHERED, LevelInfo, Resolution, SlideReader};
 use microtome_io::store::{StoreLevel, Translation};
 use microtome_io::{Level, Microns, Rect, Size};
 use microtome_tile::pyramid::level_sizes;
@@ -13,8 +13,6 @@ use super::options::{ConvertOptions, Levels};
 use crate::plan::{DIRTY_BYTES, LEAST_CACHE, MAX_SHARD, resolution_of};
 use crate::{Error, Result};
 
-/// What the slide's reader may hold at once of the cells under a rectangle that it puts together.
-const GATHERED: u64 = 4 << 20;
 /// Most bytes of half-built shards: where more would be held, parts are built from the store again.
 const MOST_HALF_BUILT: u64 = 64 << 20;
 /// Levels of which a half-built shard is held, besides those of the first level above that each thread fills.
@@ -150,7 +148,15 @@ impl ConvertPlan {
         }
         let order = VisitingOrder::of(source, shard);
         let sizes: Vec<Size> = levels.iter().map(|level| level.size).collect();
-        let planner = Planner { slide, options, source, rect, sizes: &sizes, order, threads };
+        let sources: Vec<Source<'_>> = copied
+            .iter()
+            .map(|(level, of)| {
+                let info = &slide.info().levels[of.0];
+                let rect = if *level == Level::FINEST { rect } else { info.size.rect() };
+                Source { info, rect, order: VisitingOrder::of(info, shard) }
+            })
+            .collect();
+        let planner = Planner { slide, options, sources: &sources, sizes: &sizes, threads };
         let memory = planner.fit()?;
         let decoded_once = memory.cache == planner.cache();
         Ok(Self { level: options.level, rect, resolution, memory, levels, copied, order, decoded_once, threads })
@@ -245,12 +251,19 @@ enum Kept {
 struct Planner<'a> {
     slide: &'a dyn SlideReader,
     options: &'a ConvertOptions,
-    source: &'a LevelInfo,
-    rect: Rect,
+    /// The levels of the slide that are read, one after the other.
+    sources: &'a [Source<'a>],
     /// Of the levels that are written.
     sizes: &'a [Size],
-    order: VisitingOrder,
     threads: usize,
+}
+
+/// A level of the slide that is read.
+struct Source<'a> {
+    info: &'a LevelInfo,
+    /// What is read of it.
+    rect: Rect,
+    order: VisitingOrder,
 }
 
 impl Planner<'_> {
@@ -276,22 +289,20 @@ impl Planner<'_> {
         let pixel = (info.channels * info.sample.bytes()) as u64;
         let shard = |size: Size| size.width.min(self.options.shard) * size.height.min(self.options.shard) * pixel;
         let whole = shard(self.sizes[0]);
-        let cell = self.source.tile.area() * pixel;
+        let cell = self.sources.iter().map(|source| source.info.tile.area() * pixel).max().unwrap_or(0);
         let chunk = self.options.chunk * self.options.chunk * info.sample.bytes() as u64;
         // In Z-order, of each level three quarters of a shard wait for the fourth, and of the first level above as many for each thread.
         let waiting: u64 = self.sizes.iter().skip(1).map(|&size| shard(size) * 3 / 4).sum();
-        let waiting = match self.order {
+        let waiting = if self.sources.iter().all(|source| source.order == VisitingOrder::Z) {
             // Of how many levels there are nothing may depend: the coarsest, which wait longest, are built from the store where they do not fit.
-            VisitingOrder::Z => (waiting + threads * whole * 3 / 4).min((threads + LEVELS_HALF_BUILT) * whole * 3 / 4),
+            (waiting + threads * whole * 3 / 4).min((threads + LEVELS_HALF_BUILT) * whole * 3 / 4)
+        } else {
             // Row by row, half of a row of shards waits for the next row, on each level.
-            VisitingOrder::Rows => {
-                self.sizes.iter().skip(1).map(|size| size.width * self.options.shard * pixel / 2).sum()
-            }
+            self.sizes.iter().skip(1).map(|size| size.width * self.options.shard * pixel / 2).sum()
         };
         let waiting = if self.sizes.len() > 1 { waiting.min(MOST_HALF_BUILT) } else { 0 };
         // A picture that is decoded as a whole, and kept so, is cut without a copy of its cells.
-        let kept_whole = self.kept_whole();
-        let gathered = if kept_whole { 0 } else { GATHERED + cell };
+        let gathered = if self.sources.iter().all(|source| self.kept_whole(source)) { 0 } else { GATHERED + cell };
         ConvertMemory {
             slide: self.slide.resident_bytes(),
             cache: match kept {
@@ -311,30 +322,35 @@ impl Planner<'_> {
         }
     }
 
-    fn kept_whole(&self) -> bool {
-        self.source.tile == self.source.size && self.slide.resident_bytes() > 0
+    fn kept_whole(&self, source: &Source<'_>) -> bool {
+        source.info.tile == source.info.size && self.slide.resident_bytes() > 0
     }
 
-    /// Bytes of decoded cells with which each is decoded once, or nearly.
+    /// Bytes of decoded cells with which each is decoded once, or nearly: what the level takes that takes most.
     fn cache(&self) -> u64 {
-        if self.kept_whole() {
+        self.sources.iter().map(|source| self.cache_of(source)).max().unwrap_or(0)
+    }
+
+    fn cache_of(&self, source: &Source<'_>) -> u64 {
+        if self.kept_whole(source) {
             return 0;
         }
         let info = self.slide.info();
-        let Size { width, height } = self.source.tile;
-        let cell = self.source.tile.area() * (info.channels * info.sample.bytes()) as u64;
+        let (rect, tile) = (source.rect, source.info.tile);
+        let Size { width, height } = tile;
+        let cell = tile.area() * (info.channels * info.sample.bytes()) as u64;
         let shard = self.options.shard;
         let aligned = |first: i64, cell: u64| shard.is_multiple_of(cell) && (first as u64).is_multiple_of(cell);
         let along = |pixels: u64, first: i64, cell: u64| {
             if aligned(first, cell) { pixels.div_ceil(cell) } else { pixels.div_ceil(cell) + 1 }
         };
-        let rows = along(shard.min(self.rect.height), self.rect.y, height);
-        match self.order {
+        let rows = along(shard.min(rect.height), rect.y, height);
+        match source.order {
             // The cells under a row of shards, and a quarter more, because the cache spreads cells over parts that do not fill evenly.
-            VisitingOrder::Rows => along(self.rect.width, self.rect.x, width) * rows * cell * 5 / 4,
+            VisitingOrder::Rows => along(rect.width, rect.x, width) * rows * cell * 5 / 4,
             VisitingOrder::Z => {
-                let under = along(shard.min(self.rect.width), self.rect.x, width) * rows * cell;
-                if aligned(self.rect.x, width) && aligned(self.rect.y, height) {
+                let under = along(shard.min(rect.width), rect.x, width) * rows * cell;
+                if aligned(rect.x, width) && aligned(rect.y, height) {
                     // No cell is wanted twice: only so many as let the reader put a shard together at once, if it would.
                     if under <= GATHERED { GATHERED } else { 0 }
                 } else {

@@ -108,6 +108,9 @@ impl std::fmt::Display for ConvertSummary {
 
 /// Bytes of all files under a path; 0 of what cannot be looked at: it is for people.
 pub(super) fn size_of(path: &Path) -> u64 {
+    if microtome_io::remote::is_remote(path) {
+        return microtome_io::store::stored_bytes(path).unwrap_or(0);
+    }
     let mut bytes = 0;
     let mut paths = vec![path.to_owned()];
     while let Some(path) = paths.pop() {

@@ -13,11 +13,10 @@ use microtome_tile::z_order;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::plan::{ConvertPlan, VisitingOrder};
+use crate::memory::StopOnDrop;
 use crate::progress::Observer;
 use crate::{Error, Result};
 
-/// So many finished shards are brought to the disk together, if not more by the time.
-const SYNCED_TOGETHER: usize = 4;
 /// How often the disk's thread looks for them.
 const LOOKED_FOR: Duration = Duration::from_millis(10);
 
@@ -106,16 +105,14 @@ impl Work<'_> {
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let disk = scope.spawn(|| self.keep_durable(&over, &shared));
-            // A panic elsewhere must still end the disk's thread, or the scope would wait for it for ever.
-            let _end = SetOnDrop(&over);
+            let end = StopOnDrop { done: &over, thread: disk.thread().clone() };
             for (&level, &of) in &self.plan.copied {
                 let (x, y) = if level == Level::FINEST { (self.plan.rect.x, self.plan.rect.y) } else { (0, 0) };
                 let tile = self.slide.info().levels[of.0].tile;
                 let source = Source { level, size: self.plan.levels[level.0].size, of, x, y, tile };
                 self.convert(source, &pools, &together, &shared);
             }
-            over.store(true, Ordering::Relaxed);
-            disk.thread().unpark();
+            drop(end);
         });
         let synced = self.writer.sync();
         match shared.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -225,7 +222,7 @@ impl Work<'_> {
     fn keep_durable(&self, over: &AtomicBool, shared: &Shared) {
         while !over.load(Ordering::Relaxed) {
             let due = self.writer.due();
-            if due == Some(Duration::ZERO) || self.writer.waiting() >= SYNCED_TOGETHER {
+            if due == Some(Duration::ZERO) {
                 if let Err(error) = self.writer.sync() {
                     shared.fail(error.into());
                     return;
@@ -249,12 +246,4 @@ fn pool(threads: usize) -> Result<ThreadPool> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-struct SetOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for SetOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }

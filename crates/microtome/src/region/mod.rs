@@ -99,7 +99,7 @@ pub(crate) struct Place<'a> {
 /// [`Error::Region`] with a sentence for what cannot be read, does not fit the slide, or does not say what is wanted.
 pub(crate) fn load(source: &RoiSource, place: Place<'_>) -> Result<Region> {
     let path = &source.path;
-    let roi = if path.is_dir() {
+    let roi = if path.is_dir() || microtome_io::remote::is_remote(path) {
         labels::read(path, &source.values, place)?
     } else {
         let mut start = [0; 8];

@@ -2,10 +2,8 @@
 
 use std::fmt::Write;
 
-use microtome_io::Class;
+use microtome_io::{Class, base64};
 use sha2::{Digest, Sha256};
-
-use super::base64;
 
 /// Light and plain, on paper too. Colours of the legend are printed, and nothing is torn apart between pages.
 const STYLE: &str = "

@@ -1,6 +1,5 @@
 //! What a run did, in numbers with units.
 
-pub(crate) mod base64;
 pub(crate) mod html;
 mod page;
 mod pictures;

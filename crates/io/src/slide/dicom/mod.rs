@@ -38,7 +38,7 @@ use self::instance::{Found, Instance, Role, is_dicom};
 use super::codec::jpeg;
 use super::pyramid::{Layer, Parts, Pyramid};
 use super::raster::Raster;
-use super::{Limits, OpenOptions, Resolution, ResolutionSource, SlideReader};
+use super::{ICC_FAULT, Limits, OpenOptions, Resolution, ResolutionSource, SlideReader};
 use crate::bytes::ByteSource;
 use crate::{Error, Microns, Result};
 
@@ -210,14 +210,25 @@ fn assemble(instances: Vec<Instance>, options: &OpenOptions) -> Result<Box<dyn S
     let path = data.item(tags::OPTICAL_PATH_SEQUENCE);
     let objective = path.map(|path| values.numbers(path, tags::OBJECTIVE_LENS_POWER)).transpose()?;
     let objective_power = objective.and_then(|power| power.first().copied()).filter(|power| *power > 0.0);
+    let mut icc_fault = None;
     let icc_profile = match path.and_then(|path| path.get(tags::ICC_PROFILE)).map(|element| &element.value) {
+        None => None,
         Some(Value::Bytes(range)) if range.end - range.start <= options.limits.table_bytes => {
             Some(values.source.read_at(range.clone())?.into_owned()).filter(|profile| !profile.is_empty())
         }
-        _ => None,
+        Some(Value::Bytes(range)) => {
+            let (bytes, limit) = (range.end - range.start, options.limits.table_bytes);
+            icc_fault = Some(format!("it has {bytes} bytes, the limit is {limit}"));
+            None
+        }
+        Some(_) => {
+            icc_fault = Some("the element holds no bytes".into());
+            None
+        }
     };
     let channel_names = channel_names(finest)?;
     let mut properties = properties::of(values, [&first.meta, data])?;
+    properties.extend(icc_fault.map(|fault| (ICC_FAULT.to_owned(), fault)));
     let picture = first.picture()?;
     if picture.format.color == Color::Rgb && picture.format.coding == Coding::Jpeg {
         // A frame that cannot be read is for whoever reads it to complain about.

@@ -1,8 +1,8 @@
 //! What a store is made of: values under keys.
 //!
 //! Everything that reads a store asks an [`Entries`] for the value of a key, as Zarr's specification has it, so that a folder and an
-//! archive are read by the same code. A store of objects on a network needs no more than these three calls: a whole value, ranges of one, and
-//! whether there is one.
+//! archive and objects on a network are read by the same code: a whole value, ranges of one, and whether there is one. What writes a store asks a
+//! [`Place`](super::place::Place).
 
 mod folder;
 mod memory;
@@ -54,6 +54,11 @@ pub(crate) trait Entries: Send + Sync + Debug {
         0
     }
 
+    /// True if a value that is open heeds [`ByteSource::prefetch`], and opening one costs next to nothing.
+    fn reads_ahead(&self) -> bool {
+        true
+    }
+
     /// What messages call a value.
     fn name(&self, key: &str) -> PathBuf {
         // Joined to nothing, a path would end in a slash.
@@ -69,7 +74,7 @@ pub(super) fn is_inside(path: &str) -> bool {
 }
 
 /// The key of something in a group; the key of the root is empty.
-pub(super) fn join(group: &str, name: &str) -> String {
+pub(crate) fn join(group: &str, name: &str) -> String {
     if group.is_empty() { name.into() } else { format!("{group}/{name}") }
 }
 

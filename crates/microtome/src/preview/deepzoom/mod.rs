@@ -21,6 +21,10 @@
 //! Cells follow each other down a column of cells, then down the next. So the tiles of the slide that lie under the lower edge of a cell are
 //! wanted by the next one, while they are in the cache; those under its right edge are decoded again, 12 % of all with tiles of 240 pixels.
 //! To keep these, too, the cache would have to grow with the height of the slide.
+//!
+//! Of a slide that is stored in cells much wider than one of ours (strips of a TIFF), all would be decoded again in each column. There, cells
+//! follow each other along a row, and the slide keeps what lies under the row: as much as the slide is wide, if that is no more than half of the memory
+//! that a run may take where nobody says otherwise ([`Allowance::budget`](crate::Allowance::budget)).
 
 mod geometry;
 mod jpeg;
@@ -40,7 +44,7 @@ use microtome_tile::pyramid::Reduction;
 use rayon::prelude::*;
 
 use crate::output::{Existing, put};
-use crate::{Error, Observer, Phase, Result};
+use crate::{Error, Observer, Phase, Result, memory};
 use geometry::{Geometry, Hop, halved, tiles_in};
 use place::Place;
 use scratch::Scratch;
@@ -241,7 +245,7 @@ pub fn deep_zoom(
         Shown::Labels(classes) => (Reduction::Mode, Coloring::of(classes, 8 * info.sample.bytes() as u32)),
     };
     let threads = pool.current_num_threads().min(MOST_CELLS);
-    let cache = cache_bytes(slide, &geometry, threads);
+    let (order, cache) = order(slide, &geometry, threads, memory::allowance().budget() / 2);
     slide.keep_decoded(cache);
     let writer = TileWriter::new(&place.folder, &geometry, options, coloring, slide)?;
     observer.phase(Phase::Tiles);
@@ -261,7 +265,9 @@ pub fn deep_zoom(
             None => Source::Slide(slide),
             Some(scratch) => Source::Scratch(scratch),
         };
-        maker.hop(hop, &source, next.as_ref(), &pool)?;
+        // What waits between hops is not stored in cells.
+        let order = if scratch.is_none() { order } else { Order::Columns };
+        maker.hop(hop, order, &source, next.as_ref(), &pool)?;
         scratch = next;
     }
     put(&place.description, description(info.size(), options).as_bytes())?;
@@ -277,6 +283,32 @@ pub fn deep_zoom(
         elapsed: begun.elapsed(),
         held_bytes: geometry.most_pixels() * pixel * threads as u64 + cache,
     })
+}
+
+/// In which order the cells of a hop follow each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// Down a column, then down the next.
+    Columns,
+    /// Along a row, then along the next.
+    Rows,
+}
+
+/// In which order the slide is read, and bytes of its decoded tiles to keep, which are more than usual only in rows, and then no more than `most`.
+fn order(slide: &dyn SlideReader, geometry: &Geometry, threads: usize, most: u64) -> (Order, u64) {
+    let (info, hop) = (slide.info(), &geometry.hops()[0]);
+    let tile = info.levels[0].tile;
+    let read = hop.read(TileCoord { row: 0, column: 0 }).size();
+    if tile.width > 2 * read.width && hop.cells().width > 1 {
+        // Under a row of cells, where edges need not meet; and a quarter more, because the cache spreads tiles over parts that do not fill evenly.
+        let under = Size::new(info.size().width, read.height + 2 * tile.height).cells(tile).area();
+        let bytes = under.saturating_mul(tile.area()).saturating_mul((info.channels * info.sample.bytes()) as u64);
+        let bytes = bytes.saturating_add(bytes / 4).max(*CACHE.start());
+        if bytes <= most {
+            return (Order::Rows, bytes);
+        }
+    }
+    (Order::Columns, cache_bytes(slide, geometry, threads))
 }
 
 /// Bytes of decoded tiles of the slide to keep: those under one cell, and a row of them for each thread, that a cell has in common with the next.
@@ -343,12 +375,21 @@ struct Maker<'a> {
 
 impl Maker<'_> {
     /// Works through the cells of a hop, with as many threads as there are, and leaves the level after its own in `next`.
-    fn hop(&self, hop: &Hop, source: &Source<'_>, next: Option<&Scratch>, pool: &rayon::ThreadPool) -> Result<()> {
+    fn hop(
+        &self,
+        hop: &Hop,
+        order: Order,
+        source: &Source<'_>,
+        next: Option<&Scratch>,
+        pool: &rayon::ThreadPool,
+    ) -> Result<()> {
         let cells = hop.cells();
         let (begun, stop) = (AtomicU64::new(0), AtomicBool::new(false));
         let failure: Mutex<Option<(u64, Error)>> = Mutex::new(None);
-        // Down the first column of cells, then down the next.
-        let at = |index: u64| TileCoord { row: index % cells.height, column: index / cells.height };
+        let at = |index: u64| match order {
+            Order::Columns => TileCoord { row: index % cells.height, column: index / cells.height },
+            Order::Rows => TileCoord { row: index / cells.width, column: index % cells.width },
+        };
         // No cell is a job of the pool: a thread that waits for others to decode helps with their tiles, and never begins another cell.
         pool.broadcast(|context| {
             if context.index() >= MOST_CELLS {

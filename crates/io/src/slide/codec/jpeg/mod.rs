@@ -145,6 +145,15 @@ fn decode_into(stream: &[u8], header: Header, samples: &mut [u8]) -> Result<(), 
     }
 }
 
+/// Decodes a whole stream into all of `samples`, which are those that its header says: for benches.
+pub(crate) fn decode_whole(stream: &[u8], samples: &mut [u8]) -> Result<(), String> {
+    let header = read_header(stream)?;
+    if header.samples() != samples.len() || !matches!(header.components, 1 | 3) {
+        return Err(format!("JPEG: {} samples of {} channels", header.samples(), header.components));
+    }
+    decode_into(stream, header, samples)
+}
+
 /// The stream that [`decode`] would decode, as a file of its own, or `None` if it is not baseline coding of 8 bits (SOF0), which is all that
 /// some viewers take. Nothing in it is decoded.
 pub(crate) fn whole_baseline(
