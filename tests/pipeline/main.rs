@@ -11,6 +11,7 @@ mod crop;
 mod damage;
 mod deepzoom;
 mod determinism;
+mod devices;
 mod ensemble;
 mod formats;
 mod function;

@@ -13,10 +13,7 @@ import pathlib
 import sys
 
 import numpy as np
-import openslide
 import torch
-
-from bench_torch import load
 
 # In the middle of tissue of CMU-1-Small-Region.
 CORNER = (400, 600)
@@ -39,6 +36,8 @@ NETWORKS = {
     "resenc": residual([32, 64, 128, 256, 512, 512, 512, 512], 512),
     "small": plain([16, 32, 64, 128, 256], 256),
     "nuclei": plain([8, 16, 32, 64, 64], 128),
+    # To try programs with.
+    "dry": plain([8, 16, 32], 64),
 }
 DATASET = {
     "channel_names": {"0": "R", "1": "G", "2": "B"},
@@ -129,6 +128,10 @@ def is_used(name, stages):
 
 
 def main():
+    import openslide
+
+    from bench_torch import load
+
     if len(sys.argv) != 4:
         sys.exit(__doc__)
     name, folder, slide = sys.argv[1], pathlib.Path(sys.argv[2]), openslide.OpenSlide(sys.argv[3])

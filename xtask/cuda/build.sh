@@ -3,7 +3,7 @@
 # The binary loads the CUDA libraries when it first calls them, so it starts on a machine without any and uses the CPU there.
 #
 # Needs Python 3 with venv, gcc and cargo on x86-64 Linux; no root. Called by `cargo xtask cuda build`, which sets
-# CARGO_TARGET_DIR. CUDA_COMPUTE_CAP (default 90, Hopper; 80 is portable) and CUDAFORGE_THREADS (default 1) may be given.
+# CARGO_TARGET_DIR. CUDA_COMPUTE_CAP (default 80: every GPU from Ampere on; 90 is for Hopper alone) and CUDAFORGE_THREADS (default 1) may be given.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 work=${CARGO_TARGET_DIR:?the target directory to build in}/cuda
@@ -30,8 +30,12 @@ python3 "$here/gen_shim.py" "$toolkit" "$work/shim" with-cudnn
 # 4. nvcc must be on PATH (cudarc asks it for the version); CUDA_HOME gives cudarc its link path, which must hold only the
 #    trampolines; CUDA_COMPUTE_CAP replaces the question to nvidia-smi.
 export PATH=$toolkit/bin:$PATH REAL_NVCC=$toolkit/bin/nvcc NVCC=$here/nvcc-lite CUDA_HOME=$work/shim
-export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-90} CUDAFORGE_THREADS=${CUDAFORGE_THREADS:-1}
+export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80} CUDAFORGE_THREADS=${CUDAFORGE_THREADS:-1}
 cd "$here/../.."
 # A target directory of its own: the linker's search path differs, and a plain `cargo build` must not pick these objects up.
-cargo build --locked --release -p microtome-cli --features cudnn --target-dir "$work/target"
+cargo build --locked --release -p microtome-cli -p microtome-testkit --features microtome-cli/cudnn,microtome-testkit/models \
+    --bin microtome --example time_network --target-dir "$work/target"
+
+# 5. Our own kernels are compiled by NVRTC where they run; that they compile is seen here.
+nvcc -ptx -arch=compute_75 -std=c++17 -o "$work/kernels.ptx" crates/unet/src/gpu/driver/kernels.cu
 ls -l "$work/target/release/microtome"

@@ -1,5 +1,8 @@
 //! `cargo xtask cuda`: the CUDA backend on machines without CUDA.
 
+pub(crate) mod bench;
+
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Result;
@@ -23,11 +26,17 @@ pub(crate) fn lint(workspace: &Workspace) -> Result<()> {
     )
 }
 
-/// Builds `microtome` with CUDA and cuDNN, from a toolkit that comes as Python wheels. Minutes, and 2 GB of disk.
+/// Builds `microtome` with CUDA and cuDNN, from a toolkit that comes as Python wheels. Minutes, and 2 GB of disk for the toolkit.
+/// Its target folder is apart from the others'.
 pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     shell::run(
         Command::new(workspace.root.join("xtask/cuda/build.sh"))
             .current_dir(&workspace.root)
             .env("CARGO_TARGET_DIR", &workspace.target),
     )
+}
+
+/// Where [`build`] leaves its programs: apart from all others, because what they link with is not what others link with.
+fn programs(workspace: &Workspace) -> PathBuf {
+    workspace.target.join("cuda/target/release")
 }

@@ -48,6 +48,8 @@ usage: cargo xtask COMMAND
                        --out DIR         in place of docs/benchmarks
                        --cgroup DIR      a control group of yours, to set the hard limit of bench memory in
   cuda build | lint    build the binary with CUDA and cuDNN on a machine that has neither, or only type-check that code
+  cuda bench           make a folder that measures on a machine with a GPU, without cargo or network, and try it on the CPU
+                       [--binaries DIR] [--python PATH] as for bench
 ";
 
 fn main() -> ExitCode {
@@ -56,6 +58,9 @@ fn main() -> ExitCode {
     #[cfg(target_os = "linux")]
     if let ["bench", options @ ..] = &arguments[..] {
         return end(Workspace::load().and_then(|workspace| bench::run(&workspace, options)));
+    }
+    if let ["cuda", "bench", options @ ..] = &arguments[..] {
+        return end(Workspace::load().and_then(|workspace| cuda::bench::run(&workspace, options)));
     }
     let command: fn(&Workspace) -> Result<()> = match arguments[..] {
         ["demo"] => demo::run,

@@ -193,7 +193,7 @@ pub(crate) struct Running {
     pub(crate) weights: Weights,
 
     /// Arithmetic of the network: bf16 needs a GPU or a CPU with AVX512_BF16 to be fast, f16 needs a GPU
-    /// [default: what the model recommends where the device is fast in it, else f32]
+    /// [default: what the model recommends where the device is fast in it, else bf16 on GPUs that have it, else f32]
     #[arg(long, value_enum)]
     pub(crate) precision: Option<Precision>,
 
@@ -201,15 +201,16 @@ pub(crate) struct Running {
     #[arg(long)]
     pub(crate) exact: bool,
 
-    /// auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto", value_parser = device)]
+    /// auto, cpu, cuda, or cuda:0,1 for several GPUs
+    #[arg(long, default_value = "auto")]
     pub(crate) device: microtome::unet::Device,
 
     /// Memory to stay within, such as 512MiB or 4GiB [default: half of what the control group or the machine allows]
     #[arg(long, value_name = "BYTES")]
     pub(crate) memory: Option<Bytes>,
 
-    /// Tiles per call of the network [default: one per thread and at least 4, or 16 small ones, if they fit into the memory]
+    /// Tiles per call of the network
+    /// [default: one per thread and at least 4, or 16 small ones, if they fit into the memory; on a GPU what fits its own]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) batch: Option<usize>,
 
@@ -925,7 +926,7 @@ pub(crate) struct Import {
     pub(crate) measure: Option<PathBuf>,
 
     /// Where to measure: auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto", value_parser = device, requires = "measure")]
+    #[arg(long, default_value = "auto", requires = "measure")]
     pub(crate) device: microtome::unet::Device,
 
     /// Numbers in which `segment` should compute where the device is fast in them; less than f32 needs --measure
@@ -1056,19 +1057,6 @@ fn fraction(text: &str) -> Result<f64, String> {
 fn seconds(text: &str) -> Result<std::time::Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "a number of seconds")?;
     std::time::Duration::try_from_secs_f64(seconds).map_err(|_| "seconds, 0 or more".into())
-}
-
-fn device(text: &str) -> Result<microtome::unet::Device, String> {
-    use microtome::unet::Device;
-    match text.split_once(':') {
-        None if text == "auto" => Ok(Device::Auto),
-        None if text == "cpu" => Ok(Device::Cpu),
-        None if text == "cuda" => Ok(Device::Cuda(0)),
-        Some(("cuda", number)) => {
-            number.parse().map(Device::Cuda).map_err(|_| format!("{number:?} is not the number of a device"))
-        }
-        _ => Err("auto, cpu, cuda or cuda:N".into()),
-    }
 }
 
 fn folds(text: &str) -> Result<microtome::unet::Folds, String> {

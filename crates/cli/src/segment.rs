@@ -85,9 +85,14 @@ pub(crate) fn load(args: &args::Running) -> Result<Loaded> {
     }
     let arithmetic = if args.exact { Arithmetic::Exact } else { Arithmetic::Fast };
     let asked = args.precision.map(Into::into);
+    let chosen = args.device.choose().map_err(Error::Model)?;
+    let device = chosen.device.with_batch(args.batch);
+    if let (Some(note), false) = (&chosen.note, args.quiet) {
+        failure::say(&format!("note: {note}"));
+    }
     let open = |path| Model::open(path, &args.weights.options()).map_err(Error::Model);
     let models = args.models.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-    let choose = |model: &Model| model.card().precision.choose(asked, args.device, arithmetic).map_err(Error::Model);
+    let choose = |model: &Model| model.card().precision.choose(asked, device, arithmetic).map_err(Error::Model);
     let precision = choose(&models[0])?;
     for other in &models[1..] {
         let choice = choose(other)?;
@@ -103,7 +108,7 @@ pub(crate) fn load(args: &args::Running) -> Result<Loaded> {
         }
     }
     let execution = Execution {
-        device: args.device,
+        device,
         mirroring: if args.no_tta { Mirroring::Off } else { Mirroring::AsTrained },
         precision: precision.precision,
         arithmetic,

@@ -141,11 +141,14 @@ pub(crate) struct Done {
     pub(crate) unreadable: Vec<UnreadableTile>,
     /// Bytes written to the scratch folder.
     pub(crate) scratch_bytes: u64,
+    /// From the first stage's beginning to the last one's end.
+    pub(crate) elapsed: Duration,
 }
 
 impl Pipeline<'_> {
     /// Runs every tile of the schedule and writes every shard.
     pub(crate) fn run(&self, writer: PyramidWriter<'_>) -> Result<Done> {
+        let start = Instant::now();
         let scratch = self.scratch.map(Scratch::new).transpose()?;
         let (to_network, from_reader) = sync_channel(QUEUE);
         let (to_blender, from_network) = sync_channel(QUEUE);
@@ -166,7 +169,8 @@ impl Pipeline<'_> {
             else {
                 return Err(Error::Interrupted);
             };
-            Ok(Done { reading, inference, blending, writing, counts, unreadable, scratch_bytes })
+            let elapsed = start.elapsed();
+            Ok(Done { reading, inference, blending, writing, counts, unreadable, scratch_bytes, elapsed })
         })
     }
 
@@ -254,41 +258,93 @@ impl Pipeline<'_> {
         mut input: Input<Vec<Event<Pixels>>>,
         mut out: Output<Vec<Event<Logits>>>,
     ) -> Result<Option<StageTime>> {
+        let lanes = lanes(self.members.iter().map(|member| member.predictor));
+        if lanes > 1 {
+            return self.infer_in_lanes(lanes, input, out);
+        }
         while let Some(events) = input.next() {
-            let tiles: Vec<(Place, &Pixels)> = events
-                .iter()
-                .filter_map(|event| if let Event::Tile(place, pixels) = event { Some((*place, pixels)) } else { None })
-                .collect();
-            let covered = self.schedule.grid(0).covered();
-            let inputs: Vec<Tile<'_>> =
-                tiles.iter().map(|(place, pixels)| network_tile(place.rect, covered, pixels)).collect();
-            let logits = match tiles.first() {
-                None => Vec::new(),
-                Some((first, _)) => {
-                    let Member { predictor, normalizer, .. } = &self.members[first.model];
-                    let turn = self.pools.turn();
-                    let predicted = out.work(&self.pools.network, || predictor.predict(&inputs, normalizer));
-                    drop(turn);
-                    predicted.map_err(|source| {
-                        let mut tiles = format!("from {} to {}", first.rect, tiles[tiles.len() - 1].0.rect);
-                        if self.members.len() > 1 {
-                            tiles = format!("{tiles} of the model {}", predictor.card().name);
-                        }
-                        Error::Inference { slide: self.slide_name.into(), tiles, source: Box::new(source) }
-                    })?
-                }
-            };
-            let mut logits = logits.into_iter();
-            let fewer = || Error::Usage("the predictor gave fewer logits than there are tiles".into());
-            let events: Result<Vec<_>> = events
-                .into_iter()
-                .map(|event| event.map(|place, _| Ok(Event::Tile(place, logits.next().ok_or_else(fewer)?))))
-                .collect();
-            if out.send(events?).is_err() {
+            let turn = self.pools.turn();
+            let logits = out.work(&self.pools.network, || self.predict(&events));
+            drop(turn);
+            if out.send(answered(events, logits?)?).is_err() {
                 return Ok(None);
             }
         }
         Ok(Some(out.time.after(input.starved)))
+    }
+
+    /// Several batches at once, each on a thread of its own: one thread hands them out, this one takes the answers in the same order.
+    fn infer_in_lanes(
+        &self,
+        lanes: usize,
+        mut input: Input<Vec<Event<Pixels>>>,
+        mut out: Output<Vec<Event<Logits>>>,
+    ) -> Result<Option<StageTime>> {
+        type Answer = SyncSender<Result<Vec<Event<Logits>>>>;
+        // As many answers are awaited as there are lanes: one by this thread, the others here.
+        let (order, ordered) = sync_channel(lanes - 1);
+        // No more than that is ever handed out and not answered: so this never waits, not even for lanes that are gone.
+        let (to_lanes, work) = sync_channel::<(Vec<Event<Pixels>>, Answer)>(lanes + 1);
+        let (work, clock) = (Mutex::new(work), Mutex::new(Clock::default()));
+        std::thread::scope(|scope| {
+            let hand_out = scope.spawn(move || {
+                while let Some(events) = input.next() {
+                    let (reply, answer) = sync_channel(1);
+                    if order.send(answer).is_err() || to_lanes.send((events, reply)).is_err() {
+                        break;
+                    }
+                }
+                input.starved
+            });
+            for _ in 0..lanes {
+                scope.spawn(|| {
+                    loop {
+                        let next = locked(&work).recv();
+                        let Ok((events, reply)) = next else { return };
+                        locked(&clock).begin();
+                        let logits = self.predict(&events);
+                        locked(&clock).end();
+                        // Nobody wants it any more where a stage has failed.
+                        let _ = reply.send(logits.and_then(|logits| answered(events, logits)));
+                    }
+                });
+            }
+            let mut take = || -> Result<bool> {
+                while let Ok(answer) = ordered.recv() {
+                    let lost = |_| Error::Usage("a batch was lost in the network".into());
+                    if out.send(answer.recv().map_err(lost)??).is_err() {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
+            };
+            let taken = take();
+            // Who hands out then ends, and the lanes after it.
+            drop(ordered);
+            let starved = joined(hand_out.join());
+            out.time.busy = locked(&clock).total;
+            Ok(taken?.then(|| out.time.after(starved)))
+        })
+    }
+
+    /// The logits of the tiles among the events, all of one model.
+    fn predict(&self, events: &[Event<Pixels>]) -> Result<Vec<Logits>> {
+        let tiles: Vec<(Place, &Pixels)> = events
+            .iter()
+            .filter_map(|event| if let Event::Tile(place, pixels) = event { Some((*place, pixels)) } else { None })
+            .collect();
+        let Some((first, _)) = tiles.first() else { return Ok(Vec::new()) };
+        let covered = self.schedule.grid(0).covered();
+        let inputs: Vec<Tile<'_>> =
+            tiles.iter().map(|(place, pixels)| network_tile(place.rect, covered, pixels)).collect();
+        let Member { predictor, normalizer, .. } = &self.members[first.model];
+        predictor.predict(&inputs, normalizer).map_err(|source| {
+            let mut tiles = format!("from {} to {}", first.rect, tiles[tiles.len() - 1].0.rect);
+            if self.members.len() > 1 {
+                tiles = format!("{tiles} of the model {}", predictor.card().name);
+            }
+            Error::Inference { slide: self.slide_name.into(), tiles, source: Box::new(source) }
+        })
     }
 
     /// Also gives the bytes that went through the scratch file.
@@ -362,6 +418,48 @@ impl Pipeline<'_> {
             .map(|i| self.schedule.wants_block(TileCoord { row: i / blocks.width, column: i % blocks.width }))
             .collect()
     }
+}
+
+/// Batches that are in the networks at once.
+pub(crate) fn lanes<'p>(predictors: impl Iterator<Item = &'p dyn Predictor>) -> usize {
+    predictors.map(Predictor::lanes).max().unwrap_or(1)
+}
+
+/// The events with the logits of their tiles.
+fn answered(events: Vec<Event<Pixels>>, logits: Vec<Logits>) -> Result<Vec<Event<Logits>>> {
+    let mut logits = logits.into_iter();
+    let fewer = || Error::Usage("the predictor gave fewer logits than there are tiles".into());
+    let answer = |event: Event<Pixels>| event.map(|place, _| Ok(Event::Tile(place, logits.next().ok_or_else(fewer)?)));
+    events.into_iter().map(answer).collect()
+}
+
+/// The time in which something was under way.
+#[derive(Debug, Default)]
+struct Clock {
+    under_way: usize,
+    since: Option<Instant>,
+    total: Duration,
+}
+
+impl Clock {
+    fn begin(&mut self) {
+        self.under_way += 1;
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    fn end(&mut self) {
+        self.under_way -= 1;
+        if self.under_way == 0
+            && let Some(since) = self.since.take()
+        {
+            self.total += since.elapsed();
+        }
+    }
+}
+
+/// What a panic of another thread left is as good as before; the panic itself is passed on where that thread is joined.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The pixels of a tile as the network takes them: where the tile sticks out of what tiles cover, its pixels begin further in.

@@ -12,6 +12,7 @@ use microtome_unet::{Card, Output, Predictor};
 use serde::Serialize;
 
 use crate::crop::Crop;
+use crate::pipeline::lanes;
 use crate::settings::Settings;
 use crate::{Error, Result, members};
 
@@ -330,21 +331,23 @@ impl MemoryPlan {
     }
 
     /// Tiles per call of a model's network.
-    pub(crate) fn batch_of(&self, tile: Size, settings: &Settings, threads: usize) -> usize {
-        self.batch.min(most_tiles(tile, settings, threads))
+    pub(crate) fn batch_of(&self, predictor: &dyn Predictor, tile: Size, settings: &Settings, threads: usize) -> usize {
+        self.batch.min(most_tiles(predictor, tile, settings, threads))
     }
 }
 
-/// Tiles per call of a network for as long as memory allows: so many as are asked for, or as keep all threads busy.
-fn most_tiles(tile: Size, settings: &Settings, threads: usize) -> usize {
+/// Tiles per call of a network for as long as memory allows: so many as are asked for, or as its device computes at once, or as keep all
+/// threads busy.
+fn most_tiles(predictor: &dyn Predictor, tile: Size, settings: &Settings, threads: usize) -> usize {
     let tiles = (BATCH_PIXELS / tile.area().max(1)).clamp(FEWEST_TILES, MOST_TILES) as usize;
-    settings.batch.unwrap_or(threads.max(tiles))
+    settings.batch.or(predictor.batch()).unwrap_or(threads.max(tiles))
 }
 
 impl Planner<'_> {
     /// Batches that may be chosen, the largest first: the one that is asked for, or those that keep all threads busy, and smaller ones.
     fn batches(&self) -> impl Iterator<Item = usize> {
-        let most = self.geometry.tilings.iter().map(|tiling| most_tiles(tiling.tile, self.settings, self.threads));
+        let tilings = self.predictors.iter().zip(&self.geometry.tilings);
+        let most = tilings.map(|(predictor, tiling)| most_tiles(*predictor, tiling.tile, self.settings, self.threads));
         (self.settings.batch.unwrap_or(1)..=most.max().unwrap_or(1)).rev()
     }
 
@@ -385,7 +388,7 @@ impl Planner<'_> {
         let (mut weights, mut sum_bytes, mut windows) = (0, 0, 0);
         let (mut activations, mut batches, mut logits, mut tile_readers) = (0, 0, 0, 0);
         for ((predictor, tiling), schedule) in predictors.iter().zip(&geometry.tilings).zip(schedule.schedules()) {
-            let batch = tiles.min(most_tiles(tiling.tile, settings, threads));
+            let batch = tiles.min(most_tiles(*predictor, tiling.tile, settings, threads));
             let network = predictor.memory(batch);
             weights += network.weights;
             activations = activations.max(network.activations);
@@ -403,6 +406,11 @@ impl Planner<'_> {
             sum_bytes += strip_width * (held * rows + taken * settings.chunk);
             windows += Window::new(tiling.window, tiling.tile).bytes();
         }
+        // Where several batches are in the network at once, one more waits to be handed out, or for those before it.
+        let waiting = match lanes(predictors.iter().copied()) {
+            0 | 1 => QUEUE as u64 + 2,
+            lanes => (QUEUE + 2 + lanes) as u64,
+        };
         if predictors.len() > 1 {
             let block = settings.chunk * settings.chunk;
             sum_bytes += threads as u64 * block * MeanProbabilities::bytes_per_pixel(&geometry.decision);
@@ -417,8 +425,8 @@ impl Planner<'_> {
                 Cache::Least => enough.min(LEAST_CACHE),
             },
             first_pass: threads as u64 * reader.memory(ImageStatistics::PIECE).max(tissue::band_bytes(slide)),
-            reading: (QUEUE as u64 + 2) * batches + threads as u64 * tile_readers,
-            logits: (QUEUE as u64 + 2) * logits,
+            reading: waiting * batches + threads as u64 * tile_readers,
+            logits: waiting * logits,
             sums: sum_bytes,
             labels: strip_width * settings.shard * pixel,
             writing: (QUEUE as u64 + 1) * shard + 3 * shard + products.len() as u64 * (PYRAMID_BYTES + DIRTY_BYTES),

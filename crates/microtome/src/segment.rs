@@ -17,7 +17,7 @@ use microtome_stitch::{Decision, Journal, Layout, Product, PyramidWriter, Record
 use microtome_tile::pyramid::level_sizes;
 use microtome_tile::tissue::{self, Tissue, TissueOptions};
 use microtome_tile::{ChannelSums, Damage, Finished, ImageStatistics, Lockstep, Reader, Roi, Shares, TileCount};
-use microtome_unet::{Card, ChannelStatistics, Normalizer, Predictor, needs_statistics};
+use microtome_unet::{Card, ChannelStatistics, DeviceUse, Normalizer, Predictor, needs_statistics};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -482,6 +482,7 @@ impl<'p> Segmenter<'p> {
             writer.restore(record)?;
         }
         observer.phase(Phase::Segmentation);
+        let before = self.devices();
         let products: Vec<Product> = sinks.iter().map(|(product, _)| *product).collect();
         let decision = &geometry.decision;
         let outcome = Pipeline {
@@ -514,6 +515,8 @@ impl<'p> Segmenter<'p> {
             (outcome.reading, outcome.inference, outcome.blending, outcome.writing);
         let mut summary =
             self.summary(slide, plan, tiles, region, tissue_note, &outcome.counts, resumed, stages, start);
+        summary.devices = self.devices().into_iter().zip(&before).map(|(now, before)| now.since(before)).collect();
+        summary.segmentation = outcome.elapsed.as_secs_f64();
         summary.unreadable = outcome.unreadable;
         summary.scratch_bytes = outcome.scratch_bytes;
         Ok(Ran { summary, tissue, shards })
@@ -644,6 +647,8 @@ impl<'p> Segmenter<'p> {
             memory_plan: plan.memory,
             peak_memory: None,
             threads: self.threads,
+            devices: Vec::new(),
+            segmentation: 0.0,
             unreadable: Vec::new(),
             scratch_bytes: 0,
             parts: Vec::new(),
@@ -696,7 +701,7 @@ impl<'p> Segmenter<'p> {
             predictor: *predictor,
             normalizer,
             window: Arc::new(Window::new(tiling.window, tiling.tile)),
-            batch: plan.memory.batch_of(tiling.tile, &self.settings, self.threads),
+            batch: plan.memory.batch_of(*predictor, tiling.tile, &self.settings, self.threads),
         };
         self.predictors.iter().zip(tilings).zip(normalizers).map(member).collect()
     }
@@ -861,6 +866,11 @@ impl<'p> Segmenter<'p> {
     /// The card that speaks for all of them.
     fn card(&self) -> &Card {
         self.predictors[0].card()
+    }
+
+    /// What the GPUs of all models have done so far.
+    fn devices(&self) -> Vec<DeviceUse> {
+        self.predictors.iter().flat_map(|predictor| predictor.devices()).collect()
     }
 
     /// Digests of the models.

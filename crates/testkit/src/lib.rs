@@ -16,6 +16,8 @@ mod adapters;
 pub mod assets;
 mod data;
 #[cfg(feature = "models")]
+mod device_model;
+#[cfg(feature = "models")]
 mod failing_model;
 #[cfg(feature = "models")]
 mod models;
@@ -30,6 +32,8 @@ pub mod tiff;
 
 pub use adapters::{CountingSlide, FailingSlide};
 pub use data::{data, skip};
+#[cfg(feature = "models")]
+pub use device_model::DeviceModel;
 #[cfg(feature = "models")]
 pub use failing_model::FailingModel;
 #[cfg(feature = "models")]

@@ -10,8 +10,8 @@ use crate::cpu::{InstructionSet, PackedNetwork, Plan, Words};
 use crate::crew::Crew;
 use crate::model::Model;
 use crate::{
-    Arithmetic, Card, Error, Execution, Logits, MemoryEstimate, MirrorAxes, Mirroring, Normalizer, Precision,
-    Predictor, Profile, Result, StepTime, Tile, candle,
+    Arithmetic, Card, ChosenDevice, Device, Error, Execution, Logits, MemoryEstimate, MirrorAxes, Mirroring,
+    Normalizer, Precision, Predictor, Profile, Result, StepTime, Tile, candle,
 };
 
 /// The network of one fold on one device.
@@ -48,7 +48,7 @@ pub(crate) struct Ensemble<E> {
     passes: Vec<MirrorAxes>,
     /// Engine, device or instruction set, and arithmetic.
     engine: String,
-    advice: Option<&'static str>,
+    advice: Option<String>,
     needs: Needs,
     /// Of the threads that lead passes.
     nanoseconds: AtomicU64,
@@ -71,14 +71,25 @@ pub(crate) enum Concurrency {
 /// # Errors
 /// If the device is not there or cannot compute with the precision asked for.
 pub(crate) fn predictor(model: &Model, execution: &Execution) -> Result<Box<dyn Predictor>> {
-    let device = candle::open(execution.device)?;
-    if device.is_cpu() && execution.precision == Precision::F16 {
+    let ChosenDevice { device, note } = execution.device.choose()?;
+    if device == Device::Cpu && execution.precision == Precision::F16 {
         return Err(Error::Device { message: WITHOUT_F16.into() });
     }
-    if !device.is_cpu() || execution.arithmetic == Arithmetic::Reference {
-        return Ok(Box::new(candle::ensemble(model, execution, &device)?));
+    match device {
+        _ if execution.arithmetic == Arithmetic::Reference => {
+            Ok(Box::new(candle::ensemble(model, execution, &candle::open(device)?)?))
+        }
+        #[cfg(feature = "cuda")]
+        Device::Cuda(gpus) => Ok(Box::new(crate::gpu::predictor(model, execution, gpus)?)),
+        _ => {
+            let mut ensemble = on_cpu(model, execution, InstructionSet::choose()?)?;
+            ensemble.advice = match (note, ensemble.advice) {
+                (Some(note), Some(advice)) => Some(format!("{note}; {advice}")),
+                (note, advice) => note.or(advice),
+            };
+            Ok(Box::new(ensemble))
+        }
     }
-    Ok(Box::new(on_cpu(model, execution, InstructionSet::choose()?)?))
 }
 
 /// A model on the CPU with these instructions.
@@ -104,7 +115,7 @@ pub(crate) fn on_cpu(model: &Model, execution: &Execution, set: InstructionSet) 
     let (products, advice) = match (words, set.multiplies_bf16()) {
         (Words::F32, _) => ("f32", None),
         (Words::Bf16, true) => ("bf16 by vdpbf16ps", None),
-        (Words::Bf16, false) => ("bf16 by fma", Some(WITHOUT_BF16)),
+        (Words::Bf16, false) => ("bf16 by fma", Some(WITHOUT_BF16.to_owned())),
     };
     let engine = format!("microtome cpu 2, {set}, {products} {}", execution.arithmetic);
     let ensemble = Ensemble::new(model, execution, folds, engine, needs, Concurrency::Crews);
@@ -258,7 +269,7 @@ impl<E: Engine> Predictor for Ensemble<E> {
     }
 
     fn advice(&self) -> Option<&str> {
-        self.advice
+        self.advice.as_deref()
     }
 
     fn memory(&self, batch: usize) -> MemoryEstimate {
@@ -279,7 +290,7 @@ impl<E: Engine> Predictor for Ensemble<E> {
     }
 }
 
-fn check_tile(index: usize, tile: &Tile<'_>, card: &Card, normalizer: &Normalizer) -> Result<()> {
+pub(crate) fn check_tile(index: usize, tile: &Tile<'_>, card: &Card, normalizer: &Normalizer) -> Result<()> {
     let channels = card.channels.len();
     let found = tile.pixels.channels();
     if found != channels || normalizer.channels() != channels {
@@ -386,7 +397,7 @@ mod tests {
         assert!(f16.is_err_and(|e| e.to_string().starts_with("f16 needs a GPU")));
         #[cfg(not(feature = "cuda"))]
         assert_eq!(
-            message(crate::Device::Cuda(1), Precision::F32),
+            message(crate::Device::Cuda(crate::Gpus::one(1)), Precision::F32),
             "CUDA device 1 cannot be used: this build has no CUDA support (cargo feature `cuda` or `cudnn`)"
         );
     }

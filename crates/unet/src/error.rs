@@ -53,7 +53,13 @@ pub enum Error {
         /// Which device, and why.
         message: String,
     },
-    /// The arithmetic failed: out of device memory, or a fault of ours.
+    /// What was asked for does not fit the memory of a device.
+    #[error("the memory of the GPU is full: {message}")]
+    DeviceMemory {
+        /// Which device, and what it says.
+        message: String,
+    },
+    /// The arithmetic failed: a fault of the device, or of ours.
     #[error("the network failed: {message}")]
     Inference {
         /// The first line of what candle says.
@@ -123,7 +129,12 @@ fn clause(message: impl Into<String>) -> String {
 /// candle's errors print a backtrace after their first line; users get the line.
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
-        Self::Inference { message: error.to_string().lines().next().unwrap_or("no message").to_owned() }
+        let message = error.to_string().lines().next().unwrap_or("no message").to_owned();
+        if crate::device::is_out_of_memory(&message) {
+            Self::DeviceMemory { message }
+        } else {
+            Self::Inference { message }
+        }
     }
 }
 

@@ -39,8 +39,11 @@ mod candle;
 mod card;
 mod cpu;
 mod crew;
+mod device;
 mod ensemble;
 mod error;
+#[cfg(any(test, feature = "cuda"))]
+mod gpu;
 mod model;
 pub mod network;
 mod nnunet;
@@ -64,12 +67,13 @@ pub mod fuzz;
 
 pub use architecture::Architecture;
 pub use card::{Card, MirrorAxes, Output, Placement, Postprocessing, Window};
+pub use device::{ChosenDevice, Device, DeviceUse, Gpus};
 pub use error::{Error, Result};
 pub use model::{Agreement, Checkpoint, Folds, Model, ModelOptions};
 pub use network::Network;
 pub use normalization::{ChannelStatistics, Normalization, Normalizer, needs_statistics};
 pub use package::{ClassChange, PackageOptions, StagedPackage, TestVector};
 pub use precision::{Disagreement, Measurement, PrecisionChoice, PrecisionNote, WeightFormat};
-pub use predictor::{Arithmetic, Device, Execution, Logits, MemoryEstimate, Mirroring, Precision, Predictor, Tile};
+pub use predictor::{Arithmetic, Execution, Logits, MemoryEstimate, Mirroring, Precision, Predictor, Tile};
 pub use profile::{Profile, StepTime};
 pub use summary::{LayerSummary, ReceptiveField, Summary};

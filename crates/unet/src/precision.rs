@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cpu::InstructionSet;
-use crate::{Arithmetic, Device, Error, Precision, Result, candle};
+use crate::{Arithmetic, Device, Error, Precision, Result};
 
 /// What a model says about precision. The plain case: weights in f32, nothing recommended, nothing measured.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
@@ -133,8 +133,12 @@ impl std::fmt::Display for PrecisionChoice {
 /// What a device is fast in, besides f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fast {
-    /// A GPU: all precisions.
+    /// A GPU with instructions for bf16: all precisions.
+    #[cfg_attr(not(any(test, feature = "cuda")), allow(dead_code))]
     Gpu,
+    /// An older GPU.
+    #[cfg_attr(not(any(test, feature = "cuda")), allow(dead_code))]
+    GpuWithoutBf16,
     /// A CPU with instructions for bf16.
     CpuWithBf16,
     /// Any other CPU.
@@ -143,17 +147,19 @@ enum Fast {
 
 impl PrecisionNote {
     /// Decides in which numbers a network computes: as `asked`, otherwise as the model recommends where the device is fast in that,
-    /// otherwise f32.
+    /// otherwise bf16 on GPUs that have it and f32 elsewhere.
     ///
     /// # Errors
     /// If another precision than f32 is asked for together with [`Arithmetic::Exact`], or the device does not answer.
     pub fn choose(&self, asked: Option<Precision>, device: Device, arithmetic: Arithmetic) -> Result<PrecisionChoice> {
-        let fast = if !candle::open(device)?.is_cpu() {
-            Fast::Gpu
-        } else if InstructionSet::choose()?.multiplies_bf16() {
-            Fast::CpuWithBf16
-        } else {
-            Fast::Cpu
+        let fast = match device.choose()?.device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(gpus) => {
+                let all = gpus.numbers().map(crate::gpu::driver::multiplies_bf16).collect::<Result<Vec<_>>>()?;
+                if all.contains(&false) { Fast::GpuWithoutBf16 } else { Fast::Gpu }
+            }
+            _ if InstructionSet::choose()?.multiplies_bf16() => Fast::CpuWithBf16,
+            _ => Fast::Cpu,
         };
         self.choose_for(asked, fast, arithmetic)
     }
@@ -166,10 +172,16 @@ impl PrecisionNote {
             }
             (Some(precision), _) => (precision, "as asked for".into()),
             (None, _) if exact => (Precision::F32, "as exact arithmetic is".into()),
+            (None, None) if fast == Fast::Gpu => (Precision::Bf16, "the default on a GPU".into()),
             (None, None) => (Precision::F32, "the default".into()),
             (None, Some(Precision::F32)) => (Precision::F32, "as the model recommends".into()),
             (None, Some(precision)) => match (fast, precision) {
-                (Fast::Gpu, _) | (Fast::CpuWithBf16, Precision::Bf16) => (precision, "as the model recommends".into()),
+                (Fast::Gpu, _) | (Fast::CpuWithBf16, Precision::Bf16) | (Fast::GpuWithoutBf16, Precision::F16) => {
+                    (precision, "as the model recommends".into())
+                }
+                (Fast::GpuWithoutBf16, _) => {
+                    (Precision::F32, "because this GPU has no instructions for bf16, which the model recommends".into())
+                }
                 (_, Precision::F16) => (Precision::F32, "because f16, which the model recommends, needs a GPU".into()),
                 _ => {
                     let reason = "because this CPU has no instructions for bf16, which the model recommends";
@@ -193,8 +205,9 @@ mod tests {
         };
         let (bf16, f16) = (Some(Precision::Bf16), Some(Precision::F16));
         let (quick, exact) = (Arithmetic::Fast, Arithmetic::Exact);
-        for fast in [Fast::Gpu, Fast::CpuWithBf16, Fast::Cpu] {
-            assert_eq!(choose(None, None, fast, quick), "f32, the default");
+        for fast in [Fast::Gpu, Fast::GpuWithoutBf16, Fast::CpuWithBf16, Fast::Cpu] {
+            let default = if fast == Fast::Gpu { "bf16, the default on a GPU" } else { "f32, the default" };
+            assert_eq!(choose(None, None, fast, quick), default);
             assert_eq!(choose(bf16, Some(Precision::F32), fast, quick), "f32, as asked for");
             assert_eq!(choose(None, bf16, fast, quick), "bf16, as asked for");
             assert_eq!(choose(bf16, None, fast, exact), "f32, as exact arithmetic is");
@@ -205,6 +218,9 @@ mod tests {
         let without = "f32, because this CPU has no instructions for bf16, which the model recommends";
         assert_eq!(choose(bf16, None, Fast::Cpu, quick), without);
         assert_eq!(choose(f16, None, Fast::Gpu, quick), "f16, as the model recommends");
+        assert_eq!(choose(f16, None, Fast::GpuWithoutBf16, quick), "f16, as the model recommends");
+        let without = "f32, because this GPU has no instructions for bf16, which the model recommends";
+        assert_eq!(choose(bf16, None, Fast::GpuWithoutBf16, quick), without);
         assert_eq!(
             choose(f16, None, Fast::CpuWithBf16, quick),
             "f32, because f16, which the model recommends, needs a GPU"

@@ -3,7 +3,7 @@
 use microtome_io::{Pixels, Rect, Size};
 use serde::{Deserialize, Serialize};
 
-use crate::{Card, Normalizer, Profile, Result};
+use crate::{Card, Device, DeviceUse, Normalizer, Profile, Result};
 
 /// Something that turns the pixels of tiles into logits.
 ///
@@ -28,8 +28,24 @@ pub trait Predictor: Send + Sync + std::fmt::Debug {
         None
     }
 
-    /// What a batch of so many tiles needs.
+    /// What calls with so many tiles need of main memory.
     fn memory(&self, batch: usize) -> MemoryEstimate;
+
+    /// Calls of [`predict`](Self::predict) that should be under way at once, from as many threads, so that a device never waits for
+    /// the next tiles: 1 on the CPU, which one call keeps busy.
+    fn lanes(&self) -> usize {
+        1
+    }
+
+    /// Tiles of a call where nobody asks for another number; `None`: as many as keep the threads busy.
+    fn batch(&self) -> Option<usize> {
+        None
+    }
+
+    /// What GPUs have done so far, one entry for each.
+    fn devices(&self) -> Vec<DeviceUse> {
+        Vec::new()
+    }
 
     /// Where the time has gone so far, if that is known.
     fn profile(&self) -> Option<Profile> {
@@ -66,12 +82,12 @@ pub struct Logits {
     pub values: Vec<f32>,
 }
 
-/// Bytes that inference takes, on the device that it runs on.
+/// Bytes of main memory that inference takes. What a GPU holds is its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryEstimate {
     /// Resident for as long as the predictor lives: the weights of all folds.
     pub weights: u64,
-    /// At most in use during one call: inputs, activations, scratch and the logits that are returned.
+    /// At most in use while [`Predictor::lanes`] calls are under way: inputs, activations, scratch and the logits that are returned.
     pub activations: u64,
 }
 
@@ -108,18 +124,6 @@ impl std::fmt::Display for Arithmetic {
             Self::Reference => "reference",
         })
     }
-}
-
-/// Where a network runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Device {
-    /// The first CUDA device if this build has the `cuda` feature and a device answers, otherwise the CPU.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The CUDA device with this index.
-    Cuda(usize),
 }
 
 /// Whether the network also sees mirrored tiles.

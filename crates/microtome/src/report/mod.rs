@@ -4,12 +4,13 @@ pub(crate) mod html;
 mod page;
 mod pictures;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use microtome_io::Class;
 use microtome_stitch::UnreadableTile;
 use microtome_tile::{Resampling, StepRule, TargetGrid, TileCount};
-use microtome_unet::PrecisionChoice;
+use microtome_unet::{DeviceUse, PrecisionChoice};
 use serde::{Deserialize, Serialize};
 
 use crate::memory::PeakMemory;
@@ -179,6 +180,10 @@ pub struct Summary {
     pub peak_memory: Option<PeakMemory>,
     /// Threads used.
     pub threads: usize,
+    /// What GPUs did, one entry for each model on each.
+    pub devices: Vec<DeviceUse>,
+    /// Seconds in which reading, inference, blending and writing went on.
+    pub segmentation: f64,
     /// Stored tiles of the slide that could not be read: what they touch is background.
     pub unreadable: Vec<UnreadableTile>,
     /// Bytes that went through the scratch folder.
@@ -195,10 +200,55 @@ impl Summary {
         self.geometry.target.size.area() as f64 / 1e6
     }
 
+    /// The share of the time of segmentation in which a GPU had something to do, the mean over all, 0 to 1; `None` without GPUs.
+    #[must_use]
+    pub fn gpu_share(&self) -> Option<f64> {
+        // Several models take turns on a device.
+        let names: BTreeSet<&str> = self.devices.iter().map(|device| device.name.as_str()).collect();
+        let busy: f64 = self.devices.iter().map(|device| device.busy.as_secs_f64()).sum();
+        (!names.is_empty() && self.segmentation > 0.0).then(|| busy / (self.segmentation * names.len() as f64))
+    }
+
     /// Area of all classes together, in square millimetres, where the resolution is known.
     #[must_use]
     pub fn foreground_mm2(&self) -> Option<f64> {
         self.areas.iter().map(|a| a.mm2).sum()
+    }
+}
+
+/// A GPU that is busy for less than this share of the time is waited for by nobody: then the summary says who makes it wait.
+const BUSY: f64 = 0.9;
+
+impl StageTimes {
+    /// The stage that keeps the network from working, and why.
+    fn starving(&self) -> &'static str {
+        let Self { reading, inference, blending, .. } = self;
+        if inference.starved >= inference.blocked {
+            // The reader waits for the network only where it is ahead.
+            return if reading.blocked > reading.busy {
+                "the host's own work around the network kept it waiting"
+            } else {
+                "reading kept it waiting: more cores, or a faster disk"
+            };
+        }
+        if blending.blocked > blending.busy { "writing kept it waiting" } else { "blending kept it waiting" }
+    }
+}
+
+impl Summary {
+    fn write_devices(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for DeviceUse { name, batch, tiles, busy, notes } in &self.devices {
+            writeln!(f, "device       {name}: {tiles} tiles, {batch} at once, {:.2} s busy", busy.as_secs_f64())?;
+            for note in notes {
+                writeln!(f, "             {note}")?;
+            }
+        }
+        let Some(share) = self.gpu_share() else { return Ok(()) };
+        write!(f, "GPU          busy {:.1} % of {:.1} s", share * 100.0, self.segmentation)?;
+        if share < BUSY {
+            write!(f, "; {}", self.stages.starving())?;
+        }
+        writeln!(f)
     }
 }
 
@@ -289,6 +339,7 @@ impl std::fmt::Display for Summary {
             }
             writeln!(f)?;
         }
+        self.write_devices(f)?;
         write!(f, "memory       {} planned", crate::units::Bytes(self.memory_plan.total()))?;
         if let Some(peak) = self.peak_memory {
             write!(
@@ -310,4 +361,28 @@ fn level_and_resampling(target: &TargetGrid) -> String {
         Resampling::Bilinear => "enlarged, bilinear",
     };
     format!("level {} ({how})", target.level)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_kept_the_network_waiting_follows_from_who_waited() {
+        let stage = |busy, starved, blocked| {
+            let of = Duration::from_secs;
+            StageTime { busy: of(busy), starved: of(starved), blocked: of(blocked) }
+        };
+        let starving = |reading, inference, blending| {
+            StageTimes { reading, inference, blending, ..StageTimes::default() }.starving()
+        };
+        let reading = starving(stage(9, 0, 1), stage(4, 6, 0), stage(2, 8, 0));
+        assert_eq!(reading, "reading kept it waiting: more cores, or a faster disk");
+        let blending = starving(stage(2, 0, 8), stage(4, 0, 6), stage(9, 0, 1));
+        assert_eq!(blending, "blending kept it waiting");
+        let writing = starving(stage(2, 0, 8), stage(4, 0, 6), stage(1, 0, 9));
+        assert_eq!(writing, "writing kept it waiting");
+        let host = starving(stage(2, 0, 8), stage(9, 1, 0), stage(3, 7, 0));
+        assert_eq!(host, "the host's own work around the network kept it waiting");
+    }
 }

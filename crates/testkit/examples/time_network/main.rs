@@ -1,7 +1,7 @@
 //! Runs a network as often as somebody asks at its standard input, and says how long each pass took.
 //!
 //! ```text
-//! time_network MODEL TILE [--arithmetic fast|exact|reference] [--precision f32|bf16|f16]
+//! time_network MODEL TILE [--arithmetic fast|exact|reference] [--precision f32|bf16|f16] [--device cpu|cuda:N] [--batch N]
 //! ```
 //!
 //! MODEL is the folder of a model, TILE the samples of one of its tiles: 8 bits, row by row, channels last. Statistics that a
@@ -10,7 +10,9 @@
 //! model's, or `{"unsupported": "why"}` where the model cannot be run like that. The questions:
 //!
 //! ```text
-//! run THREADS BATCH COUNT   COUNT passes over BATCH tiles at once: {"milliseconds": [of each pass]}
+//! run THREADS BATCH COUNT   COUNT passes over BATCH tiles at once: {"milliseconds": [of each pass], "device_milliseconds": [of each, on GPUs]}
+//! stream BATCH COUNT        COUNT passes over BATCH tiles, as many under way at once as a segmentation has: {"seconds": in all,
+//!                           "device_seconds": in which a GPU had something to do}
 //! logits FILE               writes the tile's logits, plane by plane, little-endian f32: {"logits": how many}
 //! peak                      what one core can do without a network: {"avx512": GFLOP/s, ...}
 //! ```
@@ -21,6 +23,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::io::{BufRead, Write};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -37,6 +40,7 @@ const STATISTICS: ChannelStatistics = ChannelStatistics { mean: 192.0, std: 32.0
 fn main() -> Result<()> {
     let mut paths: Vec<PathBuf> = Vec::new();
     let mut execution = Execution { device: Device::Cpu, mirroring: Mirroring::Off, ..Execution::default() };
+    let mut batch = None;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} takes a value"));
@@ -57,10 +61,13 @@ fn main() -> Result<()> {
                     other => bail!("{other} is no precision"),
                 }
             }
+            "--device" => execution.device = value()?.parse().map_err(anyhow::Error::msg)?,
+            "--batch" => batch = Some(value()?.parse()?),
             flag if flag.starts_with("--") => bail!("{flag} is not an option"),
             _ => paths.push(argument.into()),
         }
     }
+    execution.device = execution.device.with_batch(batch);
     let [model, tile] = paths.as_slice() else { bail!("the folder of a model and a file with a tile") };
     let samples = std::fs::read(tile).with_context(|| tile.display().to_string())?;
 
@@ -115,6 +122,7 @@ impl Server {
         let mut pools = BTreeMap::new();
         let memory = pool(&mut pools, 1)?.install(|| predictor.memory(1));
         about["identity"] = predictor.identity().into();
+        about["batch"] = json!(predictor.devices().first().map(|device| device.batch));
         about["weights_bytes"] = memory.weights.into();
         about["activations_bytes"] = memory.activations.into();
         Ok(Self { predictor, normalizer, pixels, about, pools })
@@ -126,16 +134,40 @@ impl Server {
                 let (threads, batch, count) = (threads.parse()?, batch.parse()?, count.parse()?);
                 let tiles = vec![Tile::full(&self.pixels); batch];
                 let (predictor, normalizer) = (&self.predictor, &self.normalizer);
-                let pass = || -> Result<f64> {
-                    let started = Instant::now();
+                let pass = || -> Result<(f64, f64)> {
+                    let (started, before) = (Instant::now(), device_seconds(predictor.as_ref()));
                     let logits = predictor.predict(&tiles, normalizer)?;
                     let milliseconds = started.elapsed().as_secs_f64() * 1e3;
                     drop(logits);
-                    Ok(milliseconds)
+                    Ok((milliseconds, (device_seconds(predictor.as_ref()) - before) * 1e3))
                 };
-                let milliseconds: Result<Vec<f64>> =
+                let passes: Result<Vec<(f64, f64)>> =
                     pool(&mut self.pools, threads)?.install(|| (0..count).map(|_: usize| pass()).collect());
-                Ok(json!({ "milliseconds": milliseconds? }))
+                let (milliseconds, device): (Vec<f64>, Vec<f64>) = passes?.into_iter().unzip();
+                let device = if predictor.devices().is_empty() { Value::Null } else { json!(device) };
+                Ok(json!({ "milliseconds": milliseconds, "device_milliseconds": device }))
+            }
+            ["stream", batch, count] => {
+                let (batch, count): (usize, usize) = (batch.parse()?, count.parse()?);
+                let tiles = vec![Tile::full(&self.pixels); batch];
+                let (predictor, normalizer, tiles) = (self.predictor.as_ref(), &self.normalizer, &tiles[..]);
+                let (started, before) = (Instant::now(), device_seconds(predictor));
+                let next = AtomicUsize::new(0);
+                std::thread::scope(|scope| {
+                    let lane = || -> Result<()> {
+                        while next.fetch_add(1, Ordering::Relaxed) < count {
+                            predictor.predict(tiles, normalizer)?;
+                        }
+                        Ok(())
+                    };
+                    let lanes: Vec<_> = (0..predictor.lanes()).map(|_| scope.spawn(lane)).collect();
+                    lanes.into_iter().try_for_each(|lane| match lane.join() {
+                        Ok(result) => result,
+                        Err(panic) => std::panic::resume_unwind(panic),
+                    })
+                })?;
+                let seconds = started.elapsed().as_secs_f64();
+                Ok(json!({ "seconds": seconds, "device_seconds": device_seconds(predictor) - before }))
             }
             ["logits", path] => {
                 let tiles = [Tile::full(&self.pixels)];
@@ -149,6 +181,11 @@ impl Server {
             _ => bail!("not a question"),
         }
     }
+}
+
+/// The time in which GPUs had something to do so far.
+fn device_seconds(predictor: &dyn Predictor) -> f64 {
+    predictor.devices().iter().map(|device| device.busy.as_secs_f64()).sum()
 }
 
 /// The pool of so many threads.

@@ -1,35 +1,22 @@
-//! Choosing a device.
+//! candle's devices.
 
 use candle_core::Device as CandleDevice;
 
 use crate::{Device, Error, Result};
 
+/// The device that was chosen; of several the first, because this engine drives one.
 pub(crate) fn open(device: Device) -> Result<CandleDevice> {
     match device {
-        Device::Cpu => Ok(CandleDevice::Cpu),
-        Device::Auto => Ok(cuda(0).unwrap_or(CandleDevice::Cpu)),
-        Device::Cuda(index) => cuda(index),
-    }
-}
-
-#[cfg(feature = "cuda")]
-fn cuda(index: usize) -> Result<CandleDevice> {
-    CandleDevice::new_cuda(index).map_err(|error| {
-        let reason = error.to_string();
-        Error::Device {
-            message: format!(
-                "CUDA device {index} does not answer: {}",
-                reason.lines().next().unwrap_or("no reason given")
-            ),
+        Device::Auto | Device::Cpu => Ok(CandleDevice::Cpu),
+        Device::Cuda(gpus) => {
+            let number = gpus.numbers().next().unwrap_or(0);
+            CandleDevice::new_cuda(number).map_err(|error| {
+                let reason = error.to_string();
+                let reason = reason.lines().next().unwrap_or("no reason given");
+                Error::Device { message: format!("CUDA device {number} does not answer: {reason}") }
+            })
         }
-    })
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cuda(index: usize) -> Result<CandleDevice> {
-    let message =
-        format!("CUDA device {index} cannot be used: this build has no CUDA support (cargo feature `cuda` or `cudnn`)");
-    Err(Error::Device { message })
+    }
 }
 
 /// The kind of device, which decides how sums are rounded.

@@ -57,7 +57,7 @@ enum Step {
 }
 
 #[derive(Debug)]
-enum Curve {
+pub(crate) enum Curve {
     LeakyRelu(f64),
     PRelu(Tensor),
     Silu,
@@ -187,7 +187,7 @@ impl Step {
         let x = &sources[0];
         match self {
             Self::Convolution { weight, bias, kernel, stride } => {
-                let y = convolve(x, weight, *kernel, *stride)?;
+                let y = convolve(x, weight, [(kernel.height - 1) / 2, (kernel.width - 1) / 2], *stride)?;
                 match bias {
                     Some(bias) => y.broadcast_add(bias),
                     None => Ok(y),
@@ -221,7 +221,7 @@ impl Step {
 }
 
 impl Curve {
-    fn run(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn run(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::LeakyRelu(slope) => candle_nn::ops::leaky_relu(x, *slope),
             Self::PRelu(slopes) => {
@@ -247,7 +247,7 @@ fn mish(x: &Tensor) -> Result<Tensor> {
 }
 
 /// One axis of pooling or resizing, in f32 where there are weights.
-fn combine(x: &Tensor, taps: &Taps, combination: Combination, axis: usize) -> Result<Tensor> {
+pub(crate) fn combine(x: &Tensor, taps: &Taps, combination: Combination, axis: usize) -> Result<Tensor> {
     let outputs = taps.positions.len() / taps.each;
     let mut extents = [1; 4];
     extents[axis] = outputs;
@@ -270,13 +270,13 @@ fn combine(x: &Tensor, taps: &Taps, combination: Combination, axis: usize) -> Re
     all.unwrap_or_else(|| x.clone()).to_dtype(x.dtype())
 }
 
-/// Zero padding of `(k - 1) / 2`. candle knows one padding and one stride for both axes; where they differ, padding becomes explicit
-/// and the stride a choice of rows and columns.
-fn convolve(x: &Tensor, weight: &Tensor, kernel: Extent, stride: Extent) -> Result<Tensor> {
-    if kernel.height == kernel.width && stride.height == stride.width {
-        return x.conv2d(weight, (kernel.height - 1) / 2, stride.height, 1, 1);
+/// With zeros above and below, left and right. candle knows one padding and one stride for both axes; where they differ, padding becomes
+/// explicit and the stride a choice of rows and columns.
+pub(crate) fn convolve(x: &Tensor, weight: &Tensor, padding: [usize; 2], stride: Extent) -> Result<Tensor> {
+    let [rows, columns] = padding;
+    if rows == columns && stride.height == stride.width {
+        return x.conv2d(weight, rows, stride.height, 1, 1);
     }
-    let (rows, columns) = ((kernel.height - 1) / 2, (kernel.width - 1) / 2);
     let y = x.pad_with_zeros(2, rows, rows)?.pad_with_zeros(3, columns, columns)?.conv2d(weight, 0, 1, 1, 1)?;
     let every = |y: Tensor, axis: usize, step: usize| {
         if step == 1 {
@@ -305,7 +305,11 @@ fn shuffle(x: &Tensor, factor: Extent) -> Result<Tensor> {
 }
 
 /// The weight of a transposed convolution as that of the convolution of its taps, whose output channels are for [`shuffle`].
-fn as_convolution(weight: &Weight, (input, output): (usize, usize), transposed: Transposed) -> Result<Tensor> {
+pub(crate) fn as_convolution(
+    weight: &Weight,
+    (input, output): (usize, usize),
+    transposed: Transposed,
+) -> Result<Tensor> {
     let (kernel, taps) = (transposed.kernel, transposed.taps());
     let pixels = transposed.stride;
     let mut values = Vec::with_capacity(output * pixels.area() * input * taps.area());
@@ -351,7 +355,7 @@ fn normalize(x: &Tensor, scale: Option<&(Tensor, Tensor)>, groups: Option<usize>
 }
 
 /// Bytes that one forward over one tile needs at its widest: what waits to be read, the layer's input and output, and its scratch.
-pub(super) fn activation_bytes(network: &Network, tile: Size, width: u64) -> u64 {
+pub(crate) fn activation_bytes(network: &Network, tile: Size, width: u64) -> u64 {
     let shapes = network.shapes(tile);
     let last_reads = network.last_reads();
     let input = tile.area().saturating_mul(network.channels() as u64);

@@ -8,6 +8,8 @@ use microtome_io::Size;
 
 pub(crate) use device::open;
 use lowering::Lowering;
+#[cfg(any(test, feature = "cuda"))]
+pub(crate) use lowering::{Curve, activation_bytes, as_convolution, combine, convolve};
 
 use crate::crew::Crew;
 use crate::ensemble::{Concurrency, Engine, Ensemble, Needs};

@@ -10,7 +10,7 @@ use crate::architecture::{Activation, Norm, residual_tests as residual};
 use crate::model::tests::{random, reference_model};
 use crate::model::{Model, ModelOptions};
 use crate::network::{Extent, Factor, Function, Interpolation, Operation, Padding, Shape, Source};
-use crate::{Architecture, Execution, Mirroring, Precision, candle, ensemble};
+use crate::{Architecture, Execution, Mirroring, Precision, candle, ensemble, gpu};
 
 /// Numbers that look random, are the same on every machine, and lie in -1..1.
 fn noise(seed: u32) -> impl FnMut() -> f32 {
@@ -230,11 +230,13 @@ pub(in crate::cpu) fn erf(x: f64) -> f64 {
 enum Worker {
     Ours(InstructionSet, Words, Arithmetic),
     Candle,
+    /// The engine of GPUs, on candle's CPU device.
+    Gpu,
 }
 
 impl Worker {
     fn all() -> impl Iterator<Item = Self> {
-        InstructionSet::available().flat_map(Self::with).chain([Self::Candle])
+        InstructionSet::available().flat_map(Self::with).chain([Self::Candle, Self::Gpu])
     }
 
     /// What we can do with some instructions.
@@ -256,7 +258,7 @@ impl Worker {
             Self::Ours(_, Words::F32, Arithmetic::Fast) => 3e-5,
             Self::Ours(_, Words::Bf16, Arithmetic::Fast) => 3e-2,
             Self::Ours(_, Words::Bf16, _) => 5e-3,
-            Self::Candle | Self::Ours(_, Words::F32, _) => EXACT,
+            Self::Candle | Self::Gpu | Self::Ours(_, Words::F32, _) => EXACT,
         }
     }
 }
@@ -266,6 +268,7 @@ impl std::fmt::Display for Worker {
         match self {
             Self::Ours(set, words, arithmetic) => write!(f, "{set} {words:?} {arithmetic}"),
             Self::Candle => f.write_str("candle's operations"),
+            Self::Gpu => f.write_str("the engine of GPUs"),
         }
     }
 }
@@ -296,6 +299,7 @@ fn error(network: &Network, tile: Size, seed: u32, worker: Worker) -> f64 {
     let (set, words, arithmetic) = match worker {
         Worker::Ours(set, words, arithmetic) => (set, words, arithmetic),
         Worker::Candle => return difference(&candle::run_on_cpu(network, tile, &weights, &input).unwrap()),
+        Worker::Gpu => return difference(&gpu::run_on_cpu(network, tile, &weights, &input).unwrap()),
     };
     let packed = PackedNetwork::new(Arc::new(Plan::new(network, tile, set, words, arithmetic)), &weights);
     // Twice, because the second pass finds what the first has left in memory; and nobody who helps changes a bit.
@@ -685,6 +689,7 @@ fn operations_are_pytorchs() {
             assert!(difference <= tolerance, "{name}: {difference:e} by {by}");
         };
         check(&candle::run_on_cpu(&network, tile, &weights, &input).unwrap(), "candle's operations");
+        check(&gpu::run_on_cpu(&network, tile, &weights, &input).unwrap(), "the engine of GPUs");
         for set in InstructionSet::available() {
             let plan = Arc::new(Plan::new(&network, tile, set, Words::F32, Arithmetic::Exact));
             check(&PackedNetwork::new(plan, &weights).forward(&input, &Crew::default()).unwrap(), &set.to_string());
