@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Measures the package: held-out images, scale, glass, the held-out rows of the slide; and draws pictures.
 
-usage: evaluate.py --dsb FOLDER --slide CMU-1-Small-Region.svs --package FOLDER [--pictures FOLDER]
+usage: evaluate.py --dsb FOLDER --slide CMU-1-Small-Region.svs [--package FOLDER] [--unseen PICTURE --unseen-mpp UM] [--pictures FOLDER]
 
+--unseen is a picture of H&E from elsewhere, whose weak labels (slide.py) are compared with the mask.
 The network computes here in PyTorch, in f32, over each image as a whole: tiles, blending and the program itself are not part of this.
 """
 
@@ -98,6 +99,8 @@ def main():
     parser.add_argument("--dsb", type=pathlib.Path, required=True)
     parser.add_argument("--slide", type=pathlib.Path, required=True)
     parser.add_argument("--package", type=pathlib.Path, default=pathlib.Path(__file__).parent.parent)
+    parser.add_argument("--unseen", type=pathlib.Path)
+    parser.add_argument("--unseen-mpp", type=float, default=network.MPP)
     parser.add_argument("--pictures", type=pathlib.Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -122,6 +125,11 @@ def main():
     slide = slides.read(arguments.slide)
     rgb, labels = slide_rows(slide)
     print(f"rows of the slide that are held out, against weak labels: Dice {dice(segment(weights, rgb), labels):.3f}")
+    if arguments.unseen:
+        rgb = np.asarray(Image.open(arguments.unseen).convert("RGB"))
+        unseen = images.Picture(arguments.unseen.name, "unseen", rgb, slides.weak_labels(rgb), arguments.unseen_mpp)
+        numbers = ", ".join(f"{at(weights, unseen, mpp):.3f} at {mpp}" for mpp in SCALES)
+        print(f"{unseen.name}, taken to have {unseen.mpp} um, against weak labels: Dice {numbers} um")
     share, name = glass(weights)
     print(f"empty fields: at most {share * 100:.4f} % foreground ({name})")
     if arguments.pictures:
@@ -130,9 +138,9 @@ def main():
         drawn.save(arguments.pictures / "slide.png")
         for name, (x, y) in {"stroma": (800, 1100), "epithelium": (1000, 600), "hair": (1000, 1800), "held-out": (1500, 2400)}.items():
             drawn.crop((x, y, x + 512, y + 512)).save(arguments.pictures / f"{name}.png")
-        for p in chosen:
+        for p in chosen + ([unseen] if arguments.unseen else []):
             both = np.concatenate([outlined(p.rgb, p.labels > 0), outlined(p.rgb, segment(weights, p.rgb), (255, 0, 0))], 1)
-            Image.fromarray(both).save(arguments.pictures / f"dsb-{p.name[:12]}.png")
+            Image.fromarray(both).save(arguments.pictures / f"{p.name[:12]}-mask.png")
         print(f"pictures are in {arguments.pictures}: of each image the truth in green, the mask in red")
 
 

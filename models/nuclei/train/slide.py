@@ -44,16 +44,16 @@ def read(path):
     with openslide.OpenSlide(str(path)) as opened:
         rgb = np.asarray(opened.read_region((0, 0), 0, opened.dimensions).convert("RGB"))
         mpp = float(opened.properties["openslide.mpp-x"])
-    return Picture(pathlib.Path(path).name, "slide", rgb, weak_labels(rgb), mpp)
+    return Picture(pathlib.Path(path).name, "slide", rgb, weak_labels(rgb, WITHOUT_NUCLEI), mpp)
 
 
-def weak_labels(rgb):
+def weak_labels(rgb, without_nuclei=()):
     """Nuclei of the slide by a classical method, as labels; what is in doubt is IGNORED.
 
     Colour deconvolution after Ruifrok and Johnston with the complement of both stains as the third; of haematoxylin, what exceeds the mean of
     the tissue around it by a part of its deviation; a watershed of the distance from the edge between nuclei that touch. Eosin hardly takes
     red light, so a nucleus must. Looked at over the whole slide: it finds most nuclei, misses some pale ones, and takes horn for nuclei,
-    which WITHOUT_NUCLEI corrects.
+    which `without_nuclei` corrects: polygons of (x, y) in which nothing is one.
     """
     absorbed = np.maximum(density(rgb, 244.0), 0.0)
     stains = np.stack([HAEMATOXYLIN, EOSIN, np.cross(HAEMATOXYLIN, EOSIN)])
@@ -80,7 +80,7 @@ def weak_labels(rgb):
 
     # What is too large or too ragged for a nucleus, or lies beside ink, is in doubt, and so are nuclei beside horn.
     horn = Image.new("1", (rgb.shape[1], rgb.shape[0]))
-    for polygon in WITHOUT_NUCLEI:
+    for polygon in without_nuclei:
         ImageDraw.Draw(horn).polygon(polygon, fill=1)
     horn = np.asarray(horn)
     beside = ndimage.binary_dilation(horn, iterations=20)
