@@ -36,10 +36,10 @@ fn image(place: &Place, name: &str, format: Format) -> PathBuf {
     path
 }
 
-/// `microtome segment SLIDE --into IMAGE` with the bundled model.
+/// `microtome segment SLIDE --into IMAGE` with nnU-Net's model of `tests/models`.
 fn into(slide: &Path, image: &Path, flags: &[&str]) -> Command {
     let mut command = microtome();
-    command.arg("segment").arg(slide).arg("-m").arg(repository("models/nuclei")).arg("--into").arg(image);
+    command.arg("segment").arg(slide).arg("-m").arg(repository("tests/models/nnunet-nuclei")).arg("--into").arg(image);
     command.args(["--no-tta", "--step-size", "1", "--tissue", "none", "--memory", "1GiB", "--threads", "2"]);
     command.args(flags);
     command
@@ -101,7 +101,7 @@ fn what_labels_cannot_be_put_into_is_refused() {
     let mut two = into(&png, &image, &[]);
     run(two.arg(&png)).refused(2, &["one slide", "2"]);
     let mut neither = microtome();
-    neither.arg("segment").arg(&png).arg("-m").arg(repository("models/nuclei"));
+    neither.arg("segment").arg(&png).arg("-m").arg(repository("tests/models/nnunet-nuclei"));
     run(&mut neither).refused(2, &["--output"]);
     run(neither.args(["-o", "x", "--name", "y"])).refused(2, &["--into"]);
     assert!(place.content() == before);

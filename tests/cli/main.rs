@@ -1,6 +1,6 @@
 //! The program that people run: exit codes, messages, files, signals.
 //!
-//! Everything here starts the built binary. Slides are small pictures, the model is the bundled one.
+//! Everything here starts the built binary. Slides are small pictures, the model is nnU-Net's of `tests/models`.
 
 mod batch;
 mod converting;
@@ -53,7 +53,7 @@ impl Place {
     /// A picture of 300 x 200 pixels of stained tissue: the model's own test picture, side by side.
     fn slide(&self, name: &str) -> PathBuf {
         let path = self.path(name);
-        let tile = read(&repository("models/nuclei/test/input.png"));
+        let tile = read(&repository("tests/models/nnunet-nuclei/test/input.png"));
         let size = Size::new(300, 200);
         let mut picture = Pixels::filled(size, tile.sample_type(), &[0; 3]);
         for y in (0..size.height).step_by(tile.size().height as usize) {
@@ -72,10 +72,16 @@ impl Place {
         path
     }
 
-    /// `microtome segment` with the bundled model, every tile once, without mirroring.
+    /// `microtome segment` with that model, every tile once, without mirroring.
     fn segment(&self, slides: &[&Path], output: &Path) -> Command {
         let mut command = microtome();
-        command.arg("segment").args(slides).arg("-m").arg(repository("models/nuclei")).arg("-o").arg(output);
+        command
+            .arg("segment")
+            .args(slides)
+            .arg("-m")
+            .arg(repository("tests/models/nnunet-nuclei"))
+            .arg("-o")
+            .arg(output);
         command.args(["--model-mpp", "native", "--no-tta", "--step-size", "1", "--tissue", "none"]);
         command.args(["--memory", "1GiB", "--threads", "2"]);
         command

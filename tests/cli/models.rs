@@ -10,8 +10,8 @@ use serde_json::Value;
 use crate::{Place, content, microtome, repository, run};
 
 #[test]
-fn the_bundled_model_is_described_and_checked() {
-    let nuclei = repository("models/nuclei");
+fn a_package_is_described_and_checked() {
+    let nuclei = repository("tests/models/nnunet-nuclei");
     let text = run(microtome().args(["model", "info"]).arg(&nuclei).arg("--check")).ended(0).stdout;
     for word in ["nuclei", "128 x 128", "0.5 um per pixel", "ZScore", "#e69f00", "not a diagnostic device", "check "] {
         assert!(text.contains(word), "{word} is missing: {text}");
@@ -44,7 +44,7 @@ fn the_bundled_model_is_described_and_checked() {
 fn a_package_whose_weights_were_changed_is_refused() {
     let place = Place::new();
     let package = place.path("package");
-    run(microtome().args(["model", "import"]).arg(repository("models/nuclei")).arg(&package)).ended(0);
+    run(microtome().args(["model", "import"]).arg(repository("tests/models/nnunet-nuclei")).arg(&package)).ended(0);
     let weights = package.join("weights.safetensors");
     let mut bytes = std::fs::read(&weights).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
@@ -66,13 +66,14 @@ fn a_copy_of_a_package_gives_the_same_mask() {
     let place = Place::new();
     let slide = place.slide("slide.png");
     let package = place.path("package");
-    let ran = run(microtome().args(["model", "import"]).arg(repository("models/nuclei")).arg(&package)).ended(0);
+    let ran =
+        run(microtome().args(["model", "import"]).arg(repository("tests/models/nnunet-nuclei")).arg(&package)).ended(0);
     assert!(ran.stdout.contains("package") && ran.stderr.is_empty(), "{ran:?}");
     // All that it says of itself travels along, and so does the test vector.
     let info = |path: &Path| run(microtome().args(["model", "info", "--check", "--json"]).arg(path)).ended(0).stdout;
-    assert_eq!(info(&package), info(&repository("models/nuclei")));
+    assert_eq!(info(&package), info(&repository("tests/models/nnunet-nuclei")));
     let flags = ["--mpp", "0.5"];
-    let a = segment(&place, &slide, &repository("models/nuclei"), "a.ome.zarr", &flags);
+    let a = segment(&place, &slide, &repository("tests/models/nnunet-nuclei"), "a.ome.zarr", &flags);
     let b = segment(&place, &slide, &package, "b.ome.zarr", &flags);
     assert!(content(&a) == content(&b));
 }
@@ -111,7 +112,7 @@ fn a_package_is_the_nnunet_folder_it_was_made_from() {
 fn a_model_without_a_test_vector_cannot_be_checked() {
     let place = Place::new();
     let package = place.path("package");
-    run(microtome().args(["model", "import"]).arg(repository("models/nuclei")).arg(&package)).ended(0);
+    run(microtome().args(["model", "import"]).arg(repository("tests/models/nnunet-nuclei")).arg(&package)).ended(0);
     let manifest = std::fs::read_to_string(package.join("model.toml")).unwrap();
     let (kept, _) = manifest.split_once("[test]").unwrap();
     std::fs::write(package.join("model.toml"), kept).unwrap();
@@ -131,7 +132,7 @@ fn info(package: &Path) -> Value {
 #[test]
 fn weights_in_bf16_make_half_a_file_and_another_model() {
     let place = Place::new();
-    let (nuclei, package) = (repository("models/nuclei"), place.path("package"));
+    let (nuclei, package) = (repository("tests/models/nnunet-nuclei"), place.path("package"));
     import(&nuclei, &package, &["--weights", "bf16"]).ended(0);
     let size = |folder: &Path| std::fs::metadata(folder.join("weights.safetensors")).unwrap().len();
     assert!(size(&package) < size(&nuclei) * 6 / 10);
@@ -159,7 +160,9 @@ fn classes_have_the_names_colours_and_codes_that_are_given() {
     let place = Place::new();
     let package = place.path("package");
     let table = |entry: &str| place.file("classes.json", format!("{{\"classes\": [{entry}]}}"));
-    let with = |table: &Path| import(&repository("models/nuclei"), &package, &["--classes", table.to_str().unwrap()]);
+    let with = |table: &Path| {
+        import(&repository("tests/models/nnunet-nuclei"), &package, &["--classes", table.to_str().unwrap()])
+    };
     with(&table(r##"{"value": 2, "color": "#ffffff"}"##)).refused(2, &["no class of the value 2"]);
     with(&table(r#"{"value": 1, "color": "orange"}"#)).refused(2, &["classes.json", "classes[0].color", "#rrggbb"]);
     with(&place.path("missing.json")).refused(2, &["missing.json"]);
@@ -167,13 +170,14 @@ fn classes_have_the_names_colours_and_codes_that_are_given() {
     with(&table(r##"{"value": 1, "color": "#0072b2", "code": "SCT 84640000"}"##)).ended(0);
     let text = run(microtome().args(["model", "info"]).arg(&package)).ended(0).stdout;
     assert!(text.contains("1 nucleus, #0072b2, SCT 84640000"), "{text}");
-    assert_eq!(info(&package)["card"]["sha256"], info(&repository("models/nuclei"))["card"]["sha256"]);
+    assert_eq!(info(&package)["card"]["sha256"], info(&repository("tests/models/nnunet-nuclei"))["card"]["sha256"]);
 }
 
 #[test]
 fn a_vector_by_the_original_framework_is_taken_if_it_is_reproduced() {
     let place = Place::new();
-    let (nuclei, package, vector) = (repository("models/nuclei"), place.path("package"), place.path("vector"));
+    let (nuclei, package, vector) =
+        (repository("tests/models/nnunet-nuclei"), place.path("package"), place.path("vector"));
     std::fs::create_dir(&vector).unwrap();
     for file in ["input.png", "logits.safetensors", "mask.png"] {
         std::fs::copy(nuclei.join("test").join(file), vector.join(file)).unwrap();
@@ -205,10 +209,10 @@ fn a_model_without_a_test_vector_gets_one_that_says_whose_it_is() {
         assert!(text.contains(word), "{word} is missing: {text}");
     }
     // Of a picture that is given, unless it is larger than a tile.
-    let image = repository("models/nuclei/test/input.png");
+    let image = repository("tests/models/nnunet-nuclei/test/input.png");
     let flags = ["--model-mpp", "0.5", "--test-image", image.to_str().unwrap()];
     import(&residual, &place.path("other"), &flags).refused(2, &["input.png", "no larger than"]);
-    import(&repository("models/nuclei"), &place.path("other"), &flags).ended(0);
+    import(&repository("tests/models/nnunet-nuclei"), &place.path("other"), &flags).ended(0);
     assert!(crate::read(&place.path("other/test/input.png")) == crate::read(&image));
     // One that is not reproduced: another weight behind the same digest would be needed, so the reference is changed.
     let logits = place.path("package/test/logits.safetensors");
@@ -224,7 +228,7 @@ fn a_model_without_a_test_vector_gets_one_that_says_whose_it_is() {
 fn a_recommendation_is_measured_and_followed_where_the_device_is_fast() {
     let place = Place::new();
     let slide = place.slide("slide.png");
-    let (nuclei, package) = (repository("models/nuclei"), place.path("package"));
+    let (nuclei, package) = (repository("tests/models/nnunet-nuclei"), place.path("package"));
     import(&nuclei, &package, &["--recommend", "bf16"]).refused(2, &["--measure"]);
     assert!(!package.exists());
     let flags = ["--recommend", "bf16", "--measure", slide.to_str().unwrap(), "--device", "cpu"];
@@ -260,7 +264,7 @@ fn a_recommendation_is_measured_and_followed_where_the_device_is_fast() {
 fn several_models_run_together_or_are_refused_by_name() {
     let place = Place::new();
     let slide = place.slide("slide.png");
-    let nuclei = repository("models/nuclei");
+    let nuclei = repository("tests/models/nnunet-nuclei");
     let command = |models: &[&Path], output: &str| {
         let mut command = microtome();
         command.arg("segment").arg(&slide).arg("-o").arg(place.path(output));

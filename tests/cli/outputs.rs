@@ -69,7 +69,8 @@ fn the_same_command_again_finds_it_done() {
         .refused(5, &["mask.ome.zarr", "step: 1.0 there, 0.5 here", "--overwrite"]);
     run(place.segment(&[&slide], &mask).args(["--tta", "--quiet"])).refused(5, &["execution: "]);
     let other = place.path("other.png");
-    std::fs::write(&other, std::fs::read(crate::repository("models/nuclei/test/input.png")).unwrap()).unwrap();
+    std::fs::write(&other, std::fs::read(crate::repository("tests/models/nnunet-nuclei/test/input.png")).unwrap())
+        .unwrap();
     run(place.segment(&[&other], &mask).arg("--quiet")).refused(5, &["slide: "]);
     std::fs::remove_file(&other).unwrap();
     assert!(place.content() == before);

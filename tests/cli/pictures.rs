@@ -105,7 +105,7 @@ fn previews_that_cannot_be_made() {
     let small = place.path("small.png");
     run(microtome().arg("preview").arg(&slide).arg(&small).args(["--size", "90"])).ended(0);
     let square = place.path("square.png");
-    std::fs::copy(crate::repository("models/nuclei/test/input.png"), &square).unwrap();
+    std::fs::copy(crate::repository("tests/models/nnunet-nuclei/test/input.png"), &square).unwrap();
     let before = place.content();
     let refused = |arguments: &[&str], code: i32, words: &[&str]| {
         run(microtome().arg("preview").args(arguments).current_dir(place.folder.path())).refused(code, words);

@@ -12,7 +12,7 @@ fn the_largest_component_stays_and_the_mask_too() {
     let slide = place.slide("slide.png");
     let mask = place.path("mask.ome.zarr");
     let mut segment = microtome();
-    segment.arg("segment").arg(&slide).arg("-m").arg(repository("models/nuclei")).arg("-o").arg(&mask);
+    segment.arg("segment").arg(&slide).arg("-m").arg(repository("tests/models/nnunet-nuclei")).arg("-o").arg(&mask);
     run(segment.args(["--model-mpp", "native", "--no-tta", "--tissue", "none"])).ended(0);
     let pixels = |name: &str| {
         let store = OmeZarr::open(place.path(name)).unwrap();
@@ -48,7 +48,7 @@ fn the_largest_component_stays_and_the_mask_too() {
     assert!(pixels("kept.ome.zarr") == after);
     run(&mut postprocess("other.ome.zarr", &["--keep-largest", "0"])).refused(2, &["1 to 65535"]);
     run(&mut postprocess("other.ome.zarr", &[])).refused(2, &["--keep-largest"]);
-    let nuclei = repository("models/nuclei");
+    let nuclei = repository("tests/models/nnunet-nuclei");
     run(postprocess("other.ome.zarr", &[]).arg("-m").arg(&nuclei)).refused(2, &["nothing to apply"]);
     let mut missing = microtome();
     missing.arg("postprocess").arg(place.path("missing.ome.zarr")).args(["--keep-largest", "1", "-o"]);

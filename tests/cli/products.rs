@@ -58,7 +58,7 @@ fn probabilities_and_confidence_lie_beside_the_mask() {
     assert!(verified.stdout.contains("0 faulty"), "{verified:?}");
 }
 
-/// The bundled model is nnU-Net's, which cuts off black borders.
+/// The model is nnU-Net's, which cuts off black borders.
 #[test]
 fn what_was_cut_off_is_said() {
     let place = Place::new();

@@ -88,7 +88,13 @@ fn the_power_of_the_objective_counts_where_it_is_asked_for() {
     let output = place.path("mask.ome.zarr");
     let forecast = |flags: &[&str]| {
         let mut command = microtome();
-        command.arg("segment").arg(&slide).arg("-m").arg(crate::repository("models/nuclei")).arg("-o").arg(&output);
+        command
+            .arg("segment")
+            .arg(&slide)
+            .arg("-m")
+            .arg(crate::repository("tests/models/nnunet-nuclei"))
+            .arg("-o")
+            .arg(&output);
         run(command.args(["--dry-run", "--quiet", "--memory", "1GiB"]).args(flags))
     };
     forecast(&[]).refused(2, &["slide.svs", "--mpp"]);

@@ -128,7 +128,7 @@ fn a_resolution_that_nobody_knows() {
     let before = place.content();
     let segment = |arguments: &[&str]| {
         let mut command = microtome();
-        command.arg("segment").arg(&slide).arg("-m").arg(repository("models/nuclei"));
+        command.arg("segment").arg(&slide).arg("-m").arg(repository("tests/models/nnunet-nuclei"));
         run(command.arg("-o").arg(place.path("mask.ome.zarr")).args(arguments).arg("--quiet"))
     };
     segment(&[]).refused(2, &["slide.png", "resolution", "--mpp"]);
@@ -204,7 +204,7 @@ fn what_is_no_model() {
     model_refused(&place, &folder("binary", &[("dataset.json", b"\xff\xfe\0"), ("plans.json", b"\xff\xfe\0")]), &[]);
     model_refused(&place, &folder("toml", &[("model.toml", b"format_version = 99\n")]), &["model.toml", "99"]);
     model_refused(&place, &folder("toml-2", &[("model.toml", b"= nonsense")]), &["model.toml"]);
-    let manifest = std::fs::read(repository("models/nuclei/model.toml")).unwrap();
+    let manifest = std::fs::read(repository("tests/models/nnunet-nuclei/model.toml")).unwrap();
     model_refused(&place, &folder("no-weights", &[("model.toml", &manifest)]), &["weights.safetensors"]);
     let other =
         folder("other-weights", &[("model.toml", &manifest), ("weights.safetensors", b"\x08\0\0\0\0\0\0\0{}      ")]);
@@ -312,11 +312,12 @@ mod permissions {
         std::fs::copy(env!("CARGO_BIN_EXE_microtome"), &program).unwrap();
         std::fs::create_dir_all(&model).unwrap();
         for name in ["model.toml", "weights.safetensors"] {
-            std::fs::copy(repository("models/nuclei").join(name), model.join(name)).unwrap();
+            std::fs::copy(repository("tests/models/nnunet-nuclei").join(name), model.join(name)).unwrap();
         }
         std::fs::create_dir_all(model.join("test")).unwrap();
         for name in ["input.png", "logits.safetensors", "mask.png"] {
-            std::fs::copy(repository("models/nuclei/test").join(name), model.join("test").join(name)).unwrap();
+            std::fs::copy(repository("tests/models/nnunet-nuclei/test").join(name), model.join("test").join(name))
+                .unwrap();
         }
         let mut command = Command::new(program);
         command.arg("segment").arg(slide).arg("-m").arg(model).arg("-o").arg(output);

@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use crate::{Place, microtome, read, repository, run};
 
-/// `microtome segment` with the bundled model, as it chooses where to run.
+/// `microtome segment` with nnU-Net's model of `tests/models`, as it chooses where to run.
 fn segment(slide: &Path, output: &Path) -> Command {
     let mut command = microtome();
-    command.arg("segment").arg(slide).arg("-m").arg(repository("models/nuclei")).arg("-o").arg(output);
+    command.arg("segment").arg(slide).arg("-m").arg(repository("tests/models/nnunet-nuclei")).arg("-o").arg(output);
     command.args(["--model-mpp", "native", "--no-tta", "--step-size", "1", "--memory", "1GiB", "--threads", "2"]);
     command
 }

@@ -22,7 +22,7 @@ fn large(place: &Place) -> PathBuf {
 
 fn begin(slide: &Path, output: &Path, step: &str) -> Command {
     let mut command = microtome();
-    command.arg("segment").arg(slide).arg("-m").arg(repository("models/nuclei")).arg("-o").arg(output);
+    command.arg("segment").arg(slide).arg("-m").arg(repository("tests/models/nnunet-nuclei")).arg("-o").arg(output);
     command.args(["--model-mpp", "native", "--no-tta", "--step-size", step, "--tissue", "none", "--threads", "2"]);
     command
 }
@@ -124,7 +124,7 @@ fn a_reader_who_has_seen_enough_is_no_error() {
     for command in [
         microtome().arg("info").arg(&slide),
         microtome().arg("info").arg(&slide).arg("--json"),
-        microtome().args(["model", "info"]).arg(repository("models/nuclei")),
+        microtome().args(["model", "info"]).arg(repository("tests/models/nnunet-nuclei")),
         place.segment(&[&slide], &mask).arg("--quiet").arg("--json"),
         &mut place.segment(&[&slide], &other),
         microtome().arg("verify").arg(&mask),
@@ -162,7 +162,7 @@ fn a_signal_stops_an_import_and_leaves_nothing() {
     let slide = large(&place);
     let before = place.content();
     let mut command = microtome();
-    command.args(["model", "import"]).arg(repository("models/nuclei")).arg(place.path("package"));
+    command.args(["model", "import"]).arg(repository("tests/models/nnunet-nuclei")).arg(place.path("package"));
     let child = started(command.arg("--measure").arg(&slide));
     signal(&child, "INT");
     let (found, _, text) = ended(child);

@@ -106,7 +106,7 @@ fn inside_the_crop_the_mask_is_that_of_the_crop_alone_and_outside_it_is_backgrou
 /// A real network with statistics of the image, mirrored: normalisation, padding of what is smaller than a tile, all of it.
 #[test]
 fn a_network_with_statistics_sees_the_crop_alone() {
-    let model = Model::open(repository("models/nuclei"), &ModelOptions::default()).unwrap();
+    let model = Model::open(repository("tests/models/nnunet-nuclei"), &ModelOptions::default()).unwrap();
     assert!(model.card().crop_to_nonzero && model.card().normalization == [Normalization::ZScore; 3]);
     let predictor = model.predictor(&Execution { device: Device::Cpu, ..Execution::default() }).unwrap();
     let settings = with(&settings(), |s| (s.chunk, s.shard) = (32, 64));
@@ -134,8 +134,8 @@ fn a_network_with_statistics_sees_the_crop_alone() {
 /// Masks that nnU-Net 2.8.1 made of a picture on black (`tests/python/nnunet_masks.py`); this test needs nothing but the repository.
 #[test]
 fn pictures_on_black_are_nnunets() {
-    let model = Model::open(repository("models/nuclei"), &ModelOptions::default()).unwrap();
-    let tile = picture(&repository("models/nuclei/test/input.png"));
+    let model = Model::open(repository("tests/models/nnunet-nuclei"), &ModelOptions::default()).unwrap();
+    let tile = picture(&repository("tests/models/nnunet-nuclei/test/input.png"));
     let size = Size::new(300, 200);
     for (part, mirroring, name) in [
         (Rect::new(37, 11, 211, 187), Mirroring::AsTrained, "mirror"),

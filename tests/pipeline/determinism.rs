@@ -66,7 +66,7 @@ fn a_formula_gives_the_same_bytes() {
 /// Instance normalisation, mirroring, statistics of the whole slide: all the arithmetic of a real network.
 #[test]
 fn a_network_gives_the_same_bytes() {
-    let model = Model::open(repository("models/nuclei"), &ModelOptions::default()).unwrap();
+    let model = Model::open(repository("tests/models/nnunet-nuclei"), &ModelOptions::default()).unwrap();
     let predictor = model.predictor(&Execution { device: Device::Cpu, ..Execution::default() }).unwrap();
     let slide = SyntheticSlide::new(Size::new(200, 170), 4).with_tissue_everywhere();
     let mut settings = settings();

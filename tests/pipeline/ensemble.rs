@@ -357,7 +357,7 @@ fn neither_threads_nor_batches_nor_strips_change_a_byte() {
 }
 
 fn nuclei(mirroring: Mirroring) -> Box<dyn Predictor> {
-    let model = Model::open(repository("models/nuclei"), &ModelOptions::default()).unwrap();
+    let model = Model::open(repository("tests/models/nnunet-nuclei"), &ModelOptions::default()).unwrap();
     model.predictor(&Execution { device: Device::Cpu, mirroring, ..Execution::default() }).unwrap()
 }
 

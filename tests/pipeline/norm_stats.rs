@@ -10,7 +10,7 @@ use microtome_tile::ImageStatistics;
 use crate::{levels_of, repository, segment, segment_to, settings, with};
 
 fn nuclei() -> Model {
-    Model::open(repository("models/nuclei"), &ModelOptions::default()).unwrap()
+    Model::open(repository("tests/models/nnunet-nuclei"), &ModelOptions::default()).unwrap()
 }
 
 fn predictor(model: &Model) -> Box<dyn Predictor> {

@@ -93,9 +93,9 @@ fn a_crop_is_nnunets_with_and_without_mirroring() {
     compare(&model, F32.mirrored(), crop.as_ref(), &mask("mirror")).assert(6, 0.999_92);
     compare(&model, HALF, crop.as_ref(), &mask("nomirror")).assert(1, 0.999_98);
     compare(&model, HALF.mirrored(), crop.as_ref(), &mask("mirror")).assert(3, 0.999_96);
-    // The bundled package holds the same weights.
-    let bundled = Model::open(repository("models/nuclei"), &ModelOptions::default()).unwrap();
-    assert_eq!(bundled.card().sha256, model.card().sha256);
+    // The package in the repository holds the same weights.
+    let package = Model::open(repository("tests/models/nnunet-nuclei"), &ModelOptions::default()).unwrap();
+    assert_eq!(package.card().sha256, model.card().sha256);
 }
 
 /// nnU-Net had the pixels that OpenSlide decodes; our decoder makes the same.
@@ -130,7 +130,7 @@ fn a_whole_slide_of_openslides_pixels_is_nnunets() {
 
 /// The picture that `tests/python/nnunet_masks.py` gave to nnU-Net: the model's test picture side by side.
 fn repeated(size: Size, path: &Path) -> Box<dyn SlideReader> {
-    let tile = picture(&repository("models/nuclei/test/input.png"));
+    let tile = picture(&repository("tests/models/nnunet-nuclei/test/input.png"));
     let mut pixels = Pixels::filled(size, tile.sample_type(), &[0; 3]);
     for y in (0..size.height).step_by(tile.size().height as usize) {
         for x in (0..size.width).step_by(tile.size().width as usize) {
@@ -145,7 +145,7 @@ fn repeated(size: Size, path: &Path) -> Box<dyn SlideReader> {
 /// masks are nnU-Net 2.8.1's, made by `tests/python/nnunet_masks.py`; this test needs nothing but the repository.
 #[test]
 fn pictures_of_every_kind_are_nnunets() {
-    let model = Model::open(repository("models/nuclei"), &ModelOptions::default()).unwrap();
+    let model = Model::open(repository("tests/models/nnunet-nuclei"), &ModelOptions::default()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     for (width, height, step, mirroring) in [
         (300, 200, 0.5, Mirroring::Off),

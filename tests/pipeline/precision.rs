@@ -54,7 +54,7 @@ fn dice(a: &[u16], b: &[u16]) -> f64 {
 fn what_a_precision_changes() {
     let Some(stained) = microtome_testkit::data("seg/dsb2018-stained") else { return };
     let Some(slide) = microtome_testkit::data("slides/svs/CMU-1-Small-Region.svs") else { return };
-    let model = Model::open(repository("models/nuclei"), &ModelOptions::default()).unwrap();
+    let model = Model::open(repository("tests/models/nnunet-nuclei"), &ModelOptions::default()).unwrap();
     let predictors = predictors(&model);
 
     let mut masks = Vec::new();
@@ -131,7 +131,7 @@ fn largest(values: impl Iterator<Item = f32>) -> f32 {
 }
 
 /// `MICROTOME_MODELS=FOLDER cargo test -p microtome --test pipeline -- --ignored --nocapture what_bf16_changes`; the folder is what
-/// `tests/python/precision_models.py` makes. The bundled model runs beside its models.
+/// `tests/python/precision_models.py` makes. nnU-Net's package of `tests/models` runs beside its models.
 #[test]
 #[ignore = "a measurement"]
 fn what_bf16_changes_in_each_architecture() {
@@ -143,7 +143,7 @@ fn what_bf16_changes_in_each_architecture() {
     let mut models: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     models.retain(|path| path.is_dir());
     models.sort();
-    models.insert(0, repository("models/nuclei"));
+    models.insert(0, repository("tests/models/nnunet-nuclei"));
     println!("{} pixels of {}", size.area(), picture.display());
     println!("| model | parameters | largest logit | its largest error, f32 | bf16 | pixels that change, f32 | bf16 |");
     println!("|---|---|---|---|---|---|---|");

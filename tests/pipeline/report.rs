@@ -118,11 +118,13 @@ fn a_page_says_what_the_summary_says_and_escapes_what_it_is_given() {
     let mask = folder.path().join("a & b <c>.ome.zarr");
     let summary = segment_to(&slide, &model, &settings, &mask);
     assert_eq!((summary.region.kind, summary.region.pixels), (RegionKind::Region, 300 * 200));
-    assert_eq!(summary.region.mm2, Some(300.0 * 200.0 * 0.0625 / 1e6));
+    let region_mm2 = 300.0 * 200.0 * 0.0625 / 1e6;
+    assert_eq!(summary.region.mm2, Some(region_mm2));
     assert!(summary.areas.iter().any(|area| area.pixels > 0 && area.share > 0.0));
     for area in &summary.areas {
-        let words =
-            format!("{} pixels, {:.4} mm2, {:.1} % of the region", area.pixels, area.mm2.unwrap(), area.share * 100.0);
+        let covered = format!("{} pixels, {:.4} mm2", area.pixels, area.mm2.unwrap());
+        let per_area = format!("({:.4} mm2 per mm2, of {region_mm2:.4} mm2)", area.share);
+        let words = format!("{covered}, {:.1} % of the region {per_area}", area.share * 100.0);
         assert!(summary.to_string().contains(&words), "{words}");
     }
 

@@ -130,7 +130,7 @@ fn on_a_dark_slide_the_background_is_skipped() {
 #[test]
 fn skipping_glass_does_not_change_the_statistics() {
     use microtome::unet::{Device, Execution, Model, ModelOptions};
-    let model = Model::open(crate::repository("models/nuclei"), &ModelOptions::default()).unwrap();
+    let model = Model::open(crate::repository("tests/models/nnunet-nuclei"), &ModelOptions::default()).unwrap();
     let mirroring = microtome::unet::Mirroring::Off;
     let execution = Execution { device: Device::Cpu, mirroring, ..Execution::default() };
     let predictor = model.predictor(&execution).unwrap();

@@ -3,8 +3,8 @@
 
 usage: nnunet_masks.py MODEL_FOLDER INPUT FOLDER
 
-MODEL_FOLDER is the nnU-Net v2 results folder that models/nuclei was made from, INPUT the picture
-models/nuclei/test/input.png, FOLDER where the masks go. Each mask is called WIDTHxHEIGHT_step_STEP_MIRRORING.png, and belongs
+MODEL_FOLDER is the nnU-Net v2 results folder that tests/models/nnunet-nuclei was made from, INPUT the picture
+tests/models/nnunet-nuclei/test/input.png, FOLDER where the masks go. Each mask is called WIDTHxHEIGHT_step_STEP_MIRRORING.png, and belongs
 to INPUT repeated to the right and downwards, cut to WIDTH x HEIGHT pixels; tests/pipeline/parity.rs makes the same picture.
 Those called WIDTHxHEIGHT_at_X_Y_MIRRORING.png belong to such a picture that lies on 300 x 200 black pixels, its corner at X, Y;
 tests/pipeline/crop.rs makes them.

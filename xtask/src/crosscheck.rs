@@ -13,11 +13,13 @@ use crate::skips::SkipLog;
 use crate::venv::Venv;
 use crate::workspace::{Profile, Workspace};
 
-/// The nnU-Net results folder that the bundled model was made from, and masks that nnU-Net made with it, under the data folder.
+/// The nnU-Net results folder that `tests/models/nnunet-nuclei` was made from, and masks that nnU-Net made with it, under the data folder.
 pub(crate) const NNUNET: &str = "models/nnunet-v2-plain";
 pub(crate) const NNUNET_FOLDER: &str = "Dataset501_DSBStained/nnUNetTrainer_10epochs__tinyPlans__2d";
 /// Pictures with their truth, on which that model was trained.
 const DSB: &str = "seg/dsb2018-stained";
+/// The same pictures with the index that says of which kind each is; most of them trained the bundled model, and the others test it.
+const SEG: &str = "seg";
 
 /// What pinned packages say of the stores that the built program leaves, with the binary of the dev profile.
 /// (What the library computes is compared in `tests/pipeline/parity.rs`.)
@@ -32,9 +34,11 @@ pub(crate) fn run(workspace: &Workspace, venv: &Venv, skips: &SkipLog) -> Result
     remote::run(workspace, &work)?;
 
     // The flags with which a user asks for nnU-Net's mask.
-    let Some(reference) = workspace.data().map(|data| data.join(NNUNET).join("reference")) else {
+    let Some(data) = workspace.data() else {
+        skips.skip("the bundled model on images that it was not trained on", "the folder of real files is absent")?;
         return skips.skip("masks of the program against nnU-Net's", "the folder of real files is absent");
     };
+    let reference = data.join(NNUNET).join("reference");
     for (mirroring, expected) in [("--tta", "mirror"), ("--no-tta", "nomirror")] {
         let store = work.join(expected).with_extension("ome.zarr");
         let flags = ["--tissue", "none", "--model-mpp", "native", "--exact", mirroring];
@@ -43,7 +47,8 @@ pub(crate) fn run(workspace: &Workspace, venv: &Venv, skips: &SkipLog) -> Result
         let mut compare = venv.script(workspace, "compare_masks.py");
         shell::run(compare.arg(&store).arg(expected).args(["--min-equal", "0.9999", "--min-dice", "0.9995"]))?;
     }
-    Ok(())
+    let mut nuclei = venv.script(workspace, "check_nuclei.py");
+    shell::run(nuclei.arg(workspace.binary(Profile::Dev)).arg(data.join(SEG)).arg(work.join("nuclei")))
 }
 
 /// Masks of the real nnU-Net, computed here and now.
@@ -68,10 +73,10 @@ pub(crate) fn run_nnunet(workspace: &Workspace, venv: &Venv) -> Result<()> {
     shell::run(monai.arg(&binary).arg(&slide).arg(work.join("monai")))
 }
 
-/// Segments with the bundled model.
+/// Segments with the package of that model.
 fn segment(workspace: &Workspace, slide: &Path, store: &Path, flags: &[&str]) -> Result<()> {
     let mut command = Command::new(workspace.binary(Profile::Dev));
-    command.arg("segment").arg(slide).arg("-m").arg(workspace.bundled_model()).arg("-o").arg(store);
+    command.arg("segment").arg(slide).arg("-m").arg(workspace.nnunet_model()).arg("-o").arg(store);
     shell::run(command.args(["--quiet"]).args(flags))
 }
 

@@ -29,7 +29,7 @@ use crate::workspace::Workspace;
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  demo                 segment a real slide with the bundled model and draw the result: demo/cmu-1.{ome.zarr,png}
+  demo                 segment a real slide with the bundled model and draw the result: demo/cmu-1*
   test [--no-python]   every test that needs no network beyond the package registries
   check [--full]       format, lints, docs, licences, CUDA lint; --full compares with nnU-Net itself (several GB of PyTorch)
   check deploy | slurm | snakemake

@@ -62,9 +62,9 @@ impl Workspace {
         shell::run(self.cargo().args(["build", "--locked", "--workspace", "--bins", "--tests", "--examples"]))
     }
 
-    /// The model that travels with the repository.
-    pub(crate) fn bundled_model(&self) -> PathBuf {
-        self.root.join("models/nuclei")
+    /// The small model of nnU-Net's that tests and benches run: its masks are known from nnU-Net itself.
+    pub(crate) fn nnunet_model(&self) -> PathBuf {
+        self.root.join("tests/models/nnunet-nuclei")
     }
 
     /// CMU-1-Small-Region.svs (Aperio, 2220 x 2967 pixels, 0.499 um, CC0), which travels inside the package openslide-rs.

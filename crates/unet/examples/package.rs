@@ -1,6 +1,6 @@
 //! Makes a package of an nnU-Net v2 result folder: `cargo run -p microtome-unet --example package -- FOLDER PACKAGE`.
 //!
-//! This is how `models/nuclei` was made. `microtome model import` does the same with options for what is fixed here.
+//! This is how `tests/models/nnunet-nuclei` was made. `microtome model import` does the same with options for what is fixed here.
 
 use std::error::Error;
 use std::path::PathBuf;

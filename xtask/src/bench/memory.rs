@@ -16,7 +16,7 @@ Peak memory under a stated budget, by the width of the slide.
 
 Memory is anonymous memory plus dirty file pages of the process and its children, sampled from outside every 10 ms; RSS includes pages of
 the mapped slide, which the kernel drops when memory is short. The cheap model is a formula of the pixel, run over the tissue of the whole
-slide. The nuclei model is the bundled network, run in a square of 8192 x 8192 level-0 pixels (16.8 Mpx at its 0.5 um per pixel), with the
+slide. The nuclei model is tests/models/nnunet-nuclei, run in a square of 8192 x 8192 level-0 pixels (16.8 Mpx at its 0.5 um per pixel), with the
 image's statistics taken over the whole slide. Mpx/s are those of the slide's level 0. Each row is one run; where there are several of
 a slide (--rounds), its highest peak counts.";
 
@@ -62,7 +62,7 @@ impl Subject {
 
 fn nuclei(bench: &Bench<'_>, slide: &Path, square: &Path) -> Command {
     let mut command = bench.segment();
-    command.arg(slide).arg("-m").arg(bench.workspace.bundled_model()).arg("-o").arg(bench.output());
+    command.arg(slide).arg("-m").arg(bench.workspace.nnunet_model()).arg("-o").arg(bench.output());
     command.arg("--no-tta").arg("--roi").arg(square);
     command
 }

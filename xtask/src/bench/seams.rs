@@ -13,7 +13,7 @@ use super::slide::{Slide, Tiles};
 const TITLE: &str = "\
 Seams between strips: tiles that lie on one are run once for each strip, or their logits are kept in a scratch file (--scratch).
 
-The bundled nuclei model at its 0.5 um per pixel over the tissue of a slide, without mirroring, with the least memory that both ways can
+The model tests/models/nnunet-nuclei at its 0.5 um per pixel over the tissue of a slide, without mirroring, with the least memory that both ways can
 do with, so that strips are one shard wide and seams are as many as can be. Bytes are those that the process handed to the file
 system, its mask included; runs alternate.";
 
@@ -39,7 +39,7 @@ impl Way {
 
     fn command(self, bench: &Bench<'_>, slide: &Slide, memory: &str) -> Command {
         let mut command = bench.segment();
-        command.arg(&slide.path).arg("-m").arg(bench.workspace.bundled_model()).arg("-o").arg(bench.output());
+        command.arg(&slide.path).arg("-m").arg(bench.workspace.nnunet_model()).arg("-o").arg(bench.output());
         command.args(["--no-tta", "--memory", memory]);
         if let Self::Scratch = self {
             // Beside the mask: the folder is emptied before each run.

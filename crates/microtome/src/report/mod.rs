@@ -313,7 +313,12 @@ impl std::fmt::Display for Summary {
             if let Some(mm2) = area.mm2 {
                 write!(f, ", {mm2:.4} mm2")?;
             }
-            writeln!(f, ", {:.1} % of the {}", area.share * 100.0, self.region.kind)?;
+            let kind = self.region.kind;
+            write!(f, ", {:.1} % of the {kind}", area.share * 100.0)?;
+            if let (Some(_), Some(all)) = (area.mm2, self.region.mm2) {
+                write!(f, " ({:.4} mm2 per mm2, of {all:.4} mm2)", area.share)?;
+            }
+            writeln!(f)?;
         }
         for PartSummary { part, shards, tiles, seconds, threads, .. } in &self.parts {
             let name = format!("part {part}");

@@ -800,10 +800,10 @@ fn logits_are_nnunets_own() {
     }
 }
 
-/// The vector that travels with the bundled model, which nnU-Net 2.8.1 computed.
+/// The vector that travels with the package of nnU-Net's model, which nnU-Net 2.8.1 computed.
 #[test]
-fn the_bundled_model_gives_the_mask_that_came_with_it() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/nuclei");
+fn nnunets_package_gives_the_mask_that_came_with_it() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/models/nnunet-nuclei");
     let model = Model::open(path, &ModelOptions::default()).unwrap();
     for (arithmetic, tolerance) in [(Arithmetic::Exact, 1e-4), (Arithmetic::Fast, 1e-3)] {
         let execution = Execution { arithmetic, device: crate::Device::Cpu, ..Execution::default() };

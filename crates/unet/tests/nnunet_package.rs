@@ -1,11 +1,11 @@
-//! The package in `models/nuclei` reproduces what nnU-Net computed for its test vector: parity with nothing but the repository.
+//! The package in `tests/models/nnunet-nuclei` reproduces what nnU-Net computed for its test vector: parity with nothing but the repository.
 
 use microtome_unet::{Arithmetic, Device, Execution, Mirroring, Model, ModelOptions, PackageOptions, Precision};
 
 /// A package says it where it is so, and nothing where it is not.
 #[test]
 fn a_package_says_whether_images_are_cropped() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/nuclei");
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/models/nnunet-nuclei");
     let model = Model::open(folder, &ModelOptions::default()).unwrap();
     assert!(model.card().crop_to_nonzero, "it was imported from nnU-Net");
     let copy = tempfile::tempdir().unwrap();
@@ -22,8 +22,8 @@ fn a_package_says_whether_images_are_cropped() {
 }
 
 #[test]
-fn the_bundled_model_reproduces_its_test_vector() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/nuclei");
+fn nnunets_model_reproduces_its_test_vector() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/models/nnunet-nuclei");
     let model = Model::open(folder, &ModelOptions::default()).unwrap();
     assert_eq!(model.card().test_vector.as_deref(), Some("nnU-Net 2.8.1"));
     let execution = Execution {
