@@ -381,8 +381,8 @@ pub(crate) struct Audit {
     #[arg(long, value_name = "UM|native", value_parser = resolution, requires = "model")]
     pub(crate) model_mpp: Option<TargetResolution>,
 
-    /// Where the model runs: auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto", value_parser = device, requires = "model")]
+    /// Where the model runs: auto, cpu, cuda, or cuda:0,1 for several GPUs
+    #[arg(long, default_value = "auto", requires = "model")]
     pub(crate) device: microtome::unet::Device,
 
     /// Write the audit as CSV, too

@@ -15,8 +15,9 @@ pub(crate) fn run(args: &args::Audit) -> Result<u8> {
         Some(path) => {
             let model = Model::open(path, &ModelOptions::default()).map_err(Error::Model)?;
             // As `batch` would run it.
-            let choice = model.card().precision.choose(None, args.device, Arithmetic::Fast).map_err(Error::Model)?;
-            let execution = Execution { device: args.device, precision: choice.precision, ..Execution::default() };
+            let device = args.device.choose().map_err(Error::Model)?.device;
+            let choice = model.card().precision.choose(None, device, Arithmetic::Fast).map_err(Error::Model)?;
+            let execution = Execution { device, precision: choice.precision, ..Execution::default() };
             Some(model.predictor(&execution).map_err(Error::Model)?)
         }
     };

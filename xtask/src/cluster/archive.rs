@@ -45,7 +45,7 @@ impl Archive {
         shell::run(&mut make)?;
         let archive = Self {
             manifest: folder.join("manifest.csv"),
-            model: workspace.bundled_model(),
+            model: workspace.nnunet_model(),
             binary: workspace.binary(Profile::Dev),
             whole: folder.join("whole"),
             folder,

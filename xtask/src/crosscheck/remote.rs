@@ -12,6 +12,6 @@ pub(super) fn run(workspace: &Workspace, work: &Path) -> Result<()> {
     let venv = Venv::prepare(workspace, "venv-remote", "requirements-remote.txt")?;
     let mut check = venv.script(workspace, "check_remote.py");
     check.arg(workspace.binary(Profile::Dev)).arg(workspace.demo_slide()?);
-    let model = workspace.bundled_model();
+    let model = workspace.nnunet_model();
     shell::run(check.arg(&model).arg(model.join("test/input.png")).arg(work.join("remote")))
 }

@@ -125,7 +125,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[&str]) -> Result<()> {
         }
     }
 
-    copy_folder(&workspace.bundled_model(), &folder.join("nets/nuclei"))?;
+    copy_folder(&workspace.nnunet_model(), &folder.join("nets/nuclei"))?;
     match workspace.data().map(|data| data.join(TRAINED)).filter(|plain| plain.is_dir()) {
         Some(plain) => trained(&plain, &folder)?,
         None => eprintln!("without the trained network nnunet-v2-plain: the folder of real files is not here"),
