@@ -374,7 +374,12 @@ impl Batch<'_> {
     }
 
     /// What can name a person, if that is asked for.
-    fn identity(&self, entry: &Entry, slide: &dyn SlideReader, folder: &SlideFolder) -> Result<Option<Identity>> {
+    pub(super) fn identity(
+        &self,
+        entry: &Entry,
+        slide: &dyn SlideReader,
+        folder: &SlideFolder,
+    ) -> Result<Option<Identity>> {
         if self.options.identify == Identify::No {
             return Ok(None);
         }
