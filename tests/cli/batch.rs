@@ -61,7 +61,7 @@ fn batch(place: &Place, manifest: &Path, out: &str) -> Command {
 /// All stores below a folder, file by file.
 fn stores(folder: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
     let mut all = content(folder);
-    all.retain(|name, _| name.iter().any(|part| part.to_string_lossy().ends_with(".zarr")));
+    all.retain(|name, _| name.ancestors().any(|part| part.extension().is_some_and(|ending| ending == "zarr")));
     all
 }
 

@@ -89,7 +89,7 @@ fn options(of: impl FnOnce(&mut Options)) -> Options {
 /// Every file below a folder but those that tell times: reports, events, tables and what belongs to runs.
 fn stores(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let files = super::files::files(folder).unwrap();
-    let is_store = |name: &Path| name.iter().any(|part| part.to_string_lossy().ends_with(".zarr"));
+    let is_store = |name: &Path| name.ancestors().any(|part| part.extension().is_some_and(|ending| ending == "zarr"));
     files
         .into_iter()
         .filter(|(name, _)| is_store(name))
