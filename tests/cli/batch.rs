@@ -61,7 +61,7 @@ fn batch(place: &Place, manifest: &Path, out: &str) -> Command {
 /// All stores below a folder, file by file.
 fn stores(folder: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
     let mut all = content(folder);
-    all.retain(|name, _| name.iter().any(|part| part.to_string_lossy().ends_with(".zarr")));
+    all.retain(|name, _| name.ancestors().any(|part| part.extension().is_some_and(|ending| ending == "zarr")));
     all
 }
 
@@ -98,7 +98,7 @@ fn an_archive_is_worked_off_and_says_what_failed() {
     }
     let csv = std::fs::read_to_string(place.path("out/summary.csv")).unwrap();
     assert_eq!(csv.lines().count(), 6, "{csv}");
-    assert!(csv.lines().nth(2).unwrap().starts_with("s1,,failed,4,the slide: "), "{csv}");
+    assert!(csv.lines().nth(2).unwrap().starts_with("s1,,failed,4,\"the slide: "), "{csv}");
     assert!(std::fs::read_to_string(place.path("out/summary.html")).unwrap().contains("3 done, 2 failed"));
 
     // The same again tries what failed, and nothing else.

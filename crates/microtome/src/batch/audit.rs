@@ -186,17 +186,16 @@ fn look(
         }
         let segmenter = segmenter.with(settings)?;
         let plan = segmenter.plan(slide.as_ref())?;
-        let speed = match *speed {
-            Some(speed) => speed,
-            None => {
-                let forecast = segmenter.forecast(slide.as_ref(), &Silent)?;
-                let tiles = forecast.tiles.run + forecast.tiles.repeated;
-                let seconds = forecast.seconds.map_or(0.0, |time| time.reading.max(time.inference));
-                if tiles == 0 {
-                    return Ok(());
-                }
-                *speed.insert(Speed::Tile(seconds / tiles as f64))
+        let speed = if let Some(speed) = *speed {
+            speed
+        } else {
+            let forecast = segmenter.forecast(slide.as_ref(), &Silent)?;
+            let tiles = forecast.tiles.run + forecast.tiles.repeated;
+            let seconds = forecast.seconds.map_or(0.0, |time| time.reading.max(time.inference));
+            if tiles == 0 {
+                return Ok(());
             }
+            *speed.insert(Speed::Tile(seconds / tiles as f64))
         };
         found.hours = Some(match speed {
             Speed::Tile(seconds) => plan.tiles as f64 * seconds / 3600.0,

@@ -78,6 +78,7 @@ impl Folder {
 }
 
 impl SlideFolder {
+    #[cfg(test)]
     pub(super) fn path(&self) -> &Path {
         &self.0
     }

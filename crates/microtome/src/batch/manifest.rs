@@ -473,7 +473,9 @@ pub(super) fn check_id(id: &str) -> Result<(), String> {
         }
         id => match id.chars().find(|&c| forbidden(c)) {
             Some(c) => Err(format!("id: {id:?} names a folder, and {c:?} cannot be in it")),
-            None if RESERVED.iter().any(|name| id.eq_ignore_ascii_case(name)) || id.ends_with(".jsonl") => {
+            None if RESERVED.iter().any(|name| id.eq_ignore_ascii_case(name))
+                || id.to_lowercase().ends_with(".jsonl") =>
+            {
                 Err(format!("id: {id:?} is the name of a file that is written beside the slides' folders"))
             }
             None => Ok(()),

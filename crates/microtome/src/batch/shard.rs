@@ -145,15 +145,14 @@ pub(super) fn select(entries: &[Entry], shard: Shard, folder: &Folder, keep: Kee
     sorted.sort_unstable();
     let path = folder.shares(shard.count, &folder::digest(&sorted.join("\n")));
     let known = |shares: &Shares| shares.shards == shard.count && ids.iter().all(|id| shares.slides.contains_key(*id));
-    let shares = match folder::json::<Shares>(&path).filter(known) {
-        Some(shares) => shares,
-        None => {
-            let sizes = entries.iter().map(|entry| (entry.id.as_str(), size(entry))).collect();
-            let shares = divide(&sizes, shard.count);
-            match keep {
-                Keep::No => shares,
-                Keep::Yes => first(&path, shares)?,
-            }
+    let shares = if let Some(shares) = folder::json::<Shares>(&path).filter(known) {
+        shares
+    } else {
+        let sizes = entries.iter().map(|entry| (entry.id.as_str(), size(entry))).collect();
+        let shares = divide(&sizes, shard.count);
+        match keep {
+            Keep::No => shares,
+            Keep::Yes => first(&path, shares)?,
         }
     };
     Ok(ids.iter().map(|id| shares.slides.get(*id) == Some(&shard.index)).collect())

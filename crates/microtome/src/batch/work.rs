@@ -197,13 +197,11 @@ impl Batch<'_> {
                             slide.content_id().map_err(Error::Read)? == in_place.content_id().map_err(Error::Read)?;
                         Ok(same.then_some(slide))
                     });
-                    match same {
-                        Ok(Some(slide)) => Ok(Opened { slide, _copy: Some(copy) }),
-                        _ => {
-                            watcher.note(&format!("{id}: read where it is: a copy of its file alone is not the slide"));
-                            Ok(Opened { slide: in_place, _copy: None })
-                        }
+                    if let Ok(Some(slide)) = same {
+                        return Ok(Opened { slide, _copy: Some(copy) });
                     }
+                    watcher.note(&format!("{id}: read where it is: a copy of its file alone is not the slide"));
+                    Ok(Opened { slide: in_place, _copy: None })
                 }
                 (Err(NoCopy::TooLarge { bytes, limit }), Some(slide)) => {
                     let (bytes, limit) = (crate::Bytes(bytes), crate::Bytes(limit));
@@ -374,7 +372,12 @@ impl Batch<'_> {
     }
 
     /// What can name a person, if that is asked for.
-    fn identity(&self, entry: &Entry, slide: &dyn SlideReader, folder: &SlideFolder) -> Result<Option<Identity>> {
+    pub(super) fn identity(
+        &self,
+        entry: &Entry,
+        slide: &dyn SlideReader,
+        folder: &SlideFolder,
+    ) -> Result<Option<Identity>> {
         if self.options.identify == Identify::No {
             return Ok(None);
         }
