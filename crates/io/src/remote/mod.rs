@@ -1,6 +1,6 @@
 //! Object stores: a URL such as `s3://bucket/slides/a.ome.zarr` in the place of a path.
 //!
-//! Wherever a store is read or written, its path may be a URL: [`store`](crate::store) asks [`place`] and [`open`] here, which speak to a service
+//! Wherever a store is read or written, its path may be a URL: [`store`](crate::store) asks this module, which speaks to a service
 //! that speaks the protocol of Amazon's S3. Credentials, endpoint and region come from the usual variables of the environment, `AWS_*`.
 //!
 //! Requests are made on the calling thread and on two threads of their own; nothing outside of this module knows of that. What fails for a moment
