@@ -34,6 +34,7 @@ use crate::{
 #[cfg(test)]
 pub(crate) use lowering::run_on_cpu;
 use pool::{Batches, Input, InputSamples, Open, Pool};
+#[cfg(feature = "cuda")]
 use session::Recipe;
 
 /// Calls that should be under way at once for each device: one whose batch it computes, one whose batch is queued behind, and one whose
