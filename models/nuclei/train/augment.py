@@ -35,6 +35,8 @@ class Source:
         if picture.group == "slide":
             row, column = np.nonzero(self.labels)
             self.tissue = np.stack([column, row], 1)
+            row, column = np.nonzero((self.labels == 0) & (density(picture.rgb[rows]).mean(2) > 0.3))
+            self.dark = np.stack([column, row], 1)
 
     def sample(self, rng, side, mpp=None):
         """Bytes, labels and whether the pixel is in the picture, at a random place, angle and scale."""
@@ -42,9 +44,11 @@ class Source:
         mpp = mpp or scale(rng)
         factor = mpp / self.picture.mpp
         if self.tissue is not None:
-            # Three of four around a nucleus or what may be one, the others anywhere, glass included.
-            if rng.random() < 0.75:
-                centre = self.tissue[rng.integers(len(self.tissue))] + rng.normal(0, 30, 2)
+            # Around a nucleus or what may be one; around horn, ink, collagen, which are dark and none; or anywhere, glass included.
+            kind = rng.random()
+            if kind < 0.8:
+                places = self.tissue if kind < 0.55 else self.dark
+                centre = places[rng.integers(len(places))] + rng.normal(0, 30, 2)
             else:
                 centre = rng.random(2) * (width, height)
         else:

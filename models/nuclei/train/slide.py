@@ -69,7 +69,7 @@ def weak_labels(rgb, without_nuclei=()):
     count = np.maximum(around(np.ones_like(haematoxylin)), 1e-3)
     mean = around(haematoxylin) / count
     deviation = np.sqrt(np.maximum(around(haematoxylin**2) / count - mean**2, 0.0))
-    ink = (rgb[..., 1] > rgb[..., 0] + 20.0) & (rgb[..., 1] > 70)
+    ink = (rgb[..., 1] > rgb[..., 0] + 18.0) & (rgb[..., 1] > 50)
     near_ink = ndimage.binary_dilation(ink, iterations=4)
     nuclei = (haematoxylin > np.clip(mean + np.maximum(0.55 * deviation, 0.06), 0.22, 0.62)) & (red > 0.30) & ~ink
     nuclei = ndimage.binary_fill_holes(ndimage.binary_opening(nuclei, np.ones((3, 3))))
@@ -78,16 +78,21 @@ def weak_labels(rgb, without_nuclei=()):
     labels = segmentation.watershed(-depth, measure.label(morphology.h_maxima(depth, 0.75)), mask=nuclei).astype(np.int32)
     doubtful = (haematoxylin > np.clip(mean + 0.1 * deviation, 0.18, 0.5)) & (red > 0.22) & ~nuclei
 
-    # What is too large or too ragged for a nucleus, or lies beside ink, is in doubt, and so are nuclei beside horn.
+    # What is too large or too ragged for a nucleus is in doubt, and so is a nucleus beside horn. Ink is no nucleus, nor is what it colours.
     horn = Image.new("1", (rgb.shape[1], rgb.shape[0]))
     for polygon in without_nuclei:
         ImageDraw.Draw(horn).polygon(polygon, fill=1)
     horn = np.asarray(horn)
     beside = ndimage.binary_dilation(horn, iterations=20)
-    odd = [n.label for n in measure.regionprops(labels) if n.area > 700 or n.solidity < 0.75]
-    in_doubt = np.isin(labels, odd) | ((near_ink | beside) & ((labels > 0) | doubtful)) | doubtful
-    # Pieces of tissue smaller than a cell's surroundings are dust and flakes on the glass. Ink is no nucleus.
-    crumbs = tissue & ~morphology.remove_small_objects(tissue, max_size=6000)
-    labels[in_doubt] = IGNORED
-    labels[crumbs | horn | ink] = 0
+    odd, inked = [], []
+    for nucleus in measure.regionprops(labels, intensity_image=near_ink.astype(np.float32)):
+        if nucleus.intensity_mean > 0.3:
+            inked.append(nucleus.label)
+        elif nucleus.area > 700 or nucleus.solidity < 0.75:
+            odd.append(nucleus.label)
+    none = np.isin(labels, inked) | (doubtful & (near_ink | beside)) | horn | ink
+    # Pieces of tissue smaller than a cell's surroundings are dust and flakes on the glass.
+    none |= tissue & ~morphology.remove_small_objects(tissue, max_size=6000)
+    labels[np.isin(labels, odd) | (beside & (labels > 0)) | doubtful] = IGNORED
+    labels[none] = 0
     return labels
