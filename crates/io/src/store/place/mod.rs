@@ -56,7 +56,7 @@ pub(crate) enum Take {
 
 /// The right to write at a place, on this machine: a file that is locked for as long as this lives. The system lets go of it however the process ends.
 #[derive(Debug)]
-pub(crate) struct Hold(pub(crate) File);
+pub(crate) struct Hold(#[expect(dead_code, reason = "it is held, and nothing is asked of it")] pub(crate) File);
 
 /// What a value is, or what stands in the place of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
