@@ -365,6 +365,14 @@ impl Batch<'_> {
         watcher: &dyn Watcher,
     ) {
         let Prepared { job, opened, lease } = prepared;
+        let give_back = |lease: Option<Lease>| {
+            if let (Some(lease), Some(leases)) = (lease, leases) {
+                leases.release(lease);
+            }
+        };
+        if watcher.cancelled() {
+            return give_back(lease);
+        }
         let lease = match (lease, leases) {
             (None, Some(leases)) => match self.claim(&job, leases) {
                 Ok(Claim::Ours(lease)) => Some(lease),
@@ -372,11 +380,6 @@ impl Batch<'_> {
                 Err(error) => return shared.fail(error),
             },
             (lease, _) => lease,
-        };
-        let give_back = |lease: Option<Lease>| {
-            if let (Some(lease), Some(leases)) = (lease, leases) {
-                leases.release(lease);
-            }
         };
         // Between looking and taking it, another one may have finished it.
         if leases.is_some()
