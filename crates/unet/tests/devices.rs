@@ -78,7 +78,7 @@ fn f32_is_within_a_ten_thousandth_on_every_device() {
     }
 }
 
-/// Of the 16 384 pixels of the tile that travels with the model, PyTorch's automatic mixed precision changes 3, and bf16 everywhere 11:
+/// Of the 16 384 pixels of the tile that travels with the model, PyTorch's automatic mixed precision changes 2, and bf16 everywhere 11:
 /// `tests/python/torch_bf16.py`.
 #[test]
 fn bf16_changes_no_more_pixels_than_pytorchs_does() {
@@ -87,7 +87,7 @@ fn bf16_changes_no_more_pixels_than_pytorchs_does() {
         let execution = Execution { device, precision: Precision::Bf16, ..Execution::default() };
         let agreement = model.check_test_vector(&execution).unwrap().unwrap();
         println!("{device}: {agreement:?}");
-        assert!(agreement.differing_pixels <= 3, "{device}: {agreement:?}");
+        assert!(agreement.differing_pixels <= 2, "{device}: {agreement:?}");
     }
 }
 
