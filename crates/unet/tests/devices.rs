@@ -78,8 +78,8 @@ fn f32_is_within_a_ten_thousandth_on_every_device() {
     }
 }
 
-/// Of the 16 384 pixels of the tile that travels with the model, PyTorch's own bf16 changes 47, and its automatic mixed precision 33, against its
-/// f32: `tests/python/torch_precision.py`, docs/precision.md.
+/// Of the 16 384 pixels of the tile that travels with the model, PyTorch's automatic mixed precision changes 2, and bf16 everywhere 11:
+/// `tests/python/torch_bf16.py`.
 #[test]
 fn bf16_changes_no_more_pixels_than_pytorchs_does() {
     let model = bundled();
@@ -87,7 +87,7 @@ fn bf16_changes_no_more_pixels_than_pytorchs_does() {
         let execution = Execution { device, precision: Precision::Bf16, ..Execution::default() };
         let agreement = model.check_test_vector(&execution).unwrap().unwrap();
         println!("{device}: {agreement:?}");
-        assert!(agreement.differing_pixels <= 33, "{device}: {agreement:?}");
+        assert!(agreement.differing_pixels <= 2, "{device}: {agreement:?}");
     }
 }
 

@@ -12,7 +12,6 @@
 mod blocks;
 mod convolution;
 #[cfg(feature = "cuda")]
-#[allow(unsafe_code)]
 pub(crate) mod driver;
 mod lowering;
 mod norm;

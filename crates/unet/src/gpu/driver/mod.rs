@@ -244,7 +244,7 @@ impl Transport for Pinned {
     }
 
     fn arrived(&mut self, take: &mut dyn FnMut(&[f32])) -> Result<Duration> {
-        let Arriving { begun, ended, logits, _source } =
+        let Arriving { begun, ended, logits, .. } =
             self.under_way.pop_front().ok_or_else(|| refused("nothing is under way"))?;
         let milliseconds = begun.elapsed_ms(&ended).map_err(failed)?;
         take(logits.as_slice().map_err(failed)?);
