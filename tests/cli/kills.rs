@@ -84,10 +84,7 @@ fn killed_fifty_times_a_run_ends_with_the_bytes_of_an_undisturbed_one() {
             ["journal.jsonl", "report.html", "report.json"].contains(&&*name)
                 || (name.starts_with("report.") && name.ends_with(".part"))
         };
-        assert!(
-            left.iter().all(|name| ours(name)),
-            "{left:?}"
-        );
+        assert!(left.iter().all(|name| ours(name)), "{left:?}");
     }
     // Beside the stores and their folders there is nothing.
     let mut names: Vec<String> = std::fs::read_dir(place.folder.path())

@@ -59,6 +59,11 @@ impl Options {
     }
 }
 
+/// Cuts a tile out of the middle of the slide's tissue, as `bench net` does.
+const TILE: &str = "import sys, numpy, openslide; \
+                    tile = openslide.OpenSlide(sys.argv[1]).read_region((400, 600), 0, (512, 512)).convert('RGB'); \
+                    numpy.asarray(tile).tofile(sys.argv[2])";
+
 /// Makes `target/cuda/bench` and tries it on the CPU.
 pub(crate) fn run(workspace: &Workspace, arguments: &[&str]) -> Result<()> {
     let options = Options::parse(arguments)?;
@@ -67,12 +72,11 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[&str]) -> Result<()> {
         std::fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
     }
     std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    let binaries = match &options.binaries {
-        Some(folder) => folder.clone(),
-        None => {
-            super::build(workspace)?;
-            super::programs(workspace)
-        }
+    let binaries = if let Some(folder) = &options.binaries {
+        folder.clone()
+    } else {
+        super::build(workspace)?;
+        super::programs(workspace)
     };
     copy(&binaries.join("microtome"), &folder.join("microtome"))?;
     copy(&binaries.join("examples/time_network"), &folder.join("time_network"))?;
@@ -89,10 +93,6 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[&str]) -> Result<()> {
         "--mpp",
         "0.5",
     ]))?;
-    // In the middle of its tissue, as for `bench net`.
-    const TILE: &str = "import sys, numpy, openslide; \
-                        tile = openslide.OpenSlide(sys.argv[1]).read_region((400, 600), 0, (512, 512)).convert('RGB'); \
-                        numpy.asarray(tile).tofile(sys.argv[2])";
     let mut small = options.python(workspace, "venv", "requirements.txt")?;
     shell::run(small.args(["-c", TILE]).arg(&slide).arg(folder.join("tile.rgb")))?;
 

@@ -82,9 +82,8 @@ mod tests {
             out: "a/mask.ome.zarr".into(),
             bytes: None,
         };
-        let said = |text: &str| {
-            without_names(text, &entry, Path::new("/archive/Doe, Jane/out"), Some(Path::new("/stage/x")))
-        };
+        let said =
+            |text: &str| without_names(text, &entry, Path::new("/archive/Doe, Jane/out"), Some(Path::new("/stage/x")));
         for (text, expected) in [
             ("/archive/Doe, Jane/DOE_JANE.svs: No such file (os error 2)", "the slide: No such file (os error 2)"),
             ("/archive/Doe, Jane/DOE_JANE.svs: level 0, column 1", "the slide: level 0, column 1"),
