@@ -37,7 +37,7 @@ fn four_workers_one_of_them_killed_leave_the_bytes_of_one() {
     let [whole, output] = ["whole.ome.zarr", "mask.ome.zarr"].map(|name| place.path(name));
     run(&mut begin(&slide, &model, &whole)).ended(0);
 
-    let machines = [("1", "300MiB"), ("2", "512MiB"), ("1", "1GiB"), ("3", "400MiB")];
+    let machines = [("1", "384MiB"), ("2", "512MiB"), ("1", "1GiB"), ("3", "400MiB")];
     let workers: Vec<_> = machines
         .iter()
         .enumerate()

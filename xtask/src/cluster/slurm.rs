@@ -238,7 +238,7 @@ impl Slurm {
         wait_for("a node that is idle", || {
             let mut ask = slurm.command("scontrol");
             let nodes = ask.args(["show", "nodes", "--oneliner"]).output()?;
-            Ok(String::from_utf8_lossy(&nodes.stdout).contains("State=IDLE").then_some(()))
+            Ok(String::from_utf8_lossy(&nodes.stdout).contains("State=IDLE ").then_some(()))
         })?;
         println!("  {} with one node", shell::read(slurm.command("scontrol").arg("--version"))?.trim());
         Ok(slurm)
