@@ -150,8 +150,9 @@ fn a_bad_manifest_is_refused_with_every_line_before_anything_runs() {
     run(&mut batch(&place, &unknown, "out")).refused(2, &["unknown.csv", "line 1", "stain"]);
     run(&mut batch(&place, &place.path("none.csv"), "out")).refused(2, &["none.csv"]);
     run(&mut batch(&place, &place.file("list.txt", ""), "out")).refused(2, &["list.txt", ".csv"]);
-    let stored = place.file("stored.csv", "slide,id\ns3://bucket/key.svs,a\n");
-    run(&mut batch(&place, &stored, "out")).refused(2, &["line 2", "--stage"]);
+    let mut remote = microtome();
+    remote.arg("batch").arg(archive(&place, 1)).arg("-m").arg(model(&place)).args(["-o", "s3://bucket/out"]);
+    run(&mut remote).refused(2, &["s3://bucket/out", "object store"]);
     let good = archive(&place, 1);
     run(batch(&place, &good, "out").args(["--shard", "4/4"])).refused(2, &["--shard", "4/4"]);
     run(batch(&place, &good, "out").args(["--jobs", "0"])).refused(2, &["one slide"]);

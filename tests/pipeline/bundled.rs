@@ -103,12 +103,13 @@ fn the_bundled_model_sees_no_nuclei_on_empty_glass() {
 }
 
 /// A rectangle of the demo slide, and the share of it that must be nucleus, at least and at most.
+/// Measured: 0.008 %, 0.07 %, 0 %, 31.8 % and 19.1 %, of which the last two are what eyes find plausible.
 const DEMO: [(&str, Rect, f64, f64); 5] = [
     ("glass", Rect::new(0, 0, 700, 900), 0.0, 0.001),
-    ("horn", Rect::new(1400, 1000, 180, 250), 0.0, 0.03),
-    ("collagen", Rect::new(1420, 2060, 130, 260), 0.0, 0.05),
-    ("epithelium, dense", Rect::new(1090, 700, 130, 200), 0.2, 0.6),
-    ("epithelium, pale", Rect::new(1110, 1850, 90, 300), 0.08, 0.4),
+    ("horn", Rect::new(1400, 1000, 180, 250), 0.0, 0.005),
+    ("collagen", Rect::new(1535, 2215, 90, 70), 0.0, 0.005),
+    ("epithelium, dense", Rect::new(1090, 700, 130, 200), 0.28, 0.36),
+    ("epithelium, pale", Rect::new(1110, 1850, 90, 300), 0.16, 0.23),
 ];
 
 /// What the model of a first impression must get right, glass included.

@@ -23,7 +23,7 @@ use crate::{Error, Result};
 /// How often a request is made at most, unless `AWS_MAX_ATTEMPTS` says otherwise.
 const ATTEMPTS: usize = 10;
 /// After this time a request that fails is not made again.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_mins(3);
 /// Where a machine in Amazon's cloud finds its credentials, and how long it is waited for.
 const METADATA_SERVICE: ([u8; 4], u16) = ([169, 254, 169, 254], 80);
 const METADATA_PATIENCE: Duration = Duration::from_secs(1);
@@ -279,12 +279,10 @@ fn check_credentials(path: &Path, variable: &dyn Fn(&str) -> Option<String>) -> 
     }
     let disabled = variable("AWS_EC2_METADATA_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
     let service = || std::net::TcpStream::connect_timeout(&METADATA_SERVICE.into(), METADATA_PATIENCE);
-    match (!disabled).then(service) {
-        Some(Ok(_)) => Ok(()),
-        _ => {
-            let message = "there are no credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY give them; AWS_SKIP_SIGNATURE=true does without, \
-                           where everybody may read";
-            Err(Error::io(path, std::io::Error::new(std::io::ErrorKind::PermissionDenied, message)))
-        }
+    if !disabled && service().is_ok() {
+        return Ok(());
     }
+    let message = "there are no credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY give them; AWS_SKIP_SIGNATURE=true does without, \
+                   where everybody may read";
+    Err(Error::io(path, std::io::Error::new(std::io::ErrorKind::PermissionDenied, message)))
 }

@@ -42,7 +42,7 @@ fn write(source: &dyn ByteSource, partial: &Path) -> Result<()> {
         let ranges = std::thread::scope(|scope| {
             let read = |start: u64| source.read_at(start..source.len().min(start + RANGE));
             let threads: Vec<_> = some.iter().map(|&start| scope.spawn(move || read(start))).collect();
-            threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
+            threads.into_iter().map(std::thread::ScopedJoinHandle::join).collect::<Vec<_>>()
         });
         for range in ranges {
             let range = range.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;

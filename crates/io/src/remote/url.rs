@@ -40,7 +40,7 @@ impl Url {
 
     /// The key of a value of the store whose keys begin with this one.
     pub(super) fn join(&self, key: &str) -> Key {
-        if key.is_empty() { self.key.clone() } else { Key::from_iter(self.key.parts().chain(Key::from(key).parts())) }
+        if key.is_empty() { self.key.clone() } else { self.key.parts().chain(Key::from(key).parts()).collect() }
     }
 }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::files;
 use super::manifest::{Entry, Manifest, Source};
-use super::{Identify, Watcher, discretion};
+use super::{Watcher, discretion};
 use crate::progress::Silent;
 use crate::{Bytes, Error, Result, Segmenter};
 
@@ -134,13 +134,7 @@ pub fn audit(
             if watcher.cancelled() {
                 return Err(Error::Interrupted);
             }
-            found.findings.push(discretion::without_names(
-                &error.to_string(),
-                entry,
-                manifest.path(),
-                None,
-                Identify::No,
-            ));
+            found.findings.push(discretion::without_names(&error.to_string(), entry, manifest.path(), None));
         }
         slides.push(found);
     }

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Identify;
 use super::manifest::{Entry, Source};
 
 /// What follows the name of a file in a sentence.
@@ -10,16 +9,7 @@ const ENDS: [&str; 6] = [": ", ", ", "; ", " (", "\"", "'"];
 
 /// The text without the names of the slide's files: those that the manifest gives, their folders and whatever lies there, and copies, which lie
 /// in `copies`. What lies in the batch's own folder, `home`, stays, by its place in it.
-pub(super) fn without_names(
-    text: &str,
-    entry: &Entry,
-    home: &Path,
-    copies: Option<&Path>,
-    identify: Identify,
-) -> String {
-    if identify == Identify::Yes {
-        return text.into();
-    }
+pub(super) fn without_names(text: &str, entry: &Entry, home: &Path, copies: Option<&Path>) -> String {
     let mut text = text.to_owned();
     let inside = |path: &Path| std::path::absolute(home).is_ok_and(|home| path.starts_with(home));
     if !matches!(&entry.slide, Source::File(slide) if inside(slide)) && !entry.roi.as_deref().is_some_and(inside) {
@@ -93,7 +83,7 @@ mod tests {
             bytes: None,
         };
         let said = |text: &str| {
-            without_names(text, &entry, Path::new("/archive/Doe, Jane/out"), Some(Path::new("/stage/x")), Identify::No)
+            without_names(text, &entry, Path::new("/archive/Doe, Jane/out"), Some(Path::new("/stage/x")))
         };
         for (text, expected) in [
             ("/archive/Doe, Jane/DOE_JANE.svs: No such file (os error 2)", "the slide: No such file (os error 2)"),
@@ -107,12 +97,8 @@ mod tests {
         ] {
             assert_eq!(said(text), expected, "{text}");
         }
-        assert_eq!(
-            without_names("/archive/Doe, Jane/DOE_JANE.svs", &entry, Path::new("out"), None, Identify::Yes).len(),
-            31
-        );
         let url = Entry { slide: Source::Url("s3://bucket/Doe/DOE_JANE.svs".into()), roi: None, ..entry };
-        let said = without_names("s3://bucket/Doe/DOE_JANE.svs: timed out", &url, Path::new("out"), None, Identify::No);
+        let said = without_names("s3://bucket/Doe/DOE_JANE.svs: timed out", &url, Path::new("out"), None);
         assert_eq!(said, "the slide: timed out");
     }
 }

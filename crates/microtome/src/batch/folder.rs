@@ -142,7 +142,7 @@ pub struct SlideReport {
     pub status: Status,
     /// The exit code that `microtome segment` would have ended with.
     pub code: u8,
-    /// Why it failed. Names of files are left out unless they were asked for.
+    /// Why it failed, without names of files.
     pub error: Option<String>,
     /// How often it was tried, this time included.
     pub attempts: u32,
@@ -166,6 +166,13 @@ pub struct Identity {
     pub slide: String,
     /// What its scanner wrote into it.
     pub properties: std::collections::BTreeMap<String, String>,
+}
+
+impl Identity {
+    /// Of a slide that could not be opened, of which only the path is known.
+    pub(super) fn of_path(entry: &Entry) -> Self {
+        Self { slide: entry.slide.to_string(), properties: std::collections::BTreeMap::new() }
+    }
 }
 
 /// The mark that a slide is done, written last of all.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
-use super::remote;
+use microtome_io::remote;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -28,7 +28,7 @@ pub(super) const NOTES: [&str; 5] = ["mpp_source", "format", "width", "height", 
 pub enum Source {
     /// A file or a folder; the path is absolute.
     File(PathBuf),
-    /// An object in a store, `s3://BUCKET/KEY`: it is copied to a local disk before it is read.
+    /// An object in a store, `s3://BUCKET/KEY`: it is read in ranges where it is, or copied to a local disk before.
     Url(String),
 }
 

@@ -51,7 +51,6 @@ mod files;
 mod folder;
 mod lease;
 mod manifest;
-mod remote;
 mod run;
 mod scan;
 mod shard;
@@ -278,7 +277,7 @@ impl<'a> Batch<'a> {
     /// A batch whose results go below `folder`. Nothing is touched yet.
     ///
     /// # Errors
-    /// [`Error::Usage`] for no jobs, for slides in an object store where no [stage](Options::stage) is given, and where manifest and settings
+    /// [`Error::Usage`] for no jobs, for a folder in an object store, and where manifest and settings
     /// say different things of the same.
     pub fn new(manifest: &'a Manifest, segmenter: &'a Segmenter<'a>, folder: &Path, options: Options) -> Result<Self> {
         if options.jobs == 0 {
@@ -291,9 +290,10 @@ impl<'a> Batch<'a> {
         if let (Some(line), Some(_)) = (line(|entry| entry.mpp.is_some()), segmenter.settings().mpp) {
             return Err(Error::Usage(format!("both --mpp and line {line} of the manifest say how large pixels are")));
         }
-        if let (Some(line), None) = (line(|entry| matches!(entry.slide, Source::Url(_))), &options.stage) {
+        if microtome_io::remote::is_remote(folder) {
+            let folder = folder.display();
             return Err(Error::Usage(format!(
-                "the slide of line {line} of the manifest lies in an object store: --stage says where it is copied to"
+                "{folder}: what a batch writes goes into a folder, not into an object store"
             )));
         }
         Ok(Self { manifest, segmenter, folder: Folder::new(folder), options })

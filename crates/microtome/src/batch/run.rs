@@ -169,10 +169,6 @@ impl Batch<'_> {
     }
 
     fn task(&self, entry: &Entry, watcher: &dyn Watcher) -> Task {
-        if let super::Source::Url(_) = entry.slide {
-            let error = "it is in an object store, and copied only to be segmented".into();
-            return Task::Impossible { error, code: 0 };
-        }
         let planned = self.open(entry, None, watcher).and_then(|opened| {
             let settings = self.settings(entry, opened.slide.as_ref());
             Ok(self.segmenter.with(settings)?.plan(opened.slide.as_ref())?)

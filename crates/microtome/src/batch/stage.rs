@@ -7,7 +7,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::remote;
+use microtome_io::remote;
 
 use super::files;
 use super::folder::{Process, unique};

@@ -180,14 +180,13 @@ impl Batch<'_> {
     ) -> Result<Opened<'s>, Failure> {
         guarded(|| {
             let open = |path: &Path| slide::open(path, &self.options.open).map_err(Error::Read);
-            let in_place = match &entry.slide {
-                Source::File(path) => Some(open(path)?),
-                Source::Url(_) => None,
+            let place = match &entry.slide {
+                Source::File(path) => path.as_path(),
+                Source::Url(url) => Path::new(url),
             };
-            let Some(staging) = staging else {
-                let slide = in_place.ok_or_else(|| Error::Usage(format!("{}: no place for a copy", entry.slide)))?;
-                return Ok(Opened { slide, _copy: None });
-            };
+            let Some(staging) = staging else { return Ok(Opened { slide: open(place)?, _copy: None }) };
+            // What is copied from afar is one object, and so is its copy.
+            let in_place = matches!(entry.slide, Source::File(_)).then(|| open(place)).transpose()?;
             let id = &entry.id;
             match (staging.copy(id, &entry.slide, &|| !watcher.cancelled()), in_place) {
                 (Ok(copy), None) => Ok(Opened { slide: open(&copy.slide)?, _copy: Some(copy) }),
@@ -203,14 +202,11 @@ impl Batch<'_> {
                     watcher.note(&format!("{id}: read where it is: a copy of its file alone is not the slide"));
                     Ok(Opened { slide: in_place, _copy: None })
                 }
-                (Err(NoCopy::TooLarge { bytes, limit }), Some(slide)) => {
+                (Err(NoCopy::TooLarge { bytes, limit }), in_place) => {
+                    let slide = in_place.map_or_else(|| open(place), Ok)?;
                     let (bytes, limit) = (crate::Bytes(bytes), crate::Bytes(limit));
                     watcher.note(&format!("{id}: read where it is: {bytes}, and copies may take {limit}"));
                     Ok(Opened { slide, _copy: None })
-                }
-                (Err(NoCopy::TooLarge { bytes, limit }), None) => {
-                    let (bytes, limit) = (crate::Bytes(bytes), crate::Bytes(limit));
-                    Err(Failure { code: 4, text: format!("has {bytes}, and copies may take {limit}") })
                 }
                 (Err(NoCopy::Stopped), _) => Err(Error::Interrupted.into()),
                 (Err(NoCopy::Failed(error)), _) => {
@@ -271,7 +267,11 @@ impl Batch<'_> {
                 events.add(What::SlideStopped, &About { seconds: Some(seconds), ..about })?;
                 return Ok(None);
             }
-            Err(Failure { code, text }) => (Status::Failed, code, Some(self.discreet(&text, entry)), None, By::ThisRun),
+            Err(Failure { code, text }) => {
+                // Whoever asks for names finds them there, and never in the sentence: that is printed and merged, asked for or not.
+                identity = (self.options.identify == Identify::Yes).then(|| Identity::of_path(entry));
+                (Status::Failed, code, Some(self.discreet(&text, entry)), None, By::ThisRun)
+            }
         };
         let report = SlideReport {
             id: entry.id.clone(),
@@ -303,7 +303,7 @@ impl Batch<'_> {
     /// The text, without what it must not say.
     pub(super) fn discreet(&self, text: &str, entry: &Entry) -> String {
         let copies = self.options.stage.as_ref().map(|stage| stage.folder.as_path());
-        without_names(text, entry, self.folder.path(), copies, self.options.identify)
+        without_names(text, entry, self.folder.path(), copies)
     }
 
     fn segment(&self, entry: &Entry, slide: &dyn SlideReader, observer: &dyn Observer) -> Result<Made> {
@@ -386,7 +386,7 @@ impl Batch<'_> {
             let options = PreviewOptions { quality: 85, ..PreviewOptions::default() };
             put(&folder.label(), &preview::encode(&picture, PictureFormat::Jpeg, &folder.label(), options)?)?;
         }
-        Ok(Some(Identity { slide: entry.slide.to_string(), properties: slide.info().properties.clone() }))
+        Ok(Some(Identity { properties: slide.info().properties.clone(), ..Identity::of_path(entry) }))
     }
 }
 

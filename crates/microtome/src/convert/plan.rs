@@ -347,7 +347,10 @@ impl Planner<'_> {
         let rows = along(shard.min(rect.height), rect.y, height);
         match source.order {
             // The cells under a row of shards, and a quarter more, because the cache spreads cells over parts that do not fill evenly.
-            VisitingOrder::Rows => along(rect.width, rect.x, width) * rows * cell * 5 / 4,
+            VisitingOrder::Rows => {
+                let across = (rect.right() as u64).div_ceil(width) - rect.x as u64 / width;
+                across * rows * cell * 5 / 4
+            }
             VisitingOrder::Z => {
                 let under = along(shard.min(rect.width), rect.x, width) * rows * cell;
                 if aligned(rect.x, width) && aligned(rect.y, height) {
