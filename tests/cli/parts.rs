@@ -37,7 +37,7 @@ fn four_workers_one_of_them_killed_leave_the_bytes_of_one() {
     let [whole, output] = ["whole.ome.zarr", "mask.ome.zarr"].map(|name| place.path(name));
     run(&mut begin(&slide, &model, &whole)).ended(0);
 
-    let machines = [("1", "300MiB"), ("2", "512MiB"), ("1", "1GiB"), ("3", "400MiB")];
+    let machines = [("1", "384MiB"), ("2", "512MiB"), ("1", "1GiB"), ("3", "400MiB")];
     let workers: Vec<_> = machines
         .iter()
         .enumerate()
@@ -108,7 +108,8 @@ fn parts_that_cannot_be_are_refused() {
     run(&mut part(&slide, &model, &output, "0/2")).ended(0);
     let before = place.content();
     run(&mut part(&slide, &model, &output, "0/3")).refused(5, &["mask.ome.zarr", "parts: 2 there, 3 here"]);
-    run(part(&slide, &model, &output, "1/2").args(["--step-size", "0.5"])).refused(5, &["of part 0/2: step:"]);
+    run(part(&slide, &model, &output, "1/2").args(["--step-size", "0.75"]))
+        .refused(5, &["of part 0/2: step:", "0.75 here"]);
     run(&mut begin(&slide, &model, &output)).refused(5, &["mask.ome.zarr", "parts: 2 there, none here"]);
     assert!(place.content() == before, "a refusal has changed something");
 }

@@ -245,11 +245,15 @@ fn what_does_not_belong_together_is_refused() {
 
     // A run that was begun as a whole is not continued in parts.
     let output = folder.path().join("other.ome.zarr");
-    let stopped = Segmenter::new(&model, with(&settings(), |s| s.batch = Some(1))).unwrap();
+    // Without a first pass, in which it would be stopped before there is anything.
+    let plain = FunctionModel::new(Size::new(24, 24), &[20.5, 60.5]);
+    let segmenter = Segmenter::new(&plain, with(&settings(), |s| s.batch = Some(1))).unwrap();
     let half = StopAfter::new(330 * 210 / 2);
-    assert!(stopped.segment(&slide(), &output, Existing::Keep, &half).is_err());
-    refused(compute(&slide(), &settings(), &output, part(0, 3), &Silent), 5, &["parts: none there, 3 here"]);
-    refused(finish(&slide(), &settings(), &output), 2, &["no part"]);
+    assert!(segmenter.segment(&slide(), &output, Existing::Keep, &half).is_err());
+    let destination = Destination::Store(&output);
+    let begun = segmenter.segment_part(&slide(), destination, part(0, 3), &Silent);
+    refused(begun, 5, &["parts: none there, 3 here"]);
+    refused(segmenter.finish_parts(&slide(), destination, &Silent), 2, &["no part"]);
 }
 
 /// Runs something in the middle of a part.

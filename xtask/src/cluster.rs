@@ -8,6 +8,22 @@ mod files;
 mod slurm;
 mod snakemake;
 
-pub(crate) use files::run as files;
-pub(crate) use slurm::run as slurm;
-pub(crate) use snakemake::run as snakemake;
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+use crate::workspace::Workspace;
+
+/// Runs one of the checks. `--binary PATH` is the `microtome` that runs, in place of one that is built.
+pub(crate) fn run(workspace: &Workspace, name: &str, options: &[&str]) -> Result<()> {
+    let binary = match *options {
+        [] => None,
+        ["--binary", path] => Some(Path::new(path)),
+        _ => bail!("check {name} takes --binary PATH, and here is {}", options.join(" ")),
+    };
+    match name {
+        "slurm" => slurm::run(workspace, binary),
+        "snakemake" => snakemake::run(workspace, binary),
+        _ => files::run(workspace),
+    }
+}

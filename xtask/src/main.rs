@@ -34,6 +34,7 @@ usage: cargo xtask COMMAND
   check [--full]       format, lints, docs, licences, CUDA lint; --full compares with nnU-Net itself (several GB of PyTorch)
   check deploy | slurm | snakemake
                        the files under deploy: their syntax, or with the real programs (Linux only)
+                       --binary PATH     of microtome, which is not built then
   bench NAME [OPTIONS] measures memory, overhead, seams, outofcore (beside nnU-Net and MONAI), net (the network alone, beside PyTorch),
                        segment (a slide, beside nnU-Net), read (slides alone, beside OpenSlide), pyramid (OME-Zarr and DeepZoom,
                        beside libvips) or batch (twelve slides, beside TIAToolbox) into docs/benchmarks; Linux only
@@ -59,6 +60,10 @@ fn main() -> ExitCode {
     if let ["bench", options @ ..] = &arguments[..] {
         return end(Workspace::load().and_then(|workspace| bench::run(&workspace, options)));
     }
+    #[cfg(target_os = "linux")]
+    if let ["check", name @ ("deploy" | "slurm" | "snakemake"), options @ ..] = &arguments[..] {
+        return end(Workspace::load().and_then(|workspace| cluster::run(&workspace, name, options)));
+    }
     if let ["cuda", "bench", options @ ..] = &arguments[..] {
         return end(Workspace::load().and_then(|workspace| cuda::bench::run(&workspace, options)));
     }
@@ -68,12 +73,6 @@ fn main() -> ExitCode {
         ["test", "--no-python"] => |workspace| test::run(workspace, test::Python::Skip),
         ["check"] => check::run,
         ["check", "--full"] => |workspace| check::run(workspace).and_then(|()| check::run_nnunet(workspace)),
-        #[cfg(target_os = "linux")]
-        ["check", "deploy"] => cluster::files,
-        #[cfg(target_os = "linux")]
-        ["check", "slurm"] => cluster::slurm,
-        #[cfg(target_os = "linux")]
-        ["check", "snakemake"] => cluster::snakemake,
         ["cuda", "lint"] => cuda::lint,
         ["cuda", "build"] => cuda::build,
         ["help" | "-h" | "--help"] => {

@@ -31,9 +31,15 @@ pub(super) struct Archive {
 }
 
 impl Archive {
-    /// Builds the program and makes the archive anew under `target/NAME`, and runs it in one process.
-    pub(super) fn prepare(workspace: &Workspace, name: &str) -> Result<Self> {
-        workspace.build_for_tests()?;
+    /// Builds the program, unless it is given, makes the archive anew under `target/NAME`, and runs it in one process.
+    pub(super) fn prepare(workspace: &Workspace, name: &str, binary: Option<&Path>) -> Result<Self> {
+        let binary = match binary {
+            Some(binary) => binary.canonicalize().with_context(|| binary.display().to_string())?,
+            None => {
+                workspace.build_for_tests()?;
+                workspace.binary(Profile::Dev)
+            }
+        };
         let folder = workspace.target.join(name);
         if folder.exists() {
             std::fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
@@ -46,7 +52,7 @@ impl Archive {
         let archive = Self {
             manifest: folder.join("manifest.csv"),
             model: workspace.nnunet_model(),
-            binary: workspace.binary(Profile::Dev),
+            binary,
             whole: folder.join("whole"),
             folder,
         };

@@ -10,7 +10,7 @@ use crate::venv::Venv;
 use crate::workspace::Workspace;
 
 /// Shell scripts by bash, the Snakefile by Snakemake, Kubernetes by its schemas, Nextflow by a parser of its language.
-pub(crate) fn run(workspace: &Workspace) -> Result<()> {
+pub(super) fn run(workspace: &Workspace) -> Result<()> {
     let deploy = workspace.root.join("deploy");
     let mut scripts = files(&deploy.join("slurm"), "sbatch")?;
     scripts.extend(files(&deploy.join("slurm"), "sh")?);

@@ -23,8 +23,8 @@ const LIFE: Duration = Duration::from_secs(3);
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_mins(20);
 
-/// Submits the archive, kills a task, and compares.
-pub(crate) fn run(workspace: &Workspace) -> Result<()> {
+/// Submits the archive, kills a task, stops another, and compares. The program is built unless it is given.
+pub(super) fn run(workspace: &Workspace, binary: Option<&Path>) -> Result<()> {
     let names = ["munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel"];
     let mut programs = BTreeMap::new();
     for name in names {
@@ -34,7 +34,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
         };
         programs.insert(name, path);
     }
-    let archive = Archive::prepare(workspace, "slurm")?;
+    let archive = Archive::prepare(workspace, "slurm", binary)?;
     let mut slurm = Slurm::start(&archive.folder.join("daemons"), programs)?;
     let result = check(workspace, &archive, &slurm);
     slurm.stop();
@@ -238,7 +238,7 @@ impl Slurm {
         wait_for("a node that is idle", || {
             let mut ask = slurm.command("scontrol");
             let nodes = ask.args(["show", "nodes", "--oneliner"]).output()?;
-            Ok(String::from_utf8_lossy(&nodes.stdout).contains("State=IDLE").then_some(()))
+            Ok(String::from_utf8_lossy(&nodes.stdout).contains("State=IDLE ").then_some(()))
         })?;
         println!("  {} with one node", shell::read(slurm.command("scontrol").arg("--version"))?.trim());
         Ok(slurm)

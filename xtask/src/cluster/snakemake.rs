@@ -17,10 +17,10 @@ const FINISHED: usize = 3;
 /// How long that may take.
 const PATIENCE: Duration = Duration::from_mins(10);
 
-/// Runs the archive, kills Snakemake and all that it started, goes on, and runs it once more.
-pub(crate) fn run(workspace: &Workspace) -> Result<()> {
+/// Runs the archive, kills Snakemake and all that it started, goes on, and runs it once more. The program is built unless it is given.
+pub(super) fn run(workspace: &Workspace, binary: Option<&Path>) -> Result<()> {
     let venv = Venv::prepare(workspace, "venv-snakemake", "requirements-snakemake.txt")?;
-    let archive = Archive::prepare(workspace, "snakemake")?;
+    let archive = Archive::prepare(workspace, "snakemake", binary)?;
     let out = archive.folder.join("masks");
     let snakemake = |flags: &[&str]| -> Result<Command> {
         let mut command = venv.python();
