@@ -56,11 +56,8 @@ pub(crate) fn run(args: &args::Convert) -> Result<()> {
 
 /// Where the result is, and where what belongs to the run is if nobody would look for it there.
 pub(crate) fn written(output: &Path) -> String {
-    let mut text = format!("written to {}", output.display());
-    if is_remote(output) {
-        text += &format!("\nreport in    {}", microtome::run_folder(output).display());
-    }
-    text
+    let run = is_remote(output).then(|| format!("\nreport in    {}", microtome::run_folder(output).display()));
+    format!("written to {}{}", output.display(), run.unwrap_or_default())
 }
 
 fn options(args: &args::Convert) -> ConvertOptions {

@@ -32,7 +32,6 @@ impl Progress {
     pub(crate) fn new(name: String, quiet: Quiet) -> Self {
         let show = match quiet {
             Quiet::Yes => Show::Nothing,
-            Quiet::NoBar => Show::Lines,
             Quiet::No if std::io::stderr().is_terminal() => {
                 let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(5));
                 let template = "{prefix} {msg:<12} {wide_bar} {percent:>3} %  {per_sec}  {eta} left";
@@ -47,7 +46,7 @@ impl Progress {
                 bar.set_prefix(name.clone());
                 Show::Bar(bar)
             }
-            Quiet::No => Show::Lines,
+            Quiet::No | Quiet::NoBar => Show::Lines,
         };
         let now = Instant::now();
         Self { name, show, phase: Mutex::new((Phase::Tissue, now, now)) }

@@ -33,12 +33,11 @@ pub(super) struct Archive {
 impl Archive {
     /// Builds the program, unless it is given, makes the archive anew under `target/NAME`, and runs it in one process.
     pub(super) fn prepare(workspace: &Workspace, name: &str, binary: Option<&Path>) -> Result<Self> {
-        let binary = match binary {
-            Some(binary) => binary.canonicalize().with_context(|| binary.display().to_string())?,
-            None => {
-                workspace.build_for_tests()?;
-                workspace.binary(Profile::Dev)
-            }
+        let binary = if let Some(binary) = binary {
+            binary.canonicalize().with_context(|| binary.display().to_string())?
+        } else {
+            workspace.build_for_tests()?;
+            workspace.binary(Profile::Dev)
         };
         let folder = workspace.target.join(name);
         if folder.exists() {

@@ -267,7 +267,7 @@ mod tests {
     fn one_has_it_until_it_is_given_back() {
         let place = tempfile::tempdir().unwrap();
         let slide = slide(place.path());
-        let (one, other) = (Leases::new(Duration::from_secs(60)), Leases::new(Duration::from_secs(60)));
+        let (one, other) = (Leases::new(Duration::from_mins(1)), Leases::new(Duration::from_mins(1)));
         let lease = ours(one.claim(&slide).unwrap());
         for _ in 0..3 {
             assert!(matches!(other.claim(&slide).unwrap(), Claim::Theirs));
@@ -291,7 +291,7 @@ mod tests {
                 let content = Content { owner, nonce: "old".into(), beat: 3 };
                 std::fs::write(slide.lease(), serde_json::to_string(&content).unwrap()).unwrap();
             }
-            let all: Vec<Leases> = (0..16).map(|_| Leases::new(Duration::from_secs(60))).collect();
+            let all: Vec<Leases> = (0..16).map(|_| Leases::new(Duration::from_mins(1))).collect();
             let claims: Vec<Claim> = std::thread::scope(|scope| {
                 let claims: Vec<_> = all.iter().map(|leases| scope.spawn(|| leases.claim(&slide).unwrap())).collect();
                 claims.into_iter().map(|claim| claim.join().unwrap()).collect()

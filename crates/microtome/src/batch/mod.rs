@@ -125,7 +125,7 @@ impl Default for Options {
             existing: Existing::Keep,
             roi_values: Vec::new(),
             open: OpenOptions::default().access(microtome_io::bytes::ByteAccess::Read),
-            lease_expiry: Duration::from_secs(60),
+            lease_expiry: Duration::from_mins(1),
         }
     }
 }

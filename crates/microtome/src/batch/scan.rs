@@ -134,7 +134,7 @@ impl Scan {
         for file in files {
             let ending = ending(&file);
             let is_slide = SLIDES.contains(&ending.as_str());
-            if !is_slide && !(options.pictures && PICTURES.contains(&ending.as_str())) {
+            if !(is_slide || options.pictures && PICTURES.contains(&ending.as_str())) {
                 continue;
             }
             match slide::open(&file, &options.open) {

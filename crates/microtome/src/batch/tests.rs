@@ -66,13 +66,15 @@ fn model() -> FunctionModel {
 }
 
 fn settings() -> Settings {
-    let mut settings = Settings::default();
-    settings.model_mpp = Some(TargetResolution::Native);
-    settings.tissue = TissueMode::None;
-    settings.memory = 1 << 30;
-    settings.threads = Some(2);
-    (settings.chunk, settings.shard) = (64, 128);
-    settings
+    Settings {
+        model_mpp: Some(TargetResolution::Native),
+        tissue: TissueMode::None,
+        memory: 1 << 30,
+        threads: Some(2),
+        chunk: 64,
+        shard: 128,
+        ..Settings::default()
+    }
 }
 
 fn run(manifest: &Manifest, model: &dyn Predictor, folder: &Path, options: Options) -> Finished {
@@ -610,8 +612,7 @@ fn an_audit_finds_what_a_night_would() {
     );
     let model = model();
     let segmenter = Segmenter::new(&model, settings()).unwrap();
-    let mut options = AuditOptions::default();
-    options.sample = None;
+    let options = AuditOptions { sample: None, ..AuditOptions::default() };
     let found = audit(&manifest, Some(&segmenter), &options, &Nobody).unwrap();
     assert_eq!(found.exit_code(), 3);
     let of = |id: &str| found.slides.iter().find(|slide| slide.id == id).unwrap();
@@ -637,8 +638,7 @@ fn an_audit_finds_what_a_night_would() {
     let csv = String::from_utf8(found.csv()).unwrap();
     assert_eq!(csv.lines().count(), 10, "{csv}");
 
-    options.sample = Some(5);
-    options.speed = Some(Speed::Pixels(0.12));
+    let options = AuditOptions { sample: Some(5), speed: Some(Speed::Pixels(0.12)), ..options };
     let found = audit(&manifest, None, &options, &Nobody).unwrap();
     assert!(found.slides.iter().all(|slide| slide.tiles_tried == if slide.format.is_some() { 5 } else { 0 }));
     // 400 x 300 pixels at 0.12 Mpx/s are a second.
