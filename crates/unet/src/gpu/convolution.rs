@@ -10,6 +10,8 @@ use crate::network::Extent;
 pub(super) struct Convolution {
     /// Output × rows × columns × input.
     pub(super) weight: Tensor,
+    /// Asked for by cuDNN only.
+    #[cfg_attr(not(feature = "cudnn"), allow(dead_code))]
     pub(super) kernel: Extent,
     pub(super) stride: Extent,
     /// Rows of zeros above and below, and columns left and right.

@@ -20,15 +20,15 @@ pub(super) struct NormActivation {
 
 impl NormActivation {
     /// Of tiles × rows × columns × channels. `scale` are factors, then summands, 2 × channels, f32.
-    pub(super) fn run(&self, x: &Tensor, scale: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+    pub(super) fn run(self, x: &Tensor, scale: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         let x = x.contiguous()?;
         match residual {
-            None => x.apply_op2_no_bwd(scale, self),
-            Some(residual) => x.apply_op3_no_bwd(scale, &residual.contiguous()?, self),
+            None => x.apply_op2_no_bwd(scale, &self),
+            Some(residual) => x.apply_op3_no_bwd(scale, &residual.contiguous()?, &self),
         }
     }
 
-    fn on_cpu<T: WithDType>(&self, x: &[T], scale: &[f32], residual: Option<&[T]>, shape: [usize; 3]) -> Vec<T> {
+    fn on_cpu<T: WithDType>(self, x: &[T], scale: &[f32], residual: Option<&[T]>, shape: [usize; 3]) -> Vec<T> {
         let [tiles, pixels, channels] = shape;
         let mut output = Vec::with_capacity(x.len());
         for tile in 0..tiles {
@@ -55,7 +55,7 @@ impl NormActivation {
     }
 
     fn cpu(
-        &self,
+        self,
         (x, x_layout): (&CpuStorage, &Layout),
         (scale, scale_layout): (&CpuStorage, &Layout),
         residual: Option<(&CpuStorage, &Layout)>,
