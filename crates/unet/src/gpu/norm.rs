@@ -145,7 +145,7 @@ impl CustomOp2 for NormActivation {
         sl: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
         let shape = dimensions(xl, sl, None)?;
-        Ok((super::driver::kernels::norm(self, shape, (x, xl), (s, sl), None)?, xl.shape().clone()))
+        Ok((super::driver::kernels::norm(*self, shape, (x, xl), (s, sl), None)?, xl.shape().clone()))
     }
 }
 
@@ -177,6 +177,6 @@ impl CustomOp3 for NormActivation {
         rl: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
         let shape = dimensions(xl, sl, Some(rl))?;
-        Ok((super::driver::kernels::norm(self, shape, (x, xl), (s, sl), Some((r, rl)))?, xl.shape().clone()))
+        Ok((super::driver::kernels::norm(*self, shape, (x, xl), (s, sl), Some((r, rl)))?, xl.shape().clone()))
     }
 }

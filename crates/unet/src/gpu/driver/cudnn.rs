@@ -119,14 +119,13 @@ impl Handle {
             padding[1],
             size_of::<T>() * 2 + usize::from(math == Math::CUDNN_TENSOR_OP_MATH),
         ];
-        let (algorithm, bytes) = match self.chosen.get(&key) {
-            Some(chosen) => *chosen,
-            None => {
-                let algorithm = forward.pick_algorithm()?;
-                let chosen = (algorithm, forward.get_workspace_size(algorithm)?);
-                self.chosen.insert(key, chosen);
-                chosen
-            }
+        let (algorithm, bytes) = if let Some(chosen) = self.chosen.get(&key) {
+            *chosen
+        } else {
+            let algorithm = forward.pick_algorithm()?;
+            let chosen = (algorithm, forward.get_workspace_size(algorithm)?);
+            self.chosen.insert(key, chosen);
+            chosen
         };
         if self.workspace.as_ref().is_none_or(|workspace| workspace.len() < bytes) {
             // The old one first, so that both are not held at once.

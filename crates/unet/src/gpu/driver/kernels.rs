@@ -19,8 +19,8 @@ const MODULE: &str = "microtome";
 const THREADS: u32 = 256;
 
 /// The kernels as PTX, compiled once.
-fn ptx() -> Result<&'static str, &'static str> {
-    static PTX: OnceLock<Result<String, String>> = OnceLock::new();
+fn ptx() -> std::result::Result<&'static str, &'static str> {
+    static PTX: OnceLock<std::result::Result<String, String>> = OnceLock::new();
     let compiled = PTX.get_or_init(|| {
         nvrtc::compile_ptx(SOURCE).map(|ptx| ptx.to_src()).map_err(|error| match error {
             nvrtc::CompileError::CompileError { log, .. } => log.to_string_lossy().into_owned(),
@@ -42,7 +42,7 @@ pub(super) fn prepare(device: &CudaDevice) -> crate::Result<()> {
 
 /// Tiles × pixels × channels; see [`NormActivation::run`].
 pub(in crate::gpu) fn norm(
-    norm: &NormActivation,
+    norm: NormActivation,
     shape: [usize; 3],
     x: (&CudaStorage, &Layout),
     scale: (&CudaStorage, &Layout),
@@ -79,7 +79,7 @@ where
 }
 
 fn launch<T: DeviceRepr>(
-    norm: &NormActivation,
+    norm: NormActivation,
     [tiles, pixels, channels]: [usize; 3],
     x: &CudaView<'_, T>,
     scale: &CudaView<'_, f32>,
