@@ -38,7 +38,7 @@ fn four_workers_one_of_them_killed_leave_the_bytes_of_one() {
     run(&mut begin(&slide, &model, &whole)).ended(0);
 
     let machines = [("1", "384MiB"), ("2", "512MiB"), ("1", "1GiB"), ("3", "400MiB")];
-    let workers: Vec<_> = machines
+    let mut workers: Vec<_> = machines
         .iter()
         .enumerate()
         .map(|(i, (threads, memory))| {
@@ -55,10 +55,8 @@ fn four_workers_one_of_them_killed_leave_the_bytes_of_one() {
         assert!(begun.elapsed() < Duration::from_secs(100), "nothing was noted");
         std::thread::sleep(Duration::from_millis(1));
     }
-    for (i, mut worker) in workers.into_iter().enumerate() {
-        if i == 3 {
-            worker.kill().unwrap();
-        }
+    workers[3].kill().unwrap();
+    for (i, worker) in workers.into_iter().enumerate() {
         let ended = worker.wait_with_output().unwrap();
         if i == 3 {
             assert_eq!(ended.status.signal(), Some(9), "{ended:?}");

@@ -235,11 +235,17 @@ mod with_the_feature {
     fn an_object_that_becomes_another_one_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
         let url = bucket("changing", folder.path());
-        let image = image(Size::new(20, 10), 1, SampleType::U8);
+        // A shard of more than what is fetched at once.
+        let size = Size::new(512, 512);
+        let image = StoredImage {
+            chunk: Size::new(256, 256),
+            shard: size,
+            ..encoded(image(size, 1, SampleType::U8), Format::V0_5, "none")
+        };
         let first = TileCoord { row: 0, column: 0 };
         let write = |label: u16| {
             let sink = ZarrImage::create(&url, image.clone()).unwrap();
-            let pixels = Pixels::filled(Size::new(20, 10), SampleType::U8, &[label]);
+            let pixels = Pixels::filled(size, SampleType::U8, &[label]);
             sink.write_shard(Level(0), first, &pixels).unwrap();
             sink.finish(&Map::new()).unwrap();
         };
@@ -249,7 +255,7 @@ mod with_the_feature {
         assert!(slide.read_region(Level(0), Rect::new(0, 0, 1, 1)).is_ok());
         remove(&url).unwrap();
         write(2);
-        let error = slide.read_region(Level(0), Rect::new(17, 9, 1, 1)).unwrap_err();
+        let error = slide.read_region(Level(0), Rect::new(511, 511, 1, 1)).unwrap_err();
         assert!(error.to_string().contains("has become another one"), "{error}");
     }
 
