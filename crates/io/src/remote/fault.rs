@@ -32,7 +32,8 @@ pub(super) enum Cause {
 /// The cause of an error.
 pub(super) fn cause(error: &object_store::Error) -> Cause {
     match error {
-        object_store::Error::NotFound { .. } if text(error).contains("<Code>NoSuchBucket</Code>") => Cause::NoBucket,
+        // A list of a bucket that is not there is no `NotFound` to object_store.
+        _ if text(error).contains("<Code>NoSuchBucket</Code>") => Cause::NoBucket,
         object_store::Error::NotFound { .. } => Cause::Absent,
         object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. } => Cause::Conflict,
         object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => Cause::Denied,
@@ -143,6 +144,7 @@ mod tests {
             (status("429 Too Many Requests: "), Cause::Busy),
             (status("400 Bad Request: <Error><Code>RequestTimeout</Code></Error>"), Cause::Busy),
             (status("400 Bad Request: <Error><Code>InvalidRequest</Code></Error>"), Cause::Other),
+            (status("404 Not Found: <Error><Code>NoSuchBucket</Code></Error>"), Cause::NoBucket),
             (generic("a setting that cannot be"), Cause::Other),
         ] {
             assert_eq!(cause(&found), expected, "{found}");
