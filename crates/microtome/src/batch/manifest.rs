@@ -98,9 +98,9 @@ impl fmt::Display for Fault {
 /// let manifest = Manifest::read(&path)?;
 /// assert_eq!(manifest.entries()[1].id, "case-2");
 ///
-/// std::fs::write(&path, "slide,id,stain\na.svs,../up,HE\n")?;
+/// std::fs::write(&path, "slide,id,mpp\na.svs,../up,\nb.svs,b,wide\n")?;
 /// let faults = Manifest::read(&path).unwrap_err().to_string();
-/// assert!(faults.contains("line 1") && faults.contains("line 2"), "{faults}");
+/// assert!(faults.contains("line 2") && faults.contains("line 3"), "{faults}");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
