@@ -27,7 +27,7 @@ BUCKET = "slides"
 # Seconds after which the program gives up an answer, and for which a slow one is held back.
 TIMEOUT, SLOW = 2, 3
 # Shards so small that there are many requests.
-SMALL = ["--chunk", "128", "--shard", "256", "--threads", "2", "--sync-every", "0.2"]
+SMALL = ["--chunk", "256", "--shard", "512", "--threads", "2", "--sync-every", "0.2"]
 SEGMENT = ["--model-mpp", "native", "--no-tta", "--step-size", "1", "--tissue", "none", "--memory", "1GiB", "--threads", "2"]
 
 
