@@ -57,37 +57,18 @@ def network_of(folder, weights=True):
 
 
 def make(name, folder, tile):
-    """An nnU-Net result with random weights: what bench_network.py makes, without nnU-Net."""
+    """The folder that bench_network.py makes, without nnU-Net."""
     import numpy as np
     import torch
 
-    from bench_network import DATASET, NETWORKS, multiplications, plans, spread
+    from bench_network import begin, finish, spread
 
-    kind, features, side, _ = NETWORKS[name]
-    (folder / "fold_0").mkdir(parents=True, exist_ok=True)
-    (folder / "plans.json").write_text(json.dumps(plans(name), indent=4))
-    (folder / "dataset.json").write_text(json.dumps(DATASET, indent=4))
+    begin(name, folder)
     torch.manual_seed(0)
     network = network_of(folder, weights=False)
-    network.decoder.deep_supervision = True
+    network.apply(network.initialize)
     spread(network)
-    checkpoint = {
-        "network_weights": network.state_dict(),
-        "init_args": {"configuration": "2d", "fold": 0},
-        "trainer_name": "nnUNetTrainer",
-        "inference_allowed_mirroring_axes": (0, 1),
-    }
-    network.decoder.deep_supervision = False
-    pixels = np.fromfile(tile, dtype=np.uint8).reshape(512, 512, 3)[:side, :side]
-    (folder / "tile.rgb").write_bytes(np.ascontiguousarray(pixels).tobytes())
-    about = {
-        "description": f"{kind} 2D, {len(features)} stages of {', '.join(map(str, features))} features",
-        "side": side,
-        "multiplications": multiplications(network.eval(), side),
-    }
-    (folder / "network.json").write_text(json.dumps(about))
-    # Last: a folder with a checkpoint is finished.
-    torch.save(checkpoint, folder / "fold_0/checkpoint_final.pth")
+    finish(name, folder, network, np.fromfile(tile, dtype=np.uint8).reshape(512, 512, 3))
 
 
 def with_torch(folder, precision, batches, compiled, logits, cpu):
@@ -190,12 +171,17 @@ class Run:
     def __init__(self, given):
         self.given = given
         self.dry = given.dry
-        self.device = "cpu" if given.dry else given.device
+        # PyTorch, microtome and nvidia-smi are shown one GPU, and the same.
+        number = int(given.device.partition(":")[2] or 0)
+        visible = [entry for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry]
+        self.gpu = visible[number] if number < len(visible) else str(number)
+        self.device = "cpu" if given.dry else "cuda:0"
         self.batches = [1, 2] if given.dry else BATCHES
         self.work = HERE / ("dry" if given.dry else "work")
         self.work.mkdir(exist_ok=True)
         self.results = self.work / "results.jsonl"
-        self.environment = {**os.environ, "LD_LIBRARY_PATH": libraries(), "PYTHONPATH": str(HERE)}
+        self.environment = {**os.environ, "LD_LIBRARY_PATH": libraries(), "PYTHONPATH": str(HERE),
+                            "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": self.gpu}
         lines = [json.loads(line) for line in self.results.read_text().splitlines()] if self.results.exists() else []
         self.finished = {line["finished"] for line in lines if "finished" in line}
         # What an attempt that was stopped has left does not count.
@@ -237,10 +223,10 @@ def libraries():
     return ":".join(folders + [path for path in [os.environ.get("LD_LIBRARY_PATH")] if path])
 
 
-def memory_used():
-    """Of the first device, in bytes, by all processes."""
+def memory_used(run):
+    """Of the device, in bytes, by all processes."""
     try:
-        command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+        command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", f"--id={run.gpu}"]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]) << 20
     except (OSError, subprocess.CalledProcessError, ValueError, IndexError):
         return None
@@ -310,7 +296,7 @@ def ours(run, name, precision, *options, step=None, batches=None):
             run.note(step or f"{name}-{precision}", batch=batch, milliseconds=milliseconds / batch,
                      tflops=2e-9 * about["multiplications"] * batch / milliseconds,
                      stream_milliseconds=stream["seconds"] * 1e3 / (batch * count),
-                     memory=memory_used(), identity=server.about["identity"])
+                     memory=memory_used(run), identity=server.about["identity"])
 
 
 def theirs(run, name, precision):

@@ -127,6 +127,33 @@ def is_used(name, stages):
     return not name.startswith("decoder.seg_layers.") or name.startswith(f"decoder.seg_layers.{stages - 2}.")
 
 
+def begin(name, folder):
+    """Writes what a network is built of."""
+    (folder / "fold_0").mkdir(parents=True, exist_ok=True)
+    (folder / "plans.json").write_text(json.dumps(plans(name), indent=4))
+    (folder / "dataset.json").write_text(json.dumps(DATASET, indent=4))
+
+
+def finish(name, folder, network, pixels):
+    """Writes everything else, the checkpoint last: a folder that has one is finished."""
+    kind, features, side, _ = NETWORKS[name]
+    (folder / "tile.rgb").write_bytes(np.ascontiguousarray(pixels[:side, :side]).tobytes())
+    about = {
+        "description": f"{kind} 2D, {len(features)} stages of {', '.join(map(str, features))} features",
+        "side": side,
+        "parameters": sum(weight.numel() for key, weight in network.named_parameters() if is_used(key, len(features))),
+        "multiplications": multiplications(network, side),
+    }
+    (folder / "network.json").write_text(json.dumps(about))
+    checkpoint = {
+        "network_weights": network.state_dict(),
+        "init_args": {"configuration": "2d", "fold": 0},
+        "trainer_name": "nnUNetTrainer",
+        "inference_allowed_mirroring_axes": (0, 1),
+    }
+    torch.save(checkpoint, folder / "fold_0/checkpoint_final.pth")
+
+
 def main():
     import openslide
 
@@ -135,30 +162,12 @@ def main():
     if len(sys.argv) != 4:
         sys.exit(__doc__)
     name, folder, slide = sys.argv[1], pathlib.Path(sys.argv[2]), openslide.OpenSlide(sys.argv[3])
-    kind, features, side, _ = NETWORKS[name]
-    (folder / "fold_0").mkdir(parents=True, exist_ok=True)
-    (folder / "plans.json").write_text(json.dumps(plans(name), indent=4))
-    (folder / "dataset.json").write_text(json.dumps(DATASET, indent=4))
-
+    side = NETWORKS[name][2]
+    begin(name, folder)
     torch.manual_seed(0)
     network = load(folder, weights=False)
     spread(network)
-    checkpoint = {
-        "network_weights": network.state_dict(),
-        "init_args": {"configuration": "2d", "fold": 0},
-        "trainer_name": "nnUNetTrainer",
-        "inference_allowed_mirroring_axes": (0, 1),
-    }
-    torch.save(checkpoint, folder / "fold_0/checkpoint_final.pth")
-    tile = np.asarray(slide.read_region(CORNER, 0, (side, side)).convert("RGB"))
-    (folder / "tile.rgb").write_bytes(tile.tobytes())
-    about = {
-        "description": f"{kind} 2D, {len(features)} stages of {', '.join(map(str, features))} features",
-        "side": side,
-        "parameters": sum(weight.numel() for name, weight in network.named_parameters() if is_used(name, len(features))),
-        "multiplications": multiplications(network, side),
-    }
-    (folder / "network.json").write_text(json.dumps(about))
+    finish(name, folder, network, np.asarray(slide.read_region(CORNER, 0, (side, side)).convert("RGB")))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ use anyhow::Result;
 use crate::shell;
 use crate::workspace::Workspace;
 
-/// Type-checks and lints the code behind the features `cuda` and `cudnn`. A script stands in for nvcc.
+/// Type-checks and lints the code behind the feature `cudnn`, which includes `cuda`. A script stands in for nvcc.
 pub(crate) fn lint(workspace: &Workspace) -> Result<()> {
     shell::run(
         workspace

@@ -21,7 +21,8 @@ pub enum Device {
     Cuda(Gpus),
 }
 
-/// CUDA devices by their numbers, as `nvidia-smi` counts them within `CUDA_VISIBLE_DEVICES`; and how many tiles each computes at once.
+/// CUDA devices by the numbers that CUDA gives them within `CUDA_VISIBLE_DEVICES`: the fastest first, or as `nvidia-smi` counts where
+/// `CUDA_DEVICE_ORDER=PCI_BUS_ID`; and how many tiles each computes at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gpus {
     /// A bit for each number.
@@ -183,8 +184,8 @@ impl DeviceUse {
 
 /// Whether what a driver or a library says of a failure means that the device's memory is full.
 pub(crate) fn is_out_of_memory(message: &str) -> bool {
-    // CUDA_ERROR_OUT_OF_MEMORY of the driver; CUDNN_STATUS_ALLOC_FAILED and CUBLAS_STATUS_ALLOC_FAILED of libraries that ask it.
-    ["OUT_OF_MEMORY", "out of memory", "ALLOC_FAILED"].iter().any(|word| message.contains(word))
+    // CUDA_ERROR_OUT_OF_MEMORY of the driver, CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED.
+    ["OUT_OF_MEMORY", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED"].iter().any(|word| message.contains(word))
 }
 
 #[cfg(test)]
@@ -237,7 +238,7 @@ mod tests {
     fn full_memory_is_told_from_other_failures() {
         for message in [
             "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
-            "CudnnError(CUDNN_STATUS_ALLOC_FAILED)",
+            "CudnnError(CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED)",
             "CublasError(CUBLAS_STATUS_ALLOC_FAILED)",
         ] {
             assert!(is_out_of_memory(message), "{message}");

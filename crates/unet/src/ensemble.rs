@@ -125,6 +125,14 @@ pub(crate) fn on_cpu(model: &Model, execution: &Execution, set: InstructionSet) 
 const WITHOUT_F16: &str = "f16 needs a GPU; the CPU computes in f32 or bf16";
 const WITHOUT_BF16: &str = "this CPU has no instructions for bf16: f32 is both faster and more exact on it";
 
+/// What is mirrored in each pass.
+pub(crate) fn passes(card: &Card, execution: &Execution) -> Vec<MirrorAxes> {
+    match execution.mirroring {
+        Mirroring::AsTrained => card.mirror_axes.passes(),
+        Mirroring::Off => vec![MirrorAxes::NONE],
+    }
+}
+
 impl<E: Engine> Ensemble<E> {
     pub(crate) fn new(
         model: &Model,
@@ -134,10 +142,7 @@ impl<E: Engine> Ensemble<E> {
         needs: Needs,
         concurrency: Concurrency,
     ) -> Self {
-        let passes = match execution.mirroring {
-            Mirroring::AsTrained => model.card().mirror_axes.passes(),
-            Mirroring::Off => vec![MirrorAxes::NONE],
-        };
+        let passes = passes(model.card(), execution);
         Self {
             card: model.card().clone(),
             folds,

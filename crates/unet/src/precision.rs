@@ -19,7 +19,8 @@ pub struct PrecisionNote {
 /// In which numbers the kernels of convolutions are kept.
 ///
 /// All other weights (biases, factors and summands of normalisations, statistics from training, slopes) are f32 in any case: they are
-/// some thousandths of all values, and every engine adds and multiplies them in f32, so rounding them would cost accuracy and save nothing.
+/// some thousandths of all values, and the CPU adds and multiplies them in f32 (GPUs all but biases and slopes), so rounding them would cost
+/// accuracy and save nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WeightFormat {

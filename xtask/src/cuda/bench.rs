@@ -1,9 +1,9 @@
 //! `cargo xtask cuda bench`: a folder to carry to a machine that has a GPU.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::shell;
 use crate::venv::Venv;
@@ -151,39 +151,16 @@ fn trained(model: &Path, folder: &Path) -> Result<()> {
     let tile = std::fs::read(folder.join("tile.rgb"))?;
     let rows = tile.chunks_exact(512 * 3).take(side);
     write(&to.join("tile.rgb"), rows.flat_map(|row| &row[..side * 3]).copied().collect::<Vec<u8>>())?;
-    let multiplications = multiplications(&plans, side as u64)?;
+    // The program says what it has loaded before it is asked anything.
+    let mut program = Command::new(folder.join("time_network"));
+    let said = shell::read(program.arg(&to).arg(to.join("tile.rgb")).stdin(Stdio::null()))?;
+    let said: serde_json::Value =
+        serde_json::from_str(said.lines().next().unwrap_or_default()).context("what time_network says")?;
+    let multiplications = &said["multiplications"];
+    ensure!(multiplications.is_u64(), "time_network does not say how many multiplications: {said}");
     let about =
         serde_json::json!({ "description": "nnunet-v2-plain", "side": side, "multiplications": multiplications });
     write(&to.join("network.json"), about.to_string())
-}
-
-/// Of the convolutions of a plain network of nnU-Net's for one tile, each with its addition.
-fn multiplications(plans: &serde_json::Value, side: u64) -> Result<u64> {
-    let keywords = &plans["configurations"]["2d"]["architecture"]["arch_kwargs"];
-    let list = |key: &str| -> Result<Vec<u64>> {
-        let values = keywords[key].as_array().with_context(|| format!("plans.json: no {key}"))?;
-        values.iter().map(|v| v.as_u64().with_context(|| format!("plans.json: {key}"))).collect()
-    };
-    let (features, down, up) =
-        (list("features_per_stage")?, list("n_conv_per_stage")?, list("n_conv_per_stage_decoder")?);
-    let strides = keywords["strides"].as_array().context("plans.json: no strides")?;
-    let (mut input, mut area, mut sum) = (3, side * side, 0);
-    let mut areas = Vec::new();
-    for (stage, (output, convolutions)) in features.iter().zip(&down).enumerate() {
-        let stride: u64 =
-            strides[stage].as_array().into_iter().flatten().filter_map(serde_json::Value::as_u64).product();
-        area /= stride.max(1);
-        areas.push(area);
-        sum += 9 * area * output * (input + (convolutions - 1) * output);
-        input = *output;
-    }
-    for (stage, convolutions) in (0..features.len() - 1).rev().zip(&up) {
-        let (output, area) = (features[stage], areas[stage]);
-        // The transposed convolution, then convolutions of what it gives beside the skipped features.
-        sum += area * input * output + 9 * area * output * (2 * output + (convolutions - 1) * output);
-        input = output;
-    }
-    Ok(sum + areas[0] * input * 2)
 }
 
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -211,24 +188,4 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
 
 fn write(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     std::fs::write(path, content).with_context(|| path.display().to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// By hand; `multiplications` of bench_network.py counts with hooks.
-    #[test]
-    fn multiplications_are_counted() {
-        let plans = serde_json::json!({ "configurations": { "2d": { "architecture": { "arch_kwargs": {
-            "features_per_stage": [8, 16],
-            "n_conv_per_stage": [2, 1],
-            "n_conv_per_stage_decoder": [1],
-            "strides": [[1, 1], [2, 2]],
-        } } } } });
-        let (full, quarter) = (64 * 64, 32 * 32);
-        let encoder = 9 * full * 8 * (3 + 8) + 9 * quarter * 16 * 8;
-        let decoder = full * 16 * 8 + 9 * full * 8 * 16 + full * 8 * 2;
-        assert_eq!(multiplications(&plans, 64).unwrap(), encoder + decoder);
-    }
 }

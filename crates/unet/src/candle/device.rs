@@ -10,7 +10,8 @@ pub(crate) fn open(device: Device) -> Result<CandleDevice> {
         Device::Auto | Device::Cpu => Ok(CandleDevice::Cpu),
         Device::Cuda(gpus) => {
             let number = gpus.numbers().next().unwrap_or(0);
-            CandleDevice::new_cuda(number).map_err(|error| {
+            // A stream of its own: that of the plain constructor is another one for each thread that computes.
+            CandleDevice::new_cuda_with_stream(number).map_err(|error| {
                 let reason = error.to_string();
                 let reason = reason.lines().next().unwrap_or("no reason given");
                 Error::Device { message: format!("CUDA device {number} does not answer: {reason}") }

@@ -66,6 +66,20 @@ pub(crate) enum Curve {
     GeluTanh,
 }
 
+impl Curve {
+    /// `slopes` makes a tensor of a weight's name.
+    pub(crate) fn new(function: &Function, slopes: impl FnOnce(&String) -> Result<Tensor>) -> Result<Self> {
+        Ok(match function {
+            Function::LeakyRelu { slope } => Self::LeakyRelu(*slope),
+            Function::PRelu { weight, .. } => Self::PRelu(slopes(weight)?),
+            Function::Silu => Self::Silu,
+            Function::Mish => Self::Mish,
+            Function::Gelu => Self::Gelu,
+            Function::GeluTanh => Self::GeluTanh,
+        })
+    }
+}
+
 impl Lowering {
     /// # Panics
     /// If a weight is missing: they have been matched with the network before.
@@ -121,25 +135,13 @@ impl Lowering {
                     Step::Norm { scale: scale(affine)?, groups: Some(*groups), epsilon: *epsilon }
                 }
                 Operation::BatchNorm { mean, variance, affine, epsilon, .. } => {
-                    let mut factor = (per_channel(variance, DType::F32)? + *epsilon)?.sqrt()?.recip()?;
-                    let mean = per_channel(mean, DType::F32)?;
-                    if let Some(affine) = affine {
-                        factor = (factor * per_channel(&affine.weight, DType::F32)?)?;
-                    }
-                    let mut summand = (mean * &factor)?.neg()?;
-                    if let Some(affine) = affine {
-                        summand = (summand + per_channel(&affine.bias, DType::F32)?)?;
-                    }
+                    let value = |name: &String| per_channel(name, DType::F32);
+                    let (factor, summand) = batch_norm([mean, variance], affine.as_ref(), *epsilon, value)?;
                     Step::Affine { factor: place(&factor, dtype)?, summand: place(&summand, dtype)? }
                 }
-                Operation::Activation { function } => Step::Activation(match function {
-                    Function::LeakyRelu { slope } => Curve::LeakyRelu(*slope),
-                    Function::PRelu { weight, .. } => Curve::PRelu(per_channel(weight, dtype)?),
-                    Function::Silu => Curve::Silu,
-                    Function::Mish => Curve::Mish,
-                    Function::Gelu => Curve::Gelu,
-                    Function::GeluTanh => Curve::GeluTanh,
-                }),
+                Operation::Activation { function } => {
+                    Step::Activation(Curve::new(function, |slopes| per_channel(slopes, dtype))?)
+                }
                 Operation::Concatenate => Step::Concatenate,
                 Operation::Add => Step::Add,
                 Operation::PixelShuffle { factor } => Step::Shuffle(Extent { height: *factor, width: *factor }),
@@ -186,26 +188,13 @@ impl Step {
     fn run(&self, sources: &[Tensor]) -> Result<Tensor> {
         let x = &sources[0];
         match self {
-            Self::Convolution { weight, bias, kernel, stride } => {
-                let y = convolve(x, weight, [(kernel.height - 1) / 2, (kernel.width - 1) / 2], *stride)?;
-                match bias {
-                    Some(bias) => y.broadcast_add(bias),
-                    None => Ok(y),
-                }
-            }
-            Self::Upsampling { matrix, bias, stride } => {
-                let y = upsample(x, matrix, *stride)?;
-                match bias {
-                    Some(bias) => y.broadcast_add(bias),
-                    None => Ok(y),
-                }
-            }
+            Self::Convolution { weight, bias, kernel, stride } => with_bias(
+                convolve(x, weight, [(kernel.height - 1) / 2, (kernel.width - 1) / 2], *stride)?,
+                bias.as_ref(),
+            ),
+            Self::Upsampling { matrix, bias, stride } => with_bias(upsample(x, matrix, *stride)?, bias.as_ref()),
             Self::Overlapping { weight, bias, transposed } => {
-                let y = overlap(x, weight, *transposed)?;
-                match bias {
-                    Some(bias) => y.broadcast_add(bias),
-                    None => Ok(y),
-                }
+                with_bias(overlap(x, weight, *transposed)?, bias.as_ref())
             }
             Self::Norm { scale, groups, epsilon } => normalize(x, scale.as_ref(), *groups, *epsilon),
             Self::Affine { factor, summand } => x.broadcast_mul(factor)?.broadcast_add(summand),
@@ -323,6 +312,31 @@ pub(crate) fn as_convolution(
     Tensor::from_vec(values, (output * pixels.area(), input, taps.height, taps.width), &Device::Cpu)
 }
 
+/// Factor and summand of batch normalisation, f32.
+pub(crate) fn batch_norm(
+    [mean, variance]: [&String; 2],
+    affine: Option<&Affine>,
+    epsilon: f64,
+    value: impl Fn(&String) -> Result<Tensor>,
+) -> Result<(Tensor, Tensor)> {
+    let mut factor = (value(variance)? + epsilon)?.sqrt()?.recip()?;
+    if let Some(affine) = affine {
+        factor = (factor * value(&affine.weight)?)?;
+    }
+    let mut summand = (value(mean)? * &factor)?.neg()?;
+    if let Some(affine) = affine {
+        summand = (summand + value(&affine.bias)?)?;
+    }
+    Ok((factor, summand))
+}
+
+pub(crate) fn with_bias(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    match bias {
+        Some(bias) => y.broadcast_add(bias),
+        None => Ok(y),
+    }
+}
+
 fn overlap(x: &Tensor, weight: &Tensor, transposed: Transposed) -> Result<Tensor> {
     let (taps, before) = (transposed.taps(), transposed.before());
     let x = x.pad_with_zeros(2, before.height, taps.height - 1 - before.height)?;
@@ -373,6 +387,7 @@ pub(crate) fn activation_bytes(network: &Network, tile: Size, width: u64) -> u64
             Operation::Convolution { .. }
             | Operation::InstanceNorm { .. }
             | Operation::GroupNorm { .. }
+            | Operation::BatchNorm { .. }
             | Operation::Activation { .. }
             | Operation::AveragePool { .. }
             | Operation::MaxPool { .. }

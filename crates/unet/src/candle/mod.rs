@@ -1,4 +1,4 @@
-//! The network on candle: the reference lowering of [`Network`](crate::Network), and the way to CUDA devices.
+//! The network on candle: the reference lowering of [`Network`](crate::Network), on the CPU or on one CUDA device.
 
 mod device;
 mod lowering;
@@ -9,7 +9,7 @@ use microtome_io::Size;
 pub(crate) use device::open;
 use lowering::Lowering;
 #[cfg(any(test, feature = "cuda"))]
-pub(crate) use lowering::{Curve, activation_bytes, as_convolution, combine, convolve};
+pub(crate) use lowering::{Curve, activation_bytes, as_convolution, batch_norm, combine, convolve, with_bias};
 
 use crate::crew::Crew;
 use crate::ensemble::{Concurrency, Engine, Ensemble, Needs};
@@ -27,16 +27,21 @@ pub(crate) struct CandleNetwork {
     dtype: DType,
 }
 
+/// candle's name for what a network computes in.
+pub(crate) fn dtype(precision: Precision) -> DType {
+    match precision {
+        Precision::F32 => DType::F32,
+        Precision::Bf16 => DType::BF16,
+        Precision::F16 => DType::F16,
+    }
+}
+
 /// A model on a device of candle's.
 ///
 /// # Errors
 /// If the device fails.
 pub(crate) fn ensemble(model: &Model, execution: &Execution, device: &Device) -> Result<Ensemble<CandleNetwork>> {
-    let dtype = match execution.precision {
-        Precision::F32 => DType::F32,
-        Precision::Bf16 => DType::BF16,
-        Precision::F16 => DType::F16,
-    };
+    let dtype = dtype(execution.precision);
     let (network, tile) = (model.network(), model.card().tile);
     let lower = |fold: &Fold| -> Result<CandleNetwork> {
         let lowering = Lowering::new(&network, tile, &fold.weights, dtype, device)?;

@@ -8,7 +8,7 @@ use microtome_io::Size;
 use super::blocks::Blocks;
 use super::convolution::{Convolution, Convolver};
 use super::norm::NormActivation;
-use crate::candle::{Curve, as_convolution, combine};
+use crate::candle::{Curve, as_convolution, batch_norm, combine, with_bias};
 use crate::network::{Affine, Extent, Function, Layer, Network, Operation, Shape, Source};
 use crate::taps::Separable;
 use crate::transposed::Transposed;
@@ -91,14 +91,11 @@ fn fusion(layers: &[Layer], readers: &[Vec<usize>], taken: &[bool], norm: usize)
     if layers[next].operation != Operation::Add {
         return alone;
     }
-    let other = layers[next].sources.iter().copied().find(|source| *source != Source::Layer(norm));
-    match other {
-        // The sum of a normalisation and itself.
-        None => alone,
-        residual => match only(next).and_then(|last| Some((last, slope(last)?))) {
-            Some((at, slope)) => Fusion { at, residual, slope },
-            None => Fusion { at: next, residual, slope: 1.0 },
-        },
+    // Not the normalisation itself: then it would have two readers.
+    let residual = layers[next].sources.iter().copied().find(|source| *source != Source::Layer(norm));
+    match only(next).and_then(|last| Some((last, slope(last)?))) {
+        Some((at, slope)) => Fusion { at, residual, slope },
+        None => Fusion { at: next, residual, slope: 1.0 },
     }
 }
 
@@ -286,24 +283,13 @@ impl Maker<'_> {
                 Step::GroupNorm { scale, groups: *groups, epsilon: *epsilon }
             }
             Operation::BatchNorm { mean, variance, affine, epsilon, .. } => {
-                let mut factor = (self.per_channel(variance, DType::F32)? + *epsilon)?.sqrt()?.recip()?;
-                if let Some(affine) = affine {
-                    factor = (factor * self.per_channel(&affine.weight, DType::F32)?)?;
-                }
-                let mut summand = (self.per_channel(mean, DType::F32)? * &factor)?.neg()?;
-                if let Some(affine) = affine {
-                    summand = (summand + self.per_channel(&affine.bias, DType::F32)?)?;
-                }
-                Step::Affine { factor: factor.to_dtype(self.dtype)?, summand: summand.to_dtype(self.dtype)? }
+                let value = |name: &String| self.per_channel(name, DType::F32);
+                let (factor, summand) = batch_norm([mean, variance], affine.as_ref(), *epsilon, value)?;
+                Step::Affine { factor, summand }
             }
-            Operation::Activation { function } => Step::Activation(match function {
-                Function::LeakyRelu { slope } => Curve::LeakyRelu(*slope),
-                Function::PRelu { weight, .. } => Curve::PRelu(self.per_channel(weight, self.dtype)?),
-                Function::Silu => Curve::Silu,
-                Function::Mish => Curve::Mish,
-                Function::Gelu => Curve::Gelu,
-                Function::GeluTanh => Curve::GeluTanh,
-            }),
+            Operation::Activation { function } => {
+                Step::Activation(Curve::new(function, |slopes| self.per_channel(slopes, self.dtype))?)
+            }
             Operation::Concatenate => Step::Concatenate,
             Operation::Add => Step::Add,
             Operation::PixelShuffle { factor } => Step::Shuffle(Extent { height: *factor, width: *factor }),
@@ -330,7 +316,10 @@ impl Step {
             }
             Self::NormActivation(norm, scale) => norm.run(x, scale, sources.get(1)),
             Self::GroupNorm { scale, groups, epsilon } => group_norm(x, scale.as_ref(), *groups, *epsilon),
-            Self::Affine { factor, summand } => x.broadcast_mul(factor)?.broadcast_add(summand),
+            // In f32 whatever the precision: product and summand may be large against their sum.
+            Self::Affine { factor, summand } => {
+                x.to_dtype(DType::F32)?.broadcast_mul(factor)?.broadcast_add(summand)?.to_dtype(x.dtype())
+            }
             Self::Activation(curve) => curve.run(x),
             Self::Concatenate => Tensor::cat(&[x, &sources[1]], D::Minus1),
             Self::Add => x + &sources[1],
@@ -339,13 +328,6 @@ impl Step {
             }
             Self::Shuffle(factor) => shuffle(x, *factor),
         }
-    }
-}
-
-fn with_bias(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    match bias {
-        Some(bias) => y.broadcast_add(bias),
-        None => Ok(y),
     }
 }
 

@@ -1,8 +1,8 @@
 //! The network on GPUs.
 //!
 //! Tiles go to a device as they were read, a byte per sample, and come back as logits. In between everything happens there: normalisation by
-//! a table, mirroring, the network of each fold, and the mean over passes and folds, without a word between device and host until the batch
-//! is done ([`session`]). Tensors lie channels last, as the fast kernels of cuDNN want them, and what follows a convolution
+//! a table, mirroring, the network of each fold, and the mean over passes and folds, without waiting for the host until the batch is done, but
+//! for samples of 16 bits and tiles with borders, which are copied from ordinary memory ([`session`]). Tensors lie channels last, as the fast kernels of cuDNN want them, and what follows a convolution
 //! (instance normalisation, a residual sum, leaky ReLU) is one pass over memory after another for the statistics ([`norm`]), and so is what
 //! follows the product of a transposed one ([`blocks`]).
 //! One thread drives each device ([`pool`]).
@@ -24,11 +24,10 @@ use std::sync::Arc;
 
 use microtome_io::{Samples, Size};
 
-use crate::ensemble::check_tile;
+use crate::ensemble::{check_tile, passes};
 use crate::model::Model;
 use crate::{
-    Card, DeviceUse, Error, Execution, Logits, MemoryEstimate, MirrorAxes, Mirroring, Normalizer, Precision, Predictor,
-    Result, Tile,
+    Card, DeviceUse, Error, Execution, Logits, MemoryEstimate, Normalizer, Precision, Predictor, Result, Tile,
 };
 #[cfg(test)]
 pub(crate) use lowering::run_on_cpu;
@@ -75,13 +74,6 @@ impl GpuPredictor {
         let pool = Pool::start(devices, batch, most, &Arc::new(pattern), &table)?;
         let passes = passes(&card, execution).len();
         Ok(Self { card, passes, precision: execution.precision, pool })
-    }
-}
-
-fn passes(card: &Card, execution: &Execution) -> Vec<MirrorAxes> {
-    match execution.mirroring {
-        Mirroring::AsTrained => card.mirror_axes.passes(),
-        Mirroring::Off => vec![MirrorAxes::NONE],
     }
 }
 

@@ -61,7 +61,8 @@ pub(super) struct Computed {
 
 /// A device, as its thread sees it.
 ///
-/// An [`Error::DeviceMemory`] says that a batch was too large; it, and every other batch that was not collected, is then forgotten.
+/// An [`Error::DeviceMemory`] says that a batch was too large. Whoever gets it, or any other error, calls [`release`](Self::release) before
+/// the next batch.
 pub(super) trait Session {
     /// Queues a batch.
     fn submit(&mut self, batch: &Batch<'_>) -> Result<()>;
@@ -185,7 +186,8 @@ impl Pool {
                 // Nobody answers where another device has failed.
                 if let Ok(Start { size, batches }) = from_us.recv() {
                     let _watch = Watch(&shared);
-                    Worker { session, shared: &shared, index, size, batches, in_flight: VecDeque::new() }.work();
+                    let (shared, in_flight) = (&*shared, VecDeque::new());
+                    Worker { session, shared, index, size, batches, depth: IN_FLIGHT, in_flight }.work();
                 }
             });
             threads.push(thread.map_err(|error| Error::Device { message: format!("no thread for a GPU: {error}") })?);
@@ -287,7 +289,7 @@ fn prepare(
 ) -> Result<(Box<dyn Session>, Ready)> {
     let Opened { mut session, name, kind, fits } = opened;
     let mut notes = Vec::new();
-    let mut attempt = |size: usize| {
+    let attempt = |session: &mut dyn Session, size: usize| {
         let tiles = vec![pattern.clone(); size];
         session.submit(&Batch { tiles: &tiles, size, table })?;
         session.collect()
@@ -295,9 +297,13 @@ fn prepare(
     let first = wanted.unwrap_or_else(|| power_of_two(fits.clamp(1, most.max(1))));
     let mut size = first;
     let largest = loop {
-        match attempt(size) {
+        match attempt(session.as_mut(), size) {
             Ok(computed) => break computed.logits,
-            Err(Error::DeviceMemory { .. }) if size > 1 => size /= 2,
+            Err(Error::DeviceMemory { .. }) if size > 1 => {
+                // Else a workspace for what did not fit stays beside what is tried next.
+                session.release();
+                size /= 2;
+            }
             Err(Error::DeviceMemory { message }) => {
                 return Err(Error::DeviceMemory {
                     message: format!("{name} has no room for a single tile: {message}"),
@@ -309,15 +315,21 @@ fn prepare(
     if size < first {
         notes.push(format!("{first} tiles at once did not fit its memory; {size} did"));
     }
-    let same = |logits: &[Vec<f32>]| {
-        let bits = |tile: &[f32]| tile.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-        let expected = bits(&largest[0]);
-        logits.iter().all(|tile| bits(tile) == expected)
-    };
-    let mut batches = if same(&largest) { Batches::Equal } else { Batches::Different };
+    let bits = |tile: &[f32]| tile.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    let all_are = |logits: &[Vec<f32>], expected: &[u32]| logits.iter().all(|tile| bits(tile) == expected);
+    let mut expected = bits(&largest[0]);
+    if !all_are(&largest, &expected) {
+        // A run that goes on groups tiles otherwise: it would not give the same bytes.
+        notes.push(format!(
+            "of {size} tiles at once, each one's place decides about its bits: they are computed one by one"
+        ));
+        size = 1;
+        expected = bits(&attempt(session.as_mut(), size)?.logits[0]);
+    }
+    let mut batches = Batches::Equal;
     let mut smaller = size / 2;
     while smaller > 0 && batches == Batches::Equal {
-        if !same(&attempt(smaller)?.logits) {
+        if !all_are(&attempt(session.as_mut(), smaller)?.logits, &expected) {
             batches = Batches::Different;
         }
         smaller /= 2;
@@ -337,6 +349,8 @@ struct Worker<'a> {
     index: usize,
     size: usize,
     batches: Batches,
+    /// Batches that it holds at once.
+    depth: usize,
     in_flight: VecDeque<Job>,
 }
 
@@ -363,6 +377,12 @@ impl Worker<'_> {
                     own.batch = self.size;
                     own.notes.push(note);
                 }
+                // Where the size of a batch decides about bits it stays, but one finds room where two do not.
+                Error::DeviceMemory { .. } if self.depth > 1 => {
+                    self.depth = 1;
+                    let note = "its memory became scarce during the run; it went on with one batch at a time";
+                    self.shared.lock().uses[self.index].notes.push(note.into());
+                }
                 error => return self.fail(&error),
             }
             self.put_back();
@@ -371,7 +391,7 @@ impl Worker<'_> {
 
     /// The next job that this device should begin; waits for one only if nothing else is to be done.
     fn next(&self) -> Option<Job> {
-        if self.in_flight.len() >= IN_FLIGHT {
+        if self.in_flight.len() >= self.depth {
             return None;
         }
         let mut state = self.shared.lock();
@@ -424,6 +444,11 @@ impl Worker<'_> {
     /// This device is out; the others take what it had.
     fn fail(mut self, error: &Error) {
         self.put_back();
+        match error {
+            Error::DeviceMemory { .. } => drop(self.session),
+            // A device that failed for another reason may be broken, and cudarc's destructors panic where a library cannot free anything.
+            _ => std::mem::forget(self.session),
+        }
         let mut state = self.shared.lock();
         let own = &mut state.uses[self.index];
         let message = match error {

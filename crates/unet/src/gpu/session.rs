@@ -12,7 +12,9 @@ use microtome_io::Size;
 use super::convolution::Convolver;
 use super::lowering::Lowering;
 use super::pool::{Batch, Computed, Input, InputSamples, Session};
+use crate::ensemble::passes;
 use crate::model::Model;
+use crate::network::{Layer, Operation};
 use crate::weights::Weight;
 use crate::{Error, Execution, MirrorAxes, Network, Precision, Result};
 
@@ -35,18 +37,14 @@ impl Recipe {
             tile: card.tile,
             // The values are shared.
             folds: model.folds().iter().map(|fold| fold.weights.clone()).collect(),
-            passes: super::passes(card, execution),
+            passes: passes(card, execution),
             heads: card.heads(),
             precision: execution.precision,
         }
     }
 
     fn dtype(&self) -> DType {
-        match self.precision {
-            Precision::F32 => DType::F32,
-            Precision::Bf16 => DType::BF16,
-            Precision::F16 => DType::F16,
-        }
+        crate::candle::dtype(self.precision)
     }
 
     /// Bytes that a tile takes on a device.
@@ -58,7 +56,25 @@ impl Recipe {
         let around = area * (self.network.channels() as u64 * 20 + self.heads as u64 * 16);
         crate::candle::activation_bytes(&self.network, self.tile, width).saturating_add(around)
     }
+
+    /// The most values that an operation reads or writes for a tile.
+    fn widest(&self) -> u64 {
+        let shapes = self.network.shapes(self.tile);
+        let input = self.tile.area().saturating_mul(self.network.channels().next_multiple_of(8) as u64);
+        let values = shapes.iter().map(|shape| shape.elements()).fold(input, u64::max);
+        // Without cuDNN each value is copied once for each place in a kernel.
+        let kernel = |layer: &Layer| match &layer.operation {
+            Operation::Convolution { kernel, .. } | Operation::Upsampling { kernel, .. } => kernel.area() as u64,
+            _ => 1,
+        };
+        let copies =
+            if cfg!(feature = "cudnn") { 1 } else { self.network.layers().iter().map(kernel).fold(1, u64::max) };
+        values.saturating_mul(copies)
+    }
 }
+
+/// Values that a tensor may have at most: cuDNN refuses larger ones, and candle's kernels count in 32 bits.
+const MOST_VALUES: u64 = (1 << 31) - 1;
 
 /// The memory that samples and logits pass through on their way.
 pub(super) trait Transport {
@@ -81,6 +97,8 @@ pub(super) struct NetworkSession<T> {
     tile: Size,
     channels: usize,
     heads: usize,
+    /// The most values that an operation reads or writes for a tile.
+    widest: u64,
     folds: Vec<Lowering>,
     passes: Vec<MirrorAxes>,
     /// Indices of rows and of columns from last to first.
@@ -105,6 +123,7 @@ impl<T: Transport> NetworkSession<T> {
             tile: recipe.tile,
             channels: recipe.network.channels(),
             heads: recipe.heads,
+            widest: recipe.widest(),
             folds: recipe.folds.iter().map(lower).collect::<Result<_, _>>()?,
             passes: recipe.passes.clone(),
             backwards: [backwards(height)?, backwards(width)?],
@@ -217,6 +236,10 @@ impl<T: Transport> NetworkSession<T> {
 
 impl<T: Transport> Session for NetworkSession<T> {
     fn submit(&mut self, batch: &Batch<'_>) -> Result<()> {
+        if (batch.size as u64).saturating_mul(self.widest) > MOST_VALUES {
+            let message = format!("{} tiles at once have layers of more than {MOST_VALUES} values", batch.size);
+            return Err(Error::DeviceMemory { message });
+        }
         self.transport.begin()?;
         let input = self.normalized(batch)?;
         let logits = self.logits(&input)?;

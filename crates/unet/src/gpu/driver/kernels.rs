@@ -36,7 +36,13 @@ pub(super) fn prepare(device: &CudaDevice) -> crate::Result<()> {
         let reason = error.lines().next().unwrap_or_default();
         refused(format!("the GPU cannot be used: NVRTC (libnvrtc.so.13) does not compile its kernels: {reason}"))
     })?;
-    device.get_or_load_custom_func("coefficients", MODULE, ptx)?;
+    device.get_or_load_custom_func("coefficients", MODULE, ptx).map_err(|error| {
+        let reason = error.to_string();
+        let reason = reason.lines().next().unwrap_or_default();
+        refused(format!(
+            "the GPU cannot be used: its driver does not take the kernels that NVRTC made ({reason}); libnvrtc.so.13 must not be newer than the driver"
+        ))
+    })?;
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use candle_core::cuda_backend::cudarc::cublas::sys::cublasGetVersion_v2;
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaEvent, CudaSlice, DeviceRepr, PinnedHostSlice, sys};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, Device, Storage, Tensor};
@@ -80,6 +81,9 @@ pub(super) fn open(number: usize, recipe: &Recipe) -> Result<Opened> {
     let device = CudaDevice::new_with_stream(number).map_err(|error| {
         let reason = error.to_string();
         let reason = reason.lines().next().unwrap_or("no reason given");
+        if is_out_of_memory(reason) {
+            return Error::DeviceMemory { message: format!("cuda:{number}: {reason}") };
+        }
         refused(format!("cuda:{number} cannot be used: {reason}; cuBLAS and cuRAND of CUDA 13 must be where the system finds libraries"))
     })?;
     let stream = device.cuda_stream();
@@ -91,7 +95,8 @@ pub(super) fn open(number: usize, recipe: &Recipe) -> Result<Opened> {
     keep_memory(&context)?;
     let convolver = convolver(&device, number)?;
     kernels::prepare(&device)?;
-    let mut kind = format!("{name}, compute {}.{}", capability.0, capability.1);
+    let blas = cublas_version(&device)?;
+    let mut kind = format!("{name}, compute {}.{}, cuBLAS {blas}", capability.0, capability.1);
     if let Some(version) = cudnn_version() {
         kind = format!("{kind}, cuDNN {version}");
     }
@@ -127,6 +132,14 @@ fn convolver(device: &CudaDevice, number: usize) -> Result<Convolver> {
 #[allow(clippy::unnecessary_wraps)] // As with cuDNN.
 fn convolver(_device: &CudaDevice, _number: usize) -> Result<Convolver> {
     Ok(Convolver::default())
+}
+
+/// The version of cuBLAS, which computes kernels of one pixel and transposed convolutions.
+fn cublas_version(device: &CudaDevice) -> Result<i32> {
+    let (blas, mut version) = (device.cublas_handle(), 0);
+    // SAFETY: the handle lives as long as `blas`; one number is written.
+    unsafe { cublasGetVersion_v2(*blas.handle(), &raw mut version) }.result().map_err(failed)?;
+    Ok(version)
 }
 
 /// cuDNN's version, if it is there: what stands in for a missing library answers with an error code instead.
@@ -188,7 +201,8 @@ struct Arriving {
 
 impl Pinned {
     fn event(&self) -> Result<CudaEvent> {
-        self.device.cuda_stream().record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map_err(failed)
+        // With times; who waits for it sleeps, because the cores have other work.
+        self.device.cuda_stream().record_event(Some(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC)).map_err(failed)
     }
 }
 
@@ -262,5 +276,12 @@ impl Transport for Pinned {
         // If it fails, the next attempt says what is wrong.
         let _ = self.device.cuda_stream().synchronize();
         let _ = trim_memory(self.device.cuda_stream().context());
+    }
+}
+
+/// What the pool keeps is of no use to anybody once the weights, which go before this, are freed.
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.release();
     }
 }

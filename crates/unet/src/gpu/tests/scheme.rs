@@ -169,6 +169,7 @@ fn the_batch_is_what_fits() {
     assert_eq!(pool.batch, 4);
     assert_eq!(pool.uses()[0].notes, ["16 tiles at once did not fit its memory; 4 did"]);
     assert_eq!(small.sizes.lock().unwrap()[..3], [16, 8, 4]);
+    assert_eq!(small.releases.load(Ordering::SeqCst), 2);
     // Two batches of 4 do not fit at once: memory is given back, and then a smaller batch goes on.
     assert_eq!(compute(&pool, 11).unwrap(), expected(11));
     // Of several devices, all take what the smallest takes.
@@ -222,8 +223,9 @@ fn memory_that_comes_back_in_time_changes_nothing() {
     let mock = Mock { rounds: true, ..Mock::new("mock") }.with_room(8);
     let pool = start(&[&mock], Some(8), 16).unwrap();
     let same: Vec<Vec<f32>> =
-        expected(8).into_iter().map(|tile| tile.into_iter().map(|v| v + 8.0 * 1e-6).collect()).collect();
-    assert_eq!(compute(&pool, 8).unwrap(), same);
+        expected(24).into_iter().map(|tile| tile.into_iter().map(|v| v + 8.0 * 1e-6).collect()).collect();
+    assert_eq!(compute(&pool, 24).unwrap(), same);
+    assert_eq!(pool.uses()[0].notes, ["its memory became scarce during the run; it went on with one batch at a time"]);
 }
 
 #[test]
