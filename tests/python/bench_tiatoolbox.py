@@ -63,7 +63,8 @@ def main():
     network.load_state_dict(predictor.list_of_parameters[0])
     network.eval()
     side = predictor.configuration_manager.patch_size
-    level = [{"units": "level", "resolution": 0}]
+    # "baseline" 1 is level 0 as it is.
+    level = [{"units": "baseline", "resolution": 1.0}]
     config = IOSegmentorConfig(
         input_resolutions=level, output_resolutions=level, patch_input_shape=side, patch_output_shape=side,
         stride_shape=[length // 2 for length in side], save_resolution=level[0],
