@@ -22,7 +22,7 @@ workflow {
     // Rows as JSON, with paths of slides that hold wherever a task runs: slides are read where they lie, and not copied.
     slides = Channel
         .fromPath(params.manifest)
-        .splitCsv(header: true, sep: manifest.name.endsWith('.tsv') ? '\t' : ',')
+        .splitCsv(header: true, quote: '"', sep: manifest.name.endsWith('.tsv') ? '\t' : ',')
         .map { row ->
             def cells = row.findAll { name, value -> value }
             cells = cells.collectEntries { name, value ->
@@ -32,6 +32,6 @@ workflow {
             tuple(row.id, groovy.json.JsonOutput.toJson(cells))
         }
 
-    codes = MICROTOME_SEGMENT(slides, model, out, params.flags)
-    MICROTOME_REPORT(codes.collect(), out)
+    ended = MICROTOME_SEGMENT(slides, model, out, params.flags)
+    MICROTOME_REPORT(ended.collect(), out)
 }

@@ -291,7 +291,7 @@ pub(crate) struct Batch {
     #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
     pub(crate) jobs: usize,
 
-    /// A folder on a local disk: slides are copied there before they are read. Needed for s3://
+    /// A folder on a local disk: slides are copied there before they are read. Without it those of s3:// are read where they are
     #[arg(long, value_name = "DIR")]
     pub(crate) stage: Option<PathBuf>,
 
@@ -369,9 +369,9 @@ pub(crate) struct Audit {
     #[arg(long, value_name = "N|all", default_value = "64", value_parser = sample)]
     pub(crate) sample: Sample,
 
-    /// A model: hours are those of its tiles, as a batch of them is measured
-    #[arg(short, long = "model", value_name = "MODEL")]
-    pub(crate) model: Option<PathBuf>,
+    /// A model, or several that run together: hours are those of their tiles, as a batch of them is measured, run as they recommend
+    #[arg(id = "model", short, long = "model", value_name = "MODEL", action = clap::ArgAction::Append)]
+    pub(crate) models: Vec<PathBuf>,
 
     /// Reckon hours by so many megapixels of level 0 per second
     #[arg(long, value_name = "MPX/S", value_parser = positive, conflicts_with = "model")]

@@ -10,21 +10,19 @@ use crate::{args, batch, failure, signals};
 
 pub(crate) fn run(args: &args::Audit) -> Result<u8> {
     let Some(manifest) = batch::read(&args.manifest)? else { return Ok(2) };
-    let predictor = match &args.model {
-        None => None,
-        Some(path) => {
-            let model = Model::open(path, &ModelOptions::default()).map_err(Error::Model)?;
-            // As `batch` would run it.
-            let device = args.device.choose().map_err(Error::Model)?.device;
-            let choice = model.card().precision.choose(None, device, Arithmetic::Fast).map_err(Error::Model)?;
-            let execution = Execution { device, precision: choice.precision, ..Execution::default() };
-            Some(model.predictor(&execution).map_err(Error::Model)?)
-        }
-    };
+    let mut predictors = Vec::new();
+    for path in &args.models {
+        let model = Model::open(path, &ModelOptions::default()).map_err(Error::Model)?;
+        let device = args.device.choose().map_err(Error::Model)?.device;
+        let choice = model.card().precision.choose(None, device, Arithmetic::Fast).map_err(Error::Model)?;
+        let execution = Execution { device, precision: choice.precision, ..Execution::default() };
+        predictors.push(model.predictor(&execution).map_err(Error::Model)?);
+    }
     let mut settings = Settings::default();
     settings.model_mpp = args.model_mpp;
     settings.threads = args.threads;
-    let segmenter = predictor.as_deref().map(|predictor| Segmenter::new(predictor, settings)).transpose()?;
+    let predictors: Vec<_> = predictors.iter().map(AsRef::as_ref).collect();
+    let segmenter = (!predictors.is_empty()).then(|| Segmenter::ensemble(predictors, settings)).transpose()?;
     let mut options = AuditOptions::default();
     options.open = args.opening.options();
     options.sample = args.sample.0;

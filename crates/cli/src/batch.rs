@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use microtome::batch::{
-    Batch, By, Entry, Finished, Identify, Manifest, Options, Outcome, Shard, Stage, Status, Task, Watcher,
+    Batch, By, Entry, Finished, Identify, Manifest, Options, Outcome, Shard, Stage, Status, Task, Watcher, code_of,
 };
 use microtome::io::bytes::ByteAccess;
 use microtome::{Bytes, Error, Observer, Segmenter};
@@ -115,12 +115,7 @@ fn plan(batch: &Batch<'_>, args: &args::Batch, terminal: &Terminal<'_>) -> Resul
     if !args.running.json {
         println(&format!("{} slides: {todo} to do, {} cannot be done", plans.len(), codes.len()))?;
     }
-    Ok(match codes.first() {
-        None => 0,
-        Some(_) if codes.len() < plans.len() => 3,
-        Some(6) if codes.iter().all(|code| *code == 6) => 6,
-        Some(_) => 4,
-    })
+    Ok(code_of(&codes, plans.len()).unwrap_or(0))
 }
 
 /// Shows what happens.

@@ -94,6 +94,7 @@ fn check(workspace: &Workspace, archive: &Archive, slurm: &Slurm) -> Result<()> 
     let merged = slurm.jobs(merge)?;
     let merged = merged.first().context("no merge job")?;
     println!("  merge: {}, exit code {}", merged["JobState"], merged["ExitCode"]);
+    ensure!(merged["ExitCode"] == "0:0", "the merge ended with {}", merged["ExitCode"]);
 
     // Which task had which slides, and what became of each.
     let shards = shards(&out)?;

@@ -5,6 +5,8 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
+use object_store::ObjectMeta;
+
 use super::entries::ObjectEntries;
 use crate::bytes::ByteSource;
 use crate::{Error, Result};
@@ -13,13 +15,22 @@ use crate::{Error, Result};
 const RANGE: u64 = 8 << 20;
 const AT_ONCE: usize = 4;
 
-pub(super) fn download(url: &str, to: &Path) -> Result<u64> {
-    let path = Path::new(url);
+fn object(path: &Path) -> Result<(ObjectEntries, ObjectMeta)> {
     let entries = ObjectEntries::new(path)?;
     let Some(object) = entries.bucket.head(&entries.url.key, path)? else {
         let message = "there is no such object";
         return Err(Error::io(path, std::io::Error::new(std::io::ErrorKind::NotFound, message)));
     };
+    Ok((entries, object))
+}
+
+pub(super) fn size(url: &str) -> Result<u64> {
+    Ok(object(Path::new(url))?.1.size)
+}
+
+pub(super) fn download(url: &str, to: &Path) -> Result<u64> {
+    let path = Path::new(url);
+    let (entries, object) = object(path)?;
     let source: Arc<dyn ByteSource> =
         Arc::new(super::source::ObjectSource::new(path.into(), Arc::clone(&entries.bucket), object));
     let name = to.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
@@ -48,6 +59,8 @@ fn write(source: &dyn ByteSource, partial: &Path) -> Result<()> {
             let range = range.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             file.write_all(&range).map_err(io)?;
         }
+        // What waits for the disk counts as memory.
+        file.sync_data().map_err(io)?;
     }
     file.sync_all().map_err(io)
 }

@@ -61,6 +61,17 @@ pub fn is_remote(path: &Path) -> bool {
     path.to_str().is_some_and(is_url)
 }
 
+/// How many bytes an object has.
+///
+/// # Errors
+/// As [`download`].
+pub fn size(url: &str) -> Result<u64> {
+    #[cfg(feature = "remote")]
+    return download::size(url);
+    #[cfg(not(feature = "remote"))]
+    Err(refusal(Path::new(url)))
+}
+
 /// Copies a whole object into a file, and says how many bytes it has.
 ///
 /// The file appears when it is whole, in the place of one that is there. Memory: a few ranges of 8 MiB.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 use microtome_io::slide::{self, OpenOptions, SlideReader};
 use microtome_io::{Level, Rect, Size};
@@ -130,7 +131,7 @@ pub fn audit(
         }
         let _observer = watcher.begins(entry);
         let mut found = Audited { line: entry.line, id: entry.id.clone(), ..Audited::default() };
-        if let Err(error) = look(entry, segmenter, options, &pool, &mut speed, watcher, &mut found) {
+        if let Err(error) = look(entry, segmenter, options, &pool, &mut speed, (watcher, manifest.path()), &mut found) {
             if watcher.cancelled() {
                 return Err(Error::Interrupted);
             }
@@ -150,16 +151,16 @@ fn look(
     options: &AuditOptions,
     pool: &rayon::ThreadPool,
     speed: &mut Option<Speed>,
-    watcher: &dyn Watcher,
+    (watcher, home): (&dyn Watcher, &Path),
     found: &mut Audited,
 ) -> Result<()> {
-    let Source::File(path) = &entry.slide else {
-        found.findings.push("lies in an object store, and was not looked at".into());
-        return Ok(());
+    let (path, bytes) = match &entry.slide {
+        Source::File(path) => (path.as_path(), files::bytes_of(path).ok()),
+        Source::Url(url) => (Path::new(url), entry.bytes),
     };
     let slide = slide::open(path, &options.open).map_err(Error::Read)?;
     let info = slide.info();
-    found.bytes = files::bytes_of(path).ok();
+    found.bytes = bytes;
     found.format = Some(info.format.clone());
     found.size = Some(info.size());
     found.objective_power = info.objective_power;
@@ -171,7 +172,8 @@ fn look(
         found.findings.push("the region of the manifest is not there".into());
     }
     found.content_id = Some(slide.content_id().map_err(Error::Read)?);
-    pool.install(|| decode(slide.as_ref(), options.sample, watcher, found))?;
+    let fault = pool.install(|| decode(slide.as_ref(), options.sample, watcher, found))?;
+    found.findings.extend(fault.map(|fault| discretion::without_names(&fault, entry, home, None)));
     if let Some(segmenter) = segmenter {
         let mut settings = segmenter.settings().clone();
         settings.mpp = entry.mpp.or(settings.mpp);
@@ -240,8 +242,13 @@ fn ratio(a: f64, b: f64) -> f64 {
     (a / b).max(b / a)
 }
 
-/// Decodes tiles, and counts those that cannot be.
-fn decode(slide: &dyn SlideReader, sample: Option<u64>, watcher: &dyn Watcher, found: &mut Audited) -> Result<()> {
+/// Decodes tiles, counts those that cannot be, and says why the first of them cannot.
+fn decode(
+    slide: &dyn SlideReader,
+    sample: Option<u64>,
+    watcher: &dyn Watcher,
+    found: &mut Audited,
+) -> Result<Option<String>> {
     slide.keep_decoded(0);
     let info = slide.info();
     let mut tiles: Vec<(Level, Rect)> = Vec::new();
@@ -284,11 +291,8 @@ fn decode(slide: &dyn SlideReader, sample: Option<u64>, watcher: &dyn Watcher, f
     }
     found.tiles_tried = tiles.len() as u64;
     found.tiles_unreadable = faults.len() as u64;
-    if let Some(first) = faults.first() {
-        let share = format!("{} of {} tiles that were tried cannot be read", faults.len(), tiles.len());
-        found.findings.push(format!("{share}, the first: {first}"));
-    }
-    Ok(())
+    let share = format!("{} of {} tiles that were tried cannot be read", faults.len(), tiles.len());
+    Ok(faults.first().map(|first| format!("{share}, the first: {first}")))
 }
 
 /// What an error says, without the file.

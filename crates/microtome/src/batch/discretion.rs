@@ -32,29 +32,33 @@ pub(super) fn without_names(text: &str, entry: &Entry, home: &Path, copies: Opti
         folders.extend(roi.parent().map(Into::into));
     }
     folders.extend(copies.map(Into::into));
+    // Whole names first: one may hold what seems to end it.
+    names.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
+    for (name, said) in &names {
+        text = text.replace(name.as_str(), said);
+    }
+    let slide = match &entry.slide {
+        Source::Url(url) => Path::new(url.rsplit('/').next().unwrap_or(url)).to_owned(),
+        Source::File(path) => path.clone(),
+    };
+    let bare = slide.file_name().unwrap_or_default().to_string_lossy();
     // What lies in a folder of the slide's is replaced up to where the name seems to end.
     for folder in folders.iter().filter(|folder| folder.components().count() > 1) {
         let begin = format!("{}{}", folder.display(), std::path::MAIN_SEPARATOR);
         while let Some(at) = text.find(&begin) {
             let rest = &text[at + begin.len()..];
-            let end = ENDS.iter().filter_map(|end| rest.find(end)).min().unwrap_or(rest.len());
-            let whole = &text[at..at + begin.len() + end];
-            let known = names.iter().find(|(name, _)| whole.starts_with(name.as_str()));
-            let (length, name) = match known {
-                Some((name, said)) => (name.len(), said.as_str()),
-                None => (whole.len(), "a file of the slide"),
-            };
-            text.replace_range(at..at + length, name);
+            let end_of = |rest: &str| ENDS.iter().filter_map(|end| rest.find(end)).min().unwrap_or(rest.len());
+            // A copy of the slide has its name; and a name that is there is known as a whole.
+            let copied = rest.find(&*bare).filter(|&at| !bare.is_empty() && at <= end_of(rest));
+            let there = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            let there = there.map(|file| file.file_name().to_string_lossy().into_owned());
+            let there = there.filter(|name| rest.starts_with(name.as_str())).map(|name| name.len());
+            let known = copied.map(|at| at + bare.len()).into_iter().chain(there).max().unwrap_or(0);
+            let end = known + end_of(&rest[known..]);
+            text.replace_range(at..at + begin.len() + end, "a file of the slide");
         }
     }
-    for (name, said) in &names {
-        text = text.replace(name.as_str(), said);
-    }
     // The bare name, as programs quote it. One of a letter or two is in every word.
-    let slide = match &entry.slide {
-        Source::Url(url) => Path::new(url.rsplit('/').next().unwrap_or(url)).to_owned(),
-        Source::File(path) => path.clone(),
-    };
     for name in [slide.file_name(), slide.file_stem()].into_iter().flatten() {
         let name = name.to_string_lossy();
         if name.len() > 3 {
@@ -95,6 +99,18 @@ mod tests {
             ("/archive/Doe, Jane/out/a/mask.ome.zarr: No space left", "a/mask.ome.zarr: No space left"),
         ] {
             assert_eq!(said(text), expected, "{text}");
+        }
+        for name in ["Doe, Jane.svs", "O'Neill Mary.svs", "Doe (Jane); liver: left.svs"] {
+            let named = Entry { slide: Source::File(Path::new("/archive/x").join(name)), ..entry.clone() };
+            for folder in ["/archive/x", "/stage/y/z"] {
+                let said = without_names(
+                    &format!("{folder}/{name}: is empty"),
+                    &named,
+                    Path::new("out"),
+                    Some(Path::new("/stage/y")),
+                );
+                assert!(["the slide: is empty", "a file of the slide: is empty"].contains(&&*said), "{said}");
+            }
         }
         let url = Entry { slide: Source::Url("s3://bucket/Doe/DOE_JANE.svs".into()), roi: None, ..entry };
         let said = without_names("s3://bucket/Doe/DOE_JANE.svs: timed out", &url, Path::new("out"), None);

@@ -19,6 +19,9 @@ use crate::{Error, Result};
 /// Names that are taken beside the folders of slides, but for those that end in `.jsonl`.
 pub(super) const RESERVED: [&str; 4] = ["batch.json", "summary.csv", "summary.html", "results.sqlite"];
 
+/// Names of files in the folder of a slide.
+pub(super) const OF_A_SLIDE: [&str; 6] = ["done", "lease", "lease.taken", "report.json", "thumbnail.jpg", "label.jpg"];
+
 /// Bytes of a small file of ours at most. Whatever is larger is not ours.
 const MOST_BYTES: u64 = 64 << 20;
 
@@ -78,7 +81,6 @@ impl Folder {
 }
 
 impl SlideFolder {
-    #[cfg(test)]
     pub(super) fn path(&self) -> &Path {
         &self.0
     }
@@ -245,6 +247,11 @@ pub(super) fn small(path: &Path) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path).ok()?.take(MOST_BYTES + 1).read_to_end(&mut bytes).ok()?;
     (bytes.len() as u64 <= MOST_BYTES).then_some(bytes)
+}
+
+/// Removes what a process was killed over while it [`put`] it there.
+pub(super) fn tidy(folder: &Path) {
+    crate::output::tidy_old(folder, ".");
 }
 
 /// Writes a small file that appears whole, unless it is there already with the same content. Its name until then is no other process's, on

@@ -104,7 +104,12 @@ impl Leases {
         }
         let taken = path.with_file_name("lease.taken");
         match OpenOptions::new().write(true).create_new(true).open(&taken) {
-            Ok(_) => {}
+            Ok(mut file) => {
+                // Each has another content, so that whoever watches sees that it is another one.
+                let content =
+                    super::folder::digest(&format!("{:?} {:?}", Process::this(), std::time::SystemTime::now()));
+                let _ = file.write_all(content.as_bytes());
+            }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 // Somebody takes it over, or has died doing so.
                 if small(&taken).is_some_and(|seen| self.has_expired(&taken, &seen)) {

@@ -8,7 +8,7 @@ use microtome_io::remote;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::folder::RESERVED;
+use super::folder::{OF_A_SLIDE, RESERVED};
 use crate::{Error, Result};
 
 /// Bytes of a manifest at most: a million slides with long paths have a fifth of it.
@@ -143,12 +143,16 @@ type Line = (u64, BTreeMap<String, String>);
 #[derive(Default)]
 struct Faults {
     found: Vec<Fault>,
+    /// Further ones, that are only counted.
+    more: u64,
 }
 
 impl Faults {
     fn add(&mut self, line: u64, message: impl Into<String>) {
         if self.found.len() < MOST_FAULTS {
             self.found.push(Fault { line, message: message.into() });
+        } else {
+            self.more += 1;
         }
     }
 }
@@ -176,6 +180,10 @@ impl Manifest {
             return Ok(Self { path: path.into(), entries });
         }
         faults.found.sort_by_key(|fault| fault.line);
+        if let (more @ 1.., Some(last)) = (faults.more, faults.found.last()) {
+            let (line, message) = (last.line, format!("and there are {more} more faults"));
+            faults.found.push(Fault { line, message });
+        }
         Err(Error::Manifest { path: path.into(), faults: faults.found })
     }
 
@@ -473,14 +481,16 @@ pub(super) fn check_id(id: &str) -> Result<(), String> {
         }
         id => match id.chars().find(|&c| forbidden(c)) {
             Some(c) => Err(format!("id: {id:?} names a folder, and {c:?} cannot be in it")),
-            None if RESERVED.iter().any(|name| id.eq_ignore_ascii_case(name))
-                || id.to_lowercase().ends_with(".jsonl") =>
-            {
+            None if RESERVED.iter().any(|name| id.eq_ignore_ascii_case(name)) || is_events(id) => {
                 Err(format!("id: {id:?} is the name of a file that is written beside the slides' folders"))
             }
             None => Ok(()),
         },
     }
+}
+
+fn is_events(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("jsonl"))
 }
 
 /// A store below the batch's folder.
@@ -491,6 +501,12 @@ fn check_out(text: &str) -> Result<PathBuf, String> {
     }
     if path.extension().is_none_or(|ending| ending != "zarr") {
         return Err(format!("out: {text:?} is no name of a store: it ends in .zarr"));
+    }
+    let lower = |part: Component<'_>| part.as_os_str().to_string_lossy().to_lowercase();
+    let first = path.components().next().map(lower).unwrap_or_default();
+    let of_the_batch = RESERVED.contains(&first.as_str()) || is_events(&first) || first.starts_with('.');
+    if of_the_batch || path.components().skip(1).any(|part| OF_A_SLIDE.contains(&lower(part).as_str())) {
+        return Err(format!("out: {text:?} has the name of a file that a batch writes there"));
     }
     // Components leave out what is doubled or behind: equal paths are equal then.
     Ok(path.components().collect())
@@ -509,6 +525,11 @@ fn unique(entries: &[Entry], faults: &mut Faults) {
         let out = entry.out.to_string_lossy().to_lowercase();
         if let Some(first) = outs.insert(PathBuf::from(out), entry.line) {
             faults.add(entry.line, format!("out: {} is that of line {first}, too", entry.out.display()));
+        }
+    }
+    for entry in ids.values() {
+        if let Some(line) = outs.get(Path::new(&entry.id.to_lowercase())) {
+            faults.add(entry.line, format!("id: {:?} is also the output of line {line}", entry.id));
         }
     }
     for (out, line) in &outs {

@@ -211,18 +211,24 @@ impl Finished {
         if self.stopped {
             return None;
         }
-        let mut failures = self.outcomes.iter().filter(|outcome| outcome.status != Status::Done).map(|o| o.code);
-        let Some(first) = failures.next() else {
-            return Some(self.outcomes.iter().map(|outcome| outcome.code).max().unwrap_or(0));
-        };
-        let all: Vec<u8> = std::iter::once(first).chain(failures).collect();
-        Some(match first {
-            _ if all.contains(&TRANSIENT) => TRANSIENT,
-            _ if all.len() < self.outcomes.len() => 3,
-            5 | 6 if all.iter().all(|&code| code == first) => first,
-            _ => 4,
-        })
+        let failures = self.outcomes.iter().filter(|outcome| outcome.status != Status::Done).map(|o| o.code);
+        let code = code_of(&failures.collect::<Vec<_>>(), self.outcomes.len());
+        let faults = || self.outcomes.iter().map(|outcome| outcome.code).max();
+        Some(code.or_else(faults).unwrap_or(0))
     }
+}
+
+/// The exit code for the failures of some of so many slides, by the codes of each; `None` if there are none.
+/// See [`Finished::exit_code`].
+#[must_use]
+pub fn code_of(failures: &[u8], slides: usize) -> Option<u8> {
+    let first = *failures.first()?;
+    Some(match first {
+        _ if failures.contains(&TRANSIENT) => TRANSIENT,
+        _ if failures.len() < slides => 3,
+        5 | 6 if failures.iter().all(|&code| code == first) => first,
+        _ => 4,
+    })
 }
 
 /// The exit code of a failure that may be none the next time.

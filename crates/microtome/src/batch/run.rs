@@ -12,7 +12,7 @@ use microtome_io::Level;
 use microtome_io::slide::SlideReader;
 
 use super::events::{About, Events, What};
-use super::folder::{SlideReport, Slides, Status, put_json};
+use super::folder::{SlideReport, Slides, Status, put_json, tidy};
 use super::lease::{Claim, Lease, Leases};
 use super::manifest::{Entry, Fault};
 use super::shard::{self, Keep};
@@ -94,6 +94,7 @@ impl Batch<'_> {
     /// Those that concern no slide in particular: the folder cannot be written. Of slides the [outcomes](Finished::outcomes) tell.
     pub fn run(&self, watcher: &dyn Watcher) -> Result<Finished> {
         self.folder.create()?;
+        tidy(self.folder.path());
         let entries = self.entries(Keep::Yes)?;
         let mut outcomes = BTreeMap::new();
         let mut jobs = VecDeque::new();
@@ -195,6 +196,13 @@ impl Batch<'_> {
         Outcome { id, line, status: Status::Done, code, error: None, by, seconds: 0.0 }
     }
 
+    /// A slide whose own folder cannot be used fails; the others go on.
+    pub(super) fn unusable(&self, entry: &Entry, error: Error) -> Outcome {
+        let Failure { code, text } = Failure::from(error);
+        let error = Some(self.discreet(&text, entry));
+        Outcome { status: Status::Failed, error, ..self.finished(entry, code, By::ThisRun) }
+    }
+
     fn work_off<'m>(
         &'m self,
         jobs: VecDeque<Job<'m>>,
@@ -276,7 +284,12 @@ impl Batch<'_> {
                         shared.lock().elsewhere.push_back(job);
                         continue;
                     }
-                    Some(Err(error)) => return shared.fail(error),
+                    Some(Err(error)) => {
+                        let outcome = self.unusable(job.entry, error);
+                        watcher.ends(&outcome);
+                        shared.lock().outcomes.insert(job.number, outcome);
+                        continue;
+                    }
                 };
                 let opened = self.open(job.entry, staging, watcher);
                 if let Ok(opened) = &opened {
@@ -377,7 +390,12 @@ impl Batch<'_> {
             (None, Some(leases)) => match self.claim(&job, leases) {
                 Ok(Claim::Ours(lease)) => Some(lease),
                 Ok(Claim::Theirs) => return shared.lock().elsewhere.push_back(job),
-                Err(error) => return shared.fail(error),
+                Err(error) => {
+                    let outcome = self.unusable(job.entry, error);
+                    watcher.ends(&outcome);
+                    shared.lock().outcomes.insert(job.number, outcome);
+                    return;
+                }
             },
             (lease, _) => lease,
         };

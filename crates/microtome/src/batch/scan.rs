@@ -179,6 +179,12 @@ impl Scan {
     }
 
     fn good(&mut self, path: &Path, info: SlideInfo, bytes: std::io::Result<u64>) {
+        let is_text = |text: &str| !text.chars().any(char::is_control) && text.trim() == text;
+        if !path.to_str().is_some_and(is_text) {
+            let message =
+                "a manifest cannot hold its name, which is not UTF-8, or has control characters or blanks at an end";
+            return self.bad(path, message);
+        }
         match bytes {
             Ok(bytes) => self.slides.push(Found { path: path.into(), info, bytes }),
             Err(error) => self.bad(path, &error.to_string()),

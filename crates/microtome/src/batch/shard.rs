@@ -140,6 +140,9 @@ fn divide(sizes: &BTreeMap<&str, u64>, count: u64) -> Shares {
 /// creates the file and all others that read it: a slide that grows, or is out of sight for a moment, stays with its shard, so that no slide
 /// is done twice, and none by nobody. A manifest with other ids is divided anew.
 pub(super) fn select(entries: &[Entry], shard: Shard, folder: &Folder, keep: Keep) -> Result<Vec<bool>> {
+    if shard.count == 1 {
+        return Ok(vec![true; entries.len()]);
+    }
     let ids: Vec<&str> = entries.iter().map(|entry| entry.id.as_str()).collect();
     let mut sorted = ids.clone();
     sorted.sort_unstable();

@@ -109,14 +109,13 @@ impl Staging {
                 Ok(copy)
             }
             Source::Url(url) => {
-                // How large it is, is known once it is here.
+                let bytes = remote::size(url).map_err(NoCopy::Failed)?;
+                self.reserve(bytes, go_on)?;
                 let name = url.rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or("slide");
-                let mut copy = Staged { staging: self, slide: folder.join(safe(name)), folder, bytes: 0 };
+                let copy = Staged { staging: self, slide: folder.join(safe(name)), folder, bytes };
                 std::fs::create_dir_all(&copy.folder)
                     .map_err(|error| NoCopy::Failed(microtome_io::Error::io(&copy.folder, error)))?;
-                let bytes = download(url, &copy.slide, go_on)?;
-                self.reserve(bytes, go_on)?;
-                copy.bytes = bytes;
+                download(url, &copy.slide, go_on)?;
                 Ok(copy)
             }
         }

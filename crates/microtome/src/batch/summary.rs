@@ -216,7 +216,7 @@ fn csv(rows: &[Row], classes: &[(u16, String)], identify: Identify, folder: &Fol
         titles.push("slide".into());
     }
     for (_, class) in classes {
-        titles.extend(["px", "mm2", "share"].map(|unit| format!("{class}_{unit}")));
+        titles.extend(["px", "mm2", "share"].map(|unit| text(Value::Text(format!("{class}_{unit}")))));
     }
     write(titles)?;
     for row in rows {

@@ -6,9 +6,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use microtome_io::Level;
 use microtome_io::slide::{self, SlideReader};
 use microtome_io::store::OmeZarr;
-use microtome_io::{Level, Pixels};
 use microtome_stitch::{Journal, Product};
 use microtome_tile::TargetResolution;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::discretion::without_names;
 use super::events::{About, Events, What};
 use super::folder::{
-    Done, Identity, SlideFolder, SlideReport, Stamp, Status, digest, is_finished, json, put, put_json,
+    Done, Identity, SlideFolder, SlideReport, Stamp, Status, digest, is_finished, json, put, put_json, tidy,
 };
 use super::lease::Lease;
 use super::manifest::{Entry, Source};
@@ -67,7 +67,9 @@ fn code(error: &Error) -> u8 {
         | Error::Io { source, .. } => Some(source),
         _ => None,
     };
-    if cause.is_some_and(passes) { TRANSIENT } else { error.exit_code() }
+    // Whoever else writes there ends, or its lock does: at another time the place is free.
+    let busy = matches!(error, Error::InUse { .. });
+    if busy || cause.is_some_and(passes) { TRANSIENT } else { error.exit_code() }
 }
 
 /// True for what a network does now and then, and a disk does not.
@@ -88,6 +90,10 @@ fn passes(error: &std::io::Error) -> bool {
             | K::ResourceBusy
             | K::WouldBlock
     )
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
 }
 
 /// What was panicked about.
@@ -208,6 +214,11 @@ impl Batch<'_> {
                     watcher.note(&format!("{id}: read where it is: {bytes}, and copies may take {limit}"));
                     Ok(Opened { slide, _copy: None })
                 }
+                (Err(NoCopy::Failed(microtome_io::Error::Io { source, .. })), in_place) if is_full(&source) => {
+                    let slide = in_place.map_or_else(|| open(place), Ok)?;
+                    watcher.note(&format!("{id}: read where it is: there is no room for a copy"));
+                    Ok(Opened { slide, _copy: None })
+                }
                 (Err(NoCopy::Stopped), _) => Err(Error::Interrupted.into()),
                 (Err(NoCopy::Failed(error)), _) => {
                     let Failure { code, text } = Failure::from(Error::Read(error));
@@ -232,13 +243,16 @@ impl Batch<'_> {
     ) -> Result<Option<Outcome>> {
         let start = Instant::now();
         let folder = self.folder.slide(&entry.id);
-        folder.create()?;
+        if let Err(error) = folder.create() {
+            return Ok(Some(self.unusable(entry, error)));
+        }
+        tidy(folder.path());
         let before = SlideReport::read(&folder);
         let attempts = before.as_ref().map_or(0, |report| report.attempts).saturating_add(1);
         // A mark never stands beside what it is not of.
         match std::fs::remove_file(folder.done()) {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::Io { path: folder.done(), source });
+                return Ok(Some(self.unusable(entry, Error::Io { path: folder.done(), source })));
             }
             _ => {}
         }
@@ -379,12 +393,20 @@ impl Batch<'_> {
         folder: &SlideFolder,
     ) -> Result<Option<Identity>> {
         if self.options.identify == Identify::No {
-            return Ok(None);
+            // Of an earlier run that was asked for it.
+            return match std::fs::remove_file(folder.label()) {
+                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                    Err(Error::Io { path: folder.label(), source })
+                }
+                _ => Ok(None),
+            };
         }
         if let Some(label) = slide.info().associated.iter().find(|picture| picture.name == "label") {
-            let picture: Pixels = slide.read_associated(&label.name).map_err(Error::Read)?;
-            let options = PreviewOptions { quality: 85, ..PreviewOptions::default() };
-            put(&folder.label(), &preview::encode(&picture, PictureFormat::Jpeg, &folder.label(), options)?)?;
+            // A label that cannot be read is none: the mask is whole without it.
+            if let Ok(picture) = slide.read_associated(&label.name) {
+                let options = PreviewOptions { quality: 85, ..PreviewOptions::default() };
+                put(&folder.label(), &preview::encode(&picture, PictureFormat::Jpeg, &folder.label(), options)?)?;
+            }
         }
         Ok(Some(Identity { properties: slide.info().properties.clone(), ..Identity::of_path(entry) }))
     }

@@ -200,6 +200,10 @@ impl Stores<'_> {
             }
         }
         if parts.is_empty() && Journal::read(&folder.journal())?.is_some() {
+            if store::inspect(&self.mask).map_err(Error::Write)? == Found::Nothing {
+                let left = folder.path().display();
+                return Err(Error::Usage(format!("{left}: is of a mask that is not there any more; remove it first")));
+            }
             return other(difference(None, Some(of)));
         }
         Ok(())

@@ -1,13 +1,14 @@
 // microtome as processes: one slide, and the summary of all.
 
 // One slide of a manifest: its row as a manifest of its own. Masks go straight to where they are wanted, which all tasks see, and not into
-// the task's folder: so a task that is tried again goes on where it was, and nothing is copied. The output is the exit code.
+// the task's folder: so a task that is tried again goes on where it was, and nothing is copied. Ids stay out of scripts, because microtome has not
+// looked at them yet.
 process MICROTOME_SEGMENT {
     tag "${id}"
     label 'microtome'
 
     // 75: a fault that passes; 137 and 143: killed or stopped. Anything else that is no result is for a person.
-    errorStrategy { task.exitStatus in [75, 137, 143] && task.attempt <= 3 ? 'retry' : 'finish' }
+    errorStrategy { task.exitStatus in [75, 137, 143] ? (task.attempt <= 3 ? 'retry' : 'ignore') : 'finish' }
     maxRetries 3
 
     input:
@@ -17,7 +18,7 @@ process MICROTOME_SEGMENT {
     val flags
 
     output:
-    path "${id}.code"
+    val id
 
     script:
     // Four fifths: the rest is room for the slide's file pages.
@@ -29,7 +30,7 @@ process MICROTOME_SEGMENT {
     code=0
     microtome batch row.jsonl -m '${model}' -o '${out}' --shard 0/1 --threads ${task.cpus} ${memory} ${flags} || code=\$?
     case \$code in
-    0 | 3 | 4) echo \$code > '${id}.code' ;;
+    0 | 3 | 4 | 5 | 6) ;;
     *) exit \$code ;;
     esac
     """
@@ -40,7 +41,7 @@ process MICROTOME_REPORT {
     label 'microtome'
 
     input:
-    path codes
+    val ids
     val out
 
     script:
