@@ -180,6 +180,11 @@ impl RunFolder {
         Ok(())
     }
 
+    /// Removes files that a process was killed over while it wrote them, where others may be writing: those that nobody has touched for an hour.
+    pub(crate) fn tidy_old(&self) {
+        tidy_old(&self.0, "");
+    }
+
     /// What runs leave in the folder.
     fn files(&self) -> [PathBuf; 6] {
         [self.journal(), self.crop(), self.statistics(), self.report(), self.page(), self.roi()]
@@ -379,15 +384,19 @@ impl<'a> Stores<'a> {
     pub(crate) fn remove_unless_begun(&self) {
         let _starting = self.starting();
         let folder = RunFolder::of(&self.mask);
-        let kept = Journal::read(&folder.journal()).ok().flatten().is_some_and(|record| !record.entries.is_empty());
+        // What cannot be read now may be all of the work.
+        let kept =
+            Journal::read(&folder.journal()).map_or(true, |record| record.is_some_and(|r| !r.entries.is_empty()));
         let found: Vec<_> = self.all().map(|(_, path)| (path, store::inspect(path))).collect();
         // Where another process was faster, all of it is that one's.
         if kept || found.iter().any(|(_, found)| matches!(found, Ok(Found::InUse))) {
             return;
         }
         for (path, _) in found.iter().filter(|(_, found)| matches!(found, Ok(Found::Unfinished))) {
-            // Best effort: the error that counts is the run's.
-            let _ = store::remove(path);
+            // The error that counts is the run's. A store that cannot be removed may be somebody's, and so is what belongs to its run.
+            if store::remove(path).is_err() {
+                return;
+            }
         }
         let _ = folder.remove();
         if let Some(label) = self.label {
@@ -559,4 +568,18 @@ fn describe(path: &Path) -> String {
         return "something".into();
     }
     if path.is_dir() { "a folder".into() } else { "a file".into() }
+}
+
+/// Removes half-written files of a folder whose names begin so, and that nobody has touched for an hour: their process was killed.
+pub(crate) fn tidy_old(folder: &Path, begin: &str) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let modified = entry.metadata().and_then(|metadata| metadata.modified());
+        let is_old = modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > Duration::from_hours(1)));
+        let path = entry.path();
+        let is_partial = path.extension().is_some_and(|ending| ending == PARTIAL);
+        if is_old && is_partial && entry.file_name().to_string_lossy().starts_with(begin) {
+            // What cannot be removed takes room and does no other harm.
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }

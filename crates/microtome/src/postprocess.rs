@@ -35,7 +35,7 @@ pub struct Postprocessed {
 ///
 /// # Errors
 /// [`Error::Read`] if the mask cannot be read, [`Error::Usage`] if it is a picture and no mask or there is no step,
-/// [`Error::OutputExists`] if something is at `to` (only a finished store of ours gives way to [`Existing::Replace`]),
+/// [`Error::OutputExists`] if something is at `to` (only a store of ours, finished or not, gives way to [`Existing::Replace`]),
 /// [`Error::Write`] if the result cannot be written, [`Error::Interrupted`] if the observer says so: then nothing is left.
 pub fn postprocess(
     from: &Path,
@@ -87,6 +87,10 @@ fn image(mask: &OmeZarr, from: &Path, steps: &[Postprocessing]) -> StoredImage {
     metadata.insert("version".into(), env!("CARGO_PKG_VERSION").into());
     metadata.insert("args".into(), json!({ "postprocessing": steps }));
     let mut attributes = info.attributes.clone();
+    // It is not the store of that run, which goes by this name.
+    if let Some(fingerprint) = attributes.remove("fingerprint") {
+        attributes.insert("fingerprint_of_mask".into(), fingerprint);
+    }
     attributes.insert("postprocessing".into(), json!(steps));
     let name = from.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     attributes.insert("postprocessing_of".into(), name.into());

@@ -305,6 +305,7 @@ impl<'p> Segmenter<'p> {
             Claim::Done { unreadable } => {
                 // A run that was stopped between its last two steps is finished by the next one.
                 list()?;
+                RunFolder::of(output).tidy_old();
                 return Ok(Outcome::AlreadyDone { unreadable });
             }
             Claim::Resume(record) => Some(record),

@@ -3,6 +3,7 @@
 use microtome_io::slide::{SlideReader, check};
 use serde::Serialize;
 
+use crate::verify::threads_for;
 use crate::{Error, Observer, Phase, Result};
 
 /// What was found.
@@ -15,7 +16,7 @@ pub struct Validation {
 }
 
 /// Decodes every stored tile of a slide, and every picture that travels with it, on `threads` threads (as many as there are cores
-/// where that is `None`). Memory: a decoded tile per thread.
+/// where that is `None`, and 16 for what lies in an object store). Memory: a decoded tile per thread.
 ///
 /// # Errors
 /// [`Error::Read`] if the file cannot be read any more, [`Error::Interrupted`] if the observer wants to stop, [`Error::Usage`] for no threads.
@@ -23,7 +24,8 @@ pub fn validate(slide: &dyn SlideReader, threads: Option<usize>, observer: &dyn 
     if threads == Some(0) {
         return Err(Error::Usage("0 threads do nothing".into()));
     }
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).build();
+    let pool =
+        rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or_else(|| threads_for(&slide.info().path))).build();
     let pool = pool.map_err(|error| Error::Usage(format!("threads cannot be started: {error}")))?;
     observer.phase(Phase::Validation);
     let go_on = |done, total| {

@@ -1,13 +1,24 @@
 //! Are the bytes of a store still those that were written?
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use microtome_io::store::{self, Found};
-use microtome_stitch::{Entry, Journal};
+use microtome_io::store::{self, Found, StoredShards};
+use microtome_io::{Level, TileCoord};
+use microtome_stitch::{Entry, Journal, Product};
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::output::{RunFolder, store_of};
 use crate::{Error, Result};
+
+/// Pieces of an object store that are asked for at once: a thread mostly waits there.
+const AT_ONCE: usize = 16;
+
+/// How many threads look through what lies at a path; 0: as many as there are cores.
+pub(crate) fn threads_for(path: &Path) -> usize {
+    if microtome_io::remote::is_remote(path) { AT_ONCE } else { 0 }
+}
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -32,6 +43,7 @@ pub fn verify(path: &Path) -> Result<Verification> {
         Found::Complete(_) => false,
         Found::Unfinished => true,
         Found::InUse => return Err(Error::InUse { path: path.into() }),
+        Found::Elsewhere => return Err(Error::Elsewhere { path: path.into() }),
         _ => {
             let message = "this is no store of microtome's in a folder, with which a journal is kept";
             return Err(Error::Usage(format!("{}: {message}", path.display())));
@@ -41,10 +53,17 @@ pub fn verify(path: &Path) -> Result<Verification> {
     let Some(record) = Journal::read(&journal)? else {
         return Err(Error::Usage(format!("{}: there is no journal to compare with", journal.display())));
     };
+    let products: BTreeSet<Product> = record.entries.keys().map(|key| key.0).collect();
+    let open = |product| Ok((product, StoredShards::new(store_of(path, product)).map_err(Error::Read)?));
+    let stores: BTreeMap<_, _> = products.into_iter().map(open).collect::<Result<_>>()?;
+    let keys: Vec<_> = record.entries.keys().collect();
+    let of = |&&(product, level, shard): &&(Product, Level, TileCoord)| stores[&product].shard(level, shard);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads_for(path)).build();
+    let pool = pool.map_err(|error| Error::Usage(format!("threads cannot be started: {error}")))?;
+    let stored = pool.install(|| keys.par_iter().map(of).collect::<Result<Vec<_>, _>>()).map_err(Error::Read)?;
     let mut found = Verification { unfinished, ..Verification::default() };
-    for (&(product, level, shard), entry) in &record.entries {
+    for ((&(product, level, shard), entry), stored) in record.entries.iter().zip(stored) {
         let store = store_of(path, product);
-        let stored = store::stored_shard(&store, level, shard).map_err(Error::Read)?;
         let stored = Entry::new(level, shard, stored, Vec::new());
         let fault = match (&entry.sha256, &stored.sha256) {
             (Some(a), Some(b)) if a == b => {

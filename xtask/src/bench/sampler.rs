@@ -1,6 +1,7 @@
 //! How much memory a process and its descendants hold, read from outside in Linux's `/proc`.
 //!
-//! The measure is anonymous memory plus dirty file pages: what the kernel cannot take back without writing it somewhere. Clean pages of
+//! The measure is anonymous memory plus dirty pages of mapped files: what the kernel cannot take back without writing it somewhere. Pages of files
+//! that are written by `write` are nobody's memory in `/proc`, and are not in it. Clean pages of
 //! mapped files, which make up the rest of a resident set, it drops when memory is short.
 
 use std::fs;

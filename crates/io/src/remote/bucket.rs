@@ -120,9 +120,11 @@ impl Bucket {
         match self.request(|| self.store.put_opts(key, payload.clone(), PutMode::Create.into())) {
             Ok(_) => Ok(true),
             // An attempt that seemed to fail may have succeeded.
-            Err(error) if fault::cause(&error) == Cause::Conflict => {
-                Ok(self.get(key, bytes.len() as u64, path).is_ok_and(|found| found.as_deref() == Some(bytes)))
-            }
+            Err(error) if fault::cause(&error) == Cause::Conflict => match self.get(key, bytes.len() as u64, path) {
+                // Longer than ours, and so another one's.
+                Err(Error::Limits { .. }) => Ok(false),
+                found => Ok(found?.as_deref() == Some(bytes)),
+            },
             // Services without conditions (`AWS_CONDITIONAL_PUT=disabled`): then nothing but what was looked at before decides.
             Err(error) if fault::cause(&error) == Cause::Unable => self.put(key, bytes, path).map(|()| true),
             Err(error) => Err(fault::error(path, &self.name, &error)),
@@ -158,7 +160,16 @@ impl Bucket {
 
     /// True if there is an object under a prefix.
     pub(super) fn any(&self, prefix: &Key, path: &Path) -> Result<bool> {
-        let request = || async { self.store.list(Some(prefix)).next().await.transpose() };
+        let request = || async {
+            let mut found = self.store.list(Some(prefix));
+            // Consoles put an object `KEY/` in the place of a folder, which is nothing.
+            while let Some(object) = found.next().await.transpose()? {
+                if object.location != *prefix {
+                    return Ok(Some(object));
+                }
+            }
+            Ok(None)
+        };
         let found = self.request(request).map_err(|error| fault::error(path, &self.name, &error))?;
         Ok(found.is_some())
     }

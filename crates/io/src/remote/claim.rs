@@ -30,7 +30,8 @@ impl Claim {
 
     /// The number of the store that was begun here, and whether a process holds it.
     pub(super) fn known(&self) -> Result<Option<(String, bool)>> {
-        let mut file = match File::open(&self.file) {
+        // To be written, too: over NFS all of a lock wants that.
+        let mut file = match OpenOptions::new().read(true).write(true).open(&self.file) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io(&self.file, e)),
@@ -69,7 +70,11 @@ impl Claim {
             file.set_len(0)?;
             file.rewind()?;
             file.write_all(number.as_bytes())?;
-            file.sync_all()
+            file.sync_all()?;
+            match self.file.parent() {
+                Some(folder) if cfg!(unix) => File::open(folder)?.sync_all(),
+                _ => Ok(()),
+            }
         };
         write().map_err(|e| Error::io(&self.file, e))?;
         Ok(number)

@@ -1,7 +1,7 @@
 //! A store that is written into an object store.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::Opened;
 use super::claim::Claim;
@@ -35,11 +35,13 @@ pub(super) fn open(path: &Path) -> Result<Opened> {
 pub(super) struct ObjectPlace {
     entries: ObjectEntries,
     claim: Claim,
+    /// The number in the marker, once the place was taken.
+    taken: OnceLock<String>,
 }
 
 impl ObjectPlace {
     pub(super) fn new(path: &Path) -> Result<Self> {
-        Ok(Self { entries: ObjectEntries::new(path)?, claim: Claim::of(path) })
+        Ok(Self { entries: ObjectEntries::new(path)?, claim: Claim::of(path), taken: OnceLock::new() })
     }
 
     fn marker(&self) -> Result<Option<String>> {
@@ -77,26 +79,37 @@ impl Place for ObjectPlace {
         let (mut file, number) = self.claim.hold()?;
         let key = url.join(MARKER);
         let known = how != Take::Fresh && self.marker()?.is_some_and(|marker| marker == number);
-        match how {
+        let number = match how {
             Take::Shared => {
                 let message = "several processes can write one store in a folder, but not in an object store";
                 return Err(Error::usage(path, message));
             }
             // It is ours already.
-            _ if known => {}
+            _ if known => number,
             Take::Left => return Err(Error::usage(path, "there is no unfinished store to go on with")),
             Take::Fresh => {
                 let number = self.claim.renew(&mut file)?;
                 if !bucket.put_new(&key, number.as_bytes(), path)? {
                     return Err(begun(path));
                 }
+                number
             }
             Take::Any => {
                 let number = self.claim.renew(&mut file)?;
                 bucket.put(&key, number.as_bytes(), path)?;
+                number
             }
-        }
+        };
+        // Nobody takes a place twice.
+        let _ = self.taken.set(number);
         Ok(Hold(file))
+    }
+
+    fn is_ours(&self) -> Result<bool> {
+        match self.taken.get() {
+            None => Ok(true),
+            Some(number) => Ok(self.marker()?.as_ref() == Some(number)),
+        }
     }
 
     fn unmark(&self) -> Result<()> {
@@ -113,8 +126,11 @@ impl Place for ObjectPlace {
     }
 
     fn list(&self, group: &str) -> Result<Vec<Item>> {
-        let found = self.entries.bucket.list(&self.entries.url.join(group), &self.entries.name(group))?;
-        let values = found.objects.iter().map(|object| (&object.location, Kind::Value));
+        let here = self.entries.url.join(group);
+        let found = self.entries.bucket.list(&here, &self.entries.name(group))?;
+        // But for what consoles put in the place of a folder.
+        let values =
+            found.objects.iter().filter(|object| object.location != here).map(|object| (&object.location, Kind::Value));
         let groups = found.common_prefixes.iter().map(|prefix| (prefix, Kind::Group));
         let item =
             |(key, kind): (&object_store::path::Path, Kind)| Some(Item { name: key.filename()?.to_owned(), kind });

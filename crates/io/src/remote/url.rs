@@ -40,7 +40,12 @@ impl Url {
 
     /// The key of a value of the store whose keys begin with this one.
     pub(super) fn join(&self, key: &str) -> Key {
-        if key.is_empty() { self.key.clone() } else { self.key.parts().chain(Key::from(key).parts()).collect() }
+        if key.is_empty() {
+            return self.key.clone();
+        }
+        // As it is: what others call their levels must not be spelt anew.
+        let inside = Key::parse(key).unwrap_or_else(|_| Key::from(key));
+        self.key.parts().chain(inside.parts()).collect()
     }
 }
 
@@ -55,6 +60,7 @@ mod tests {
         assert_eq!((found.bucket.as_str(), found.key.as_ref()), ("slides", "a/b c.ome.zarr"));
         assert_eq!(found.join("0/c/1/2").as_ref(), "a/b c.ome.zarr/0/c/1/2");
         assert_eq!(found.join(".microtome-unfinished").as_ref(), "a/b c.ome.zarr/.microtome-unfinished");
+        assert_eq!(found.join("s~0/[a]").as_ref(), "a/b c.ome.zarr/s~0/[a]");
         for wrong in
             ["s3://", "s3://slides", "s3://slides/", "s3:///a", "s3://a b/c", "s3://slides/a//b", "s3://slides/../b"]
         {

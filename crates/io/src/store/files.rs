@@ -1,8 +1,9 @@
 //! Which files a shard is stored in, and the digest over them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -118,6 +119,40 @@ pub fn stored_shard(store: impl AsRef<Path>, level: Level, shard: TileCoord) -> 
     LevelFiles::read(&*place, level)?.stored(&*place, shard)
 }
 
+/// What is stored of the shards of a store of ours, asked from any number of threads. What a level says of itself is read once.
+#[derive(Debug)]
+pub struct StoredShards {
+    place: Box<dyn Place>,
+    levels: Mutex<BTreeMap<Level, Arc<LevelFiles>>>,
+}
+
+impl StoredShards {
+    /// Of the store at a path.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for what can be no store.
+    pub fn new(store: impl AsRef<Path>) -> Result<Self> {
+        Ok(Self { place: place::of(store.as_ref())?, levels: Mutex::default() })
+    }
+
+    /// What is stored of a shard, as [`ImageSink::write_shard`](super::ImageSink::write_shard) told when it was written.
+    ///
+    /// # Errors
+    /// As [`stored_shard`].
+    pub fn shard(&self, level: Level, shard: TileCoord) -> Result<Stored> {
+        let levels = || self.levels.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = levels().get(&level).cloned();
+        let files = if let Some(files) = known {
+            files
+        } else {
+            let files = Arc::new(LevelFiles::read(&*self.place, level)?);
+            levels().insert(level, Arc::clone(&files));
+            files
+        };
+        files.stored(&*self.place, shard)
+    }
+}
+
 /// What a store that is gone on with still holds of the shards that were finished.
 #[derive(Debug)]
 pub struct Survey {
@@ -132,7 +167,8 @@ pub struct Survey {
 pub enum Kept {
     /// It was read.
     Read(Stored),
-    /// It was looked for: an object store holds no half of a value, so that what was written there is whole if it is there.
+    /// It was looked for: an object store holds no half of a value, so that what was written there is whole if it is there. Of a group of
+    /// chunks it is enough that one is: a group is noted after its last chunk, and whoever removes one removes what describes the level first.
     Seen {
         /// True if there is one of its values at least.
         any: bool,

@@ -13,6 +13,20 @@ pub(super) fn put(path: &Path, bytes: &[u8]) -> Result<()> {
     put_with(path, bytes, |_| Ok(()))
 }
 
+/// Returns once all that was written into the file system of a folder is on the disk: for very many small files, of which each would take long.
+/// Only Linux has such a call; elsewhere nothing happens.
+///
+/// # Errors
+/// [`Error::Io`] if the disk refuses.
+pub fn sync_file_system(folder: &Path) -> Result<()> {
+    #[cfg(target_os = "linux")]
+    File::open(folder)
+        .and_then(|open| rustix::fs::syncfs(&open).map_err(Into::into))
+        .map_err(|e| Error::io(folder, e))?;
+    let _ = folder;
+    Ok(())
+}
+
 /// The same for a file that takes the place of one that must not be lost: all of it is on the disk before the other goes, and then its name.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     put_with(path, bytes, File::sync_all)?;

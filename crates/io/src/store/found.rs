@@ -146,14 +146,24 @@ pub fn remove(path: impl AsRef<Path>) -> Result<()> {
         }
     }
     // From here on it is unfinished.
-    let _hold = place.take(Take::Any).map_err(|error| match error {
+    let hold = place.take(Take::Any).map_err(|error| match error {
         Error::Usage { .. } => Error::usage(path, "another process is writing there, so it is not removed"),
         other => other,
     })?;
     for Item { name, kind } in rest {
-        if kind == Kind::Group { place.delete_group(&name) } else { place.delete(&name) }?;
+        if kind == Kind::Group {
+            // What describes a level goes before its values: of a level without it nothing counts as finished, however far this comes.
+            for document in [METADATA, ".zarray"] {
+                place.delete(&join(&name, document))?;
+            }
+            place.delete_group(&name)
+        } else {
+            place.delete(&name)
+        }?;
     }
     place.unmark()?;
+    // Over NFS a file that is open keeps its folder from being removed, also when it has lost its name.
+    drop(hold);
     place.vanish()
 }
 
@@ -163,7 +173,7 @@ fn is_level(name: &str, kind: Kind) -> bool {
 
 /// Of what a process that was killed did not get to rename.
 fn is_partial(name: &str, kind: Kind) -> bool {
-    kind == Kind::Value && name.starts_with('.') && name.ends_with(folder::PARTIAL)
+    kind == Kind::Value && folder::is_partial(Path::new(name))
 }
 
 /// What is not ours among the pictures that travel along, if anything.
@@ -172,7 +182,7 @@ fn stranger_among(place: &dyn Place) -> Result<Option<String>> {
     for Item { name, kind } in place.list(ASSOCIATED)? {
         let picture = join(ASSOCIATED, &name);
         if kind != Kind::Group {
-            if !metadata(&name) {
+            if !metadata(&name) && !is_partial(&name, kind) {
                 return Ok(Some(picture));
             }
             continue;

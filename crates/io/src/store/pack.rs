@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::entries::join;
 use super::folder;
 use super::found::{Found, MARKER, METADATA, METADATA_LIMIT, inspect};
 use super::labels::LOCK;
@@ -21,6 +22,8 @@ use crate::{Error, Result};
 const DOCUMENTS: [&str; 5] = [METADATA, ".zgroup", ".zattrs", ".zarray", ".zmetadata"];
 /// Bytes that are copied at once.
 const BUFFER: usize = 1 << 20;
+/// Bytes of the archive that may wait for the disk: they count as memory.
+const SYNC_BYTES: u64 = 16 << 20;
 /// Folders at one depth, and documents, whose names are held in memory; a store of images has a few dozen documents.
 const MAX_NODES: usize = 1 << 20;
 /// Folders in folders.
@@ -90,6 +93,8 @@ struct Packer {
     archive: BufWriter<File>,
     /// Bytes of the archive so far.
     length: u64,
+    /// Those of them that may wait for the disk.
+    unsynced: u64,
     /// The directory, which comes behind all entries.
     directory: BufWriter<File>,
     directory_path: PathBuf,
@@ -110,6 +115,7 @@ impl Packer {
             path: path.into(),
             directory_path: directory_path.into(),
             length: 0,
+            unsynced: 0,
             directory_length: 0,
             count: 0,
             buffer: vec![0; BUFFER],
@@ -133,7 +139,7 @@ impl Packer {
     fn add_all(&mut self, store: &Path, inside: &str, depth: usize) -> Result<()> {
         let listed = list(store, inside, depth)?;
         // What a process that was killed has left is no part of the store.
-        let left = |name: &str| name == LOCK || name.starts_with('.') && name.ends_with(folder::PARTIAL);
+        let left = |name: &str| name == LOCK || folder::is_partial(Path::new(name));
         for file in listed.files.iter().filter(|name| !DOCUMENTS.contains(&name.as_str()) && !left(name)) {
             self.add(store, &join(inside, file))?;
         }
@@ -166,7 +172,7 @@ impl Packer {
             };
             sum.update(&self.buffer[..n]);
             self.archive.write_all(&self.buffer[..n]).map_err(|e| Error::io(&self.path, e))?;
-            self.length += n as u64;
+            self.wrote(n)?;
             size += n as u64;
         }
         let end = self.length;
@@ -178,8 +184,20 @@ impl Packer {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.length += bytes.len() as u64;
-        self.archive.write_all(bytes).map_err(|e| Error::io(&self.path, e))
+        self.archive.write_all(bytes).map_err(|e| Error::io(&self.path, e))?;
+        self.wrote(bytes.len())
+    }
+
+    /// Counts what was written, and brings it to the disk now and then.
+    fn wrote(&mut self, bytes: usize) -> Result<()> {
+        self.length += bytes as u64;
+        self.unsynced += bytes as u64;
+        if self.unsynced < SYNC_BYTES {
+            return Ok(());
+        }
+        self.unsynced = 0;
+        let synced = self.archive.flush().and_then(|()| self.archive.get_ref().sync_data());
+        synced.map_err(|e| Error::io(&self.path, e))
     }
 
     /// Writes over what is there.
@@ -320,8 +338,4 @@ fn documents(store: &Path) -> Result<Vec<String>> {
         depth += 1;
     }
     Ok(found)
-}
-
-fn join(folder: &str, name: &str) -> String {
-    if folder.is_empty() { name.into() } else { format!("{folder}/{name}") }
 }

@@ -302,7 +302,11 @@ impl OmeZarr {
         region.read_in_parallel().map_err(|(tile, error)| match error {
             // About the network, and not about the chunk: it may be sound.
             transient @ Error::Transient { .. } => transient,
-            error => Error::Tile { path: info.path.clone(), level, tile, message: error.to_string() },
+            error => {
+                // The store is named by `path`; the message, which reports keep, names the chunk by its place in it.
+                let store = format!("{}{}", info.path.display(), std::path::MAIN_SEPARATOR);
+                Error::Tile { path: info.path.clone(), level, tile, message: error.to_string().replace(&store, "") }
+            }
         })
     }
 }

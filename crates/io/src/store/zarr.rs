@@ -67,6 +67,16 @@ struct Unsynced {
     failed: bool,
 }
 
+/// Refuses a place where what is there is neither nothing nor an unfinished store of this machine's.
+fn refuse_others(path: &Path, found: &Found) -> Result<()> {
+    match found {
+        Found::Complete(_) => Err(Error::usage(path, "a finished store is there already")),
+        Found::Foreign => Err(Error::usage(path, "something that is no store of microtome's is there already")),
+        Found::Elsewhere => Err(place::begun(path)),
+        Found::Nothing | Found::Unfinished | Found::InUse => Ok(()),
+    }
+}
+
 impl ZarrImage {
     /// Starts a store at `path`, where nothing or an empty folder may be. The folder around it exists.
     ///
@@ -76,14 +86,12 @@ impl ZarrImage {
     pub fn create(path: impl AsRef<Path>, image: StoredImage) -> Result<Self> {
         let path = path.as_ref();
         let (place, ledger) = (place::of(path)?, Ledger::new(path, &image)?);
-        match inspect_place(&*place)? {
-            Found::Nothing => {}
-            Found::Complete(_) => return Err(Error::usage(path, "a finished store is there already")),
-            Found::Unfinished | Found::Elsewhere => return Err(place::begun(path)),
+        let found = inspect_place(&*place)?;
+        refuse_others(path, &found)?;
+        match found {
+            Found::Unfinished => return Err(place::begun(path)),
             Found::InUse => return Err(place::taken(path)),
-            Found::Foreign => {
-                return Err(Error::usage(path, "something that is no store of microtome's is there already"));
-            }
+            _ => {}
         }
         let hold = place.take(Take::Fresh)?;
         let mut store = Self::new(place, image, ledger, hold);
@@ -115,15 +123,10 @@ impl ZarrImage {
             return Err(Error::usage(path, "there is no unfinished store to go on with"));
         }
         let hold = place.take(Take::Left)?;
-        for (level, shard) in done {
-            ledger.mark(&image, level, shard)?;
-        }
         for level in 0..image.levels.len() {
             place.tidy(&level.to_string())?;
         }
-        let mut store = Self { begun_before: true, ..Self::new(place, image, ledger, hold) };
-        store.describe_levels(Writers::One)?;
-        Ok(store)
+        Self::new(place, image, ledger, hold).go_on(done, Writers::One)
     }
 
     /// Takes part in writing an unfinished store at `path` beside others, each of which writes shards of its own, or begins one where nothing or
@@ -141,20 +144,18 @@ impl ZarrImage {
     ) -> Result<Self> {
         let path = path.as_ref();
         let (place, ledger) = (place::of(path)?, Ledger::new(path, &image)?);
-        match inspect_place(&*place)? {
-            Found::Nothing | Found::Unfinished | Found::InUse => {}
-            Found::Elsewhere => return Err(place::begun(path)),
-            Found::Complete(_) => return Err(Error::usage(path, "a finished store is there already")),
-            Found::Foreign => {
-                return Err(Error::usage(path, "something that is no store of microtome's is there already"));
-            }
-        }
+        refuse_others(path, &inspect_place(&*place)?)?;
         let hold = place.take(Take::Shared)?;
+        Self::new(place, image, ledger, hold).go_on(done, Writers::Several)
+    }
+
+    /// The store, of which these shards are finished.
+    fn go_on(self, done: impl IntoIterator<Item = (Level, TileCoord)>, writers: Writers) -> Result<Self> {
         for (level, shard) in done {
-            ledger.mark(&image, level, shard)?;
+            self.ledger.mark(&self.image, level, shard)?;
         }
-        let mut store = Self { begun_before: true, ..Self::new(place, image, ledger, hold) };
-        store.describe_levels(Writers::Several)?;
+        let mut store = Self { begun_before: true, ..self };
+        store.describe_levels(writers)?;
         Ok(store)
     }
 
@@ -215,7 +216,8 @@ impl ZarrImage {
             }
             (std::mem::take(&mut unsynced.keys), unsynced.bytes)
         };
-        let brought = self.place.sync(&keys);
+        let ours = || if self.place.is_ours()? { Ok(()) } else { Err(place::gone(self.path())) };
+        let brought = self.place.sync(&keys).and_then(|()| ours());
         let mut unsynced = self.unsynced();
         unsynced.bytes -= bytes;
         unsynced.failed |= brought.is_err();
@@ -334,7 +336,7 @@ impl ImageSink for ZarrImage {
         let attributes = self.image.attributes_with(self.path(), notes)?;
         self.ledger.close()?;
         self.bring_to_disk()?;
-        if self.place.value(MARKER, METADATA_LIMIT)?.is_none() {
+        if self.place.value(MARKER, METADATA_LIMIT)?.is_none() || !self.place.is_ours()? {
             return Err(place::gone(self.path()));
         }
         for (name, document) in ngff::root(&self.image, &attributes) {

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use microtome_io::Error as IoError;
 use microtome_io::store::{self, Format, ImageSink, OmeZarr, ZarrImage};
+use microtome_stitch::Journal;
 use serde_json::{Map, Value};
 
 use super::{Conversion, Job, summary};
@@ -62,7 +63,10 @@ pub(super) fn write<S: ImageSink>(
     let found = inspect(output)?;
     if let (Found::Ours(attributes), false) = (&found, existing == Existing::Replace) {
         return match job.fingerprint.differences(attributes) {
-            None => Ok(Conversion::AlreadyDone),
+            None => {
+                forget(job, output)?;
+                Ok(Conversion::AlreadyDone)
+            }
             Some(differs) => Err(Error::DifferentRun { path: output.into(), differs }),
         };
     }
@@ -97,6 +101,26 @@ pub(super) fn write<S: ImageSink>(
     summary.set_seconds(start.elapsed().as_secs_f64());
     summary.save(&run.report())?;
     Ok(Conversion::Done(Box::new(summary)))
+}
+
+/// Removes what is left of the store that was packed, where a process was killed before it had done so. One of another run stays.
+fn forget(job: &Job<'_>, output: &Path) -> Result<()> {
+    let run = RunFolder::of(output);
+    let store = run.path().join(store_name(output));
+    let of_store = RunFolder::of(&store);
+    let record = Journal::read(&of_store.journal())?;
+    let header = record.as_ref().and_then(|record| record.header.as_object());
+    if header.is_none_or(|header| job.fingerprint.differences(header).is_some()) {
+        return Ok(());
+    }
+    // Whoever packs holds it.
+    let lock = File::open(run.path());
+    if lock.as_ref().is_ok_and(|folder| matches!(folder.try_lock(), Err(TryLockError::WouldBlock))) {
+        return Ok(());
+    }
+    // The journal goes last: it says whose the rest is.
+    store::remove(&store).map_err(Error::Write)?;
+    of_store.remove()
 }
 
 /// What the store is called until it is packed.

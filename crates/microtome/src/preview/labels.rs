@@ -10,6 +10,9 @@ use super::{PreviewOptions, save};
 use crate::output::put;
 use crate::{Error, Result};
 
+/// Samples of the level that are read at a time, at most, unless a row has more.
+const BAND_SAMPLES: u64 = 64 << 20;
+
 /// The labels of a mask as a small picture. Reads the level that is just fine enough; labels are picked, never averaged.
 #[derive(Debug, Clone)]
 pub struct LabelPicture {
@@ -30,7 +33,7 @@ impl LabelPicture {
 
     /// A picture of the whole mask of another size.
     ///
-    /// Memory: what lies under 256 rows of the picture at a time, besides the result.
+    /// Memory: what lies under 256 rows of the picture at a time, or 64 million samples if that is less, besides the result.
     pub(super) fn of_size(mask: &OmeZarr, size: Size) -> Result<Self> {
         let info = mask.info();
         let finest = info.levels[0].size;
@@ -51,8 +54,13 @@ impl LabelPicture {
         let mut values = Vec::with_capacity(size.area() as usize);
         // Bands of rows, so that chunks are decoded few times and little is held.
         let rows: Vec<usize> = (0..size.height).map(|y| at(y, step.y, fy, level_size.height)).collect();
-        for band in rows.chunks(256) {
-            let (first, last) = (band[0], band[band.len() - 1]);
+        let most = (BAND_SAMPLES / level_size.width).max(1) as usize;
+        let mut rest = rows.as_slice();
+        while let Some(&first) = rest.first() {
+            let count = rest.iter().take(256).take_while(|&&row| row - first < most).count();
+            let (band, after) = rest.split_at(count);
+            rest = after;
+            let last = band[count - 1];
             let rect = Rect::new(0, first as i64, level_size.width, (last - first + 1) as u64);
             let pixels = mask.read_region(Level(level), rect).map_err(Error::Read)?;
             let channels = pixels.channels();

@@ -90,17 +90,16 @@ pub fn overview(slide: &dyn SlideReader, options: PreviewOptions) -> Result<Pixe
     }
     let grid = grid(slide, options);
     let mut pixels = Pixels::filled(grid.size, info.sample, &vec![0; info.channels]);
-    let bands: Vec<(Rect, Pixels)> = (0..grid.size.height)
-        .step_by(BAND as usize)
-        .collect::<Vec<_>>()
-        .into_par_iter()
-        .map(|y| {
-            let band = Rect::new(0, y as i64, grid.size.width, BAND.min(grid.size.height - y));
-            Ok((band, Reader::new(slide, &grid).read(band)?))
-        })
-        .collect::<Result<_>>()?;
-    for (band, read) in bands {
-        pixels.blit(grid.size.rect(), &read, band);
+    let starts: Vec<u64> = (0..grid.size.height).step_by(BAND as usize).collect();
+    let read = |y: u64| -> Result<(Rect, Pixels)> {
+        let band = Rect::new(0, y as i64, grid.size.width, BAND.min(grid.size.height - y));
+        Ok((band, Reader::new(slide, &grid).read(band)?))
+    };
+    // A few bands for each thread at a time, so that the picture is held once.
+    for some in starts.chunks(4 * rayon::current_num_threads().max(1)) {
+        for (band, pixels_of) in some.par_iter().map(|&y| read(y)).collect::<Result<Vec<_>>>()? {
+            pixels.blit(grid.size.rect(), &pixels_of, band);
+        }
     }
     Ok(match pixels.samples() {
         Samples::U8(_) => pixels,

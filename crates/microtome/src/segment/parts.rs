@@ -202,6 +202,10 @@ impl Segmenter<'_> {
         part: Part,
         observer: &dyn Observer,
     ) -> Result<PartOutcome> {
+        if microtome_io::remote::is_remote(output) {
+            let message = "several processes can write one store in a folder, but not in an object store";
+            return Err(Error::Usage(format!("{}: {message}", output.display())));
+        }
         let prepared = self.prepare(slide, label)?;
         let Prepared { plan, given, fingerprint, .. } = &prepared;
         let stores = Stores::of(output, &self.settings.products(), label);
@@ -270,6 +274,7 @@ impl Segmenter<'_> {
                 // One who was stopped between the last steps is finished by the next one.
                 list()?;
                 folder.forget_parts()?;
+                folder.tidy_old();
                 return Ok(Outcome::AlreadyDone { unreadable });
             }
             WholeClaim::Begin(record) => record,

@@ -128,11 +128,16 @@ impl Place for FolderPlace {
 
     fn mark(&self) -> Result<Mark> {
         let marker = self.path.join(MARKER);
-        if !fs::symlink_metadata(&marker).is_ok_and(|m| m.is_file()) {
-            return Ok(Mark::None);
+        match fs::symlink_metadata(&marker) {
+            Ok(found) if found.is_file() => {}
+            Ok(_) => return Ok(Mark::None),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Mark::None),
+            Err(e) => return Err(Error::io(&marker, e)),
         }
         // Whoever writes holds a lock on the marker, which the system lets go of however the process ends.
-        let locked = File::open(&marker).map_err(self.io())?.try_lock();
+        // To be written, too: over NFS all of a lock wants that. Who may not write asks as well as can be.
+        let opened = OpenOptions::new().read(true).write(true).open(&marker).or_else(|_| File::open(&marker));
+        let locked = opened.map_err(self.io())?.try_lock();
         Ok(if matches!(locked, Err(TryLockError::WouldBlock)) { Mark::Held } else { Mark::Left })
     }
 
@@ -165,10 +170,12 @@ impl Place for FolderPlace {
 
     fn value(&self, key: &str, limit: u64) -> Result<Option<Vec<u8>>> {
         let file = self.file(key);
-        if !fs::symlink_metadata(&file).is_ok_and(|m| m.is_file()) {
-            return Ok(None);
+        match fs::symlink_metadata(&file) {
+            Ok(found) if found.is_file() => folder::read_small(&file, limit).map(Some),
+            Ok(_) => Ok(None),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+            Err(e) => Err(Error::io(&file, e)),
         }
-        folder::read_small(&file, limit).map(Some)
     }
 
     fn list(&self, group: &str) -> Result<Vec<Item>> {
@@ -243,7 +250,8 @@ impl Place for FolderPlace {
     }
 
     fn is_link(&self) -> bool {
-        self.path.is_symlink()
+        // Without a slash at its end, which would ask for what it leads to.
+        self.path.components().as_path().is_symlink()
     }
 
     fn walk(&self, group: &str, found: &mut dyn FnMut(&str, u64)) -> Result<()> {

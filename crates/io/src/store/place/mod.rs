@@ -100,6 +100,14 @@ pub(crate) trait Place: Send + Sync + Debug {
     /// left where nothing was.
     fn take(&self, how: Take) -> Result<Hold>;
 
+    /// True unless another machine has taken the place over since it was taken here.
+    ///
+    /// # Errors
+    /// As [`there`](Self::there).
+    fn is_ours(&self) -> Result<bool> {
+        Ok(true)
+    }
+
     /// Takes the mark away, which whoever calls has taken.
     ///
     /// # Errors

@@ -204,8 +204,8 @@ impl fmt::Display for DeepZoomSummary {
 /// Writes a slide, or a mask that was opened as one, as a DeepZoom image: `output`, which ends in `.dzi`, and the tiles in the folder
 /// `NAME_files/LEVEL/COLUMN_ROW.jpg` beside it.
 ///
-/// The description at `output` is written last and appears by rename, so that an image without one is not finished. Tiles are not
-/// synced one by one: they may be lost with the power, and are made again by the same call.
+/// The description at `output` is written last and appears by rename, after all tiles have been brought to the disk, so that an image without
+/// one is not finished.
 /// `existing` says what becomes of an image that is there: [`Existing::Keep`] refuses both a finished one and what is left of one that was stopped,
 /// [`Existing::Restart`] replaces the latter, [`Existing::Replace`] both; nothing but descriptions and tiles is ever removed.
 ///
@@ -237,7 +237,7 @@ pub fn deep_zoom(
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads.unwrap_or(0)).build();
     let pool = pool.map_err(|error| Error::Usage(format!("threads cannot be started: {error}")))?;
     let place = Place::of(output)?;
-    place.claim(existing)?;
+    let _held = place.claim(existing)?;
 
     let geometry = Geometry::new(info.size(), options.tile_size.into(), options.overlap.into(), geometry::CELL);
     let (reduction, coloring) = match shown {
@@ -270,6 +270,8 @@ pub fn deep_zoom(
         maker.hop(hop, order, &source, next.as_ref(), &pool)?;
         scratch = next;
     }
+    // With the power tiles may go, but never from under a description.
+    microtome_io::store::sync_file_system(&place.folder).map_err(Error::Write)?;
     put(&place.description, description(info.size(), options).as_bytes())?;
     let (tiles, copied, bytes) = writer.counts();
     let pixel = (info.channels * info.sample.bytes()) as u64;

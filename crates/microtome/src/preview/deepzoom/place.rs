@@ -1,6 +1,6 @@
 //! Where a DeepZoom image goes: `NAME.dzi` and the folder `NAME_files` beside it.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
@@ -34,11 +34,21 @@ impl Place {
         Ok(Self { description: output.into(), folder: output.with_file_name(name) })
     }
 
+    /// Locks the folder of the tiles for as long as the file lives. Where folders cannot be locked there is none.
+    fn lock(&self) -> Result<Option<File>> {
+        let Ok(folder) = File::open(&self.folder) else { return Ok(None) };
+        match folder.try_lock() {
+            Err(TryLockError::WouldBlock) => Err(Error::InUse { path: self.folder.clone() }),
+            locked => Ok(locked.is_ok().then_some(folder)),
+        }
+    }
+
     /// Makes the folder, and room for it if that is wanted: what is removed is an image of our kind and nothing else, its description first.
+    /// While what it gives lives, others are refused.
     ///
     /// # Errors
-    /// [`Error::OutputExists`] for what is there and may not be replaced, [`Error::Io`].
-    pub(super) fn claim(&self, existing: Existing) -> Result<()> {
+    /// [`Error::OutputExists`] for what is there and may not be replaced, [`Error::InUse`] if another process is at it, [`Error::Io`].
+    pub(super) fn claim(&self, existing: Existing) -> Result<Option<File>> {
         let io = |path: &Path| {
             let path = path.to_owned();
             move |source| Error::Io { path: path.clone(), source }
@@ -63,17 +73,20 @@ impl Place {
                 return Err(exists(&stranger, "something", ", and a DeepZoom image has nothing of that name"));
             }
         }
+        let left = if tiles { self.lock()? } else { None };
         if described {
             fs::remove_file(&self.description).map_err(io(&self.description))?;
         }
         if tiles {
             self.remove_tiles().map_err(io(&self.folder))?;
         }
+        drop(left);
         fs::create_dir(&self.folder).map_err(|error| match error.kind() {
             // Nothing was there a moment ago.
             ErrorKind::AlreadyExists => Error::InUse { path: self.folder.clone() },
             _ => io(&self.folder)(error),
-        })
+        })?;
+        self.lock()
     }
 
     /// Removes what [`stranger`] has found to be tiles.

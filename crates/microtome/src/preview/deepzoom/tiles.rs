@@ -145,7 +145,7 @@ impl<'a> TileWriter<'a> {
     }
 }
 
-/// Writes a file, and gives its length. It is not synced: a tile that a crash of the machine takes is made again by the same command.
+/// Writes a file, and gives its length. It is not synced by itself, but with all others at the end.
 fn put(path: &Path, bytes: &[u8]) -> Result<u64> {
     let write = || File::create(path)?.write_all(bytes);
     write().map_err(|source| Error::Io { path: path.into(), source })?;
