@@ -18,8 +18,6 @@ const SHARDS: u32 = 4;
 const KILLED: u32 = 1;
 /// The task that is told to stop, as Slurm tells it before a time limit.
 const STOPPED: u32 = 2;
-/// How long they live before.
-const LIFE: Duration = Duration::from_secs(3);
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_mins(20);
 
@@ -65,11 +63,16 @@ fn check(workspace: &Workspace, archive: &Archive, slurm: &Slurm) -> Result<()> 
 
     let running = |number: u32| wait_for("a task that runs", || Ok(task(&archive.binary, number)));
     let (killed, _) = (running(KILLED)?, running(STOPPED)?);
-    std::thread::sleep(LIFE);
+    // Both have finished a slide by then, and have others before them.
+    let has_finished_one = |shard: u32| {
+        let events = fs::read_to_string(events_of(&out, shard)).unwrap_or_default();
+        events.contains("\"slide-done\"")
+    };
+    wait_for("a slide that is done", || Ok((has_finished_one(KILLED) && has_finished_one(STOPPED)).then_some(())))?;
     shell::run(Command::new("kill").arg("-KILL").arg(killed.to_string()))?;
     let mut stop = slurm.command("scancel");
     shell::run(stop.args(["--batch", "--signal=TERM"]).arg(format!("{array}_{STOPPED}")))?;
-    println!("  after {LIFE:?} task {KILLED} was killed and task {STOPPED} told to stop");
+    println!("  task {KILLED} was killed and task {STOPPED} told to stop");
 
     wait_for("the end of all jobs", || {
         let left = shell::read(slurm.command("squeue").args(["--noheader", "--format=%i %T %r"]))?;
@@ -124,12 +127,16 @@ fn check(workspace: &Workspace, archive: &Archive, slurm: &Slurm) -> Result<()> 
     archive.compare(&out)
 }
 
+fn events_of(out: &Path, shard: u32) -> PathBuf {
+    out.join(format!("events-{shard}-of-{SHARDS}.jsonl"))
+}
+
 /// What the shards' events tell: of each shard its slides, and whether they succeeded. A slide may begin twice, where a task was killed, and
 /// ends once.
 fn shards(out: &Path) -> Result<BTreeMap<u32, BTreeMap<String, bool>>> {
     let mut shards = BTreeMap::new();
     for shard in 0..SHARDS {
-        let path = out.join(format!("events-{shard}-of-{SHARDS}.jsonl"));
+        let path = events_of(out, shard);
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         let mut slides = BTreeMap::new();
         for line in text.lines() {
@@ -168,7 +175,7 @@ fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result
             return Ok(found);
         }
         ensure!(begun.elapsed() < PATIENCE, "{what} did not come within {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(200));
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
