@@ -43,7 +43,7 @@ pub(super) fn run(workspace: &Workspace, binary: Option<&Path>) -> Result<()> {
 
     shell::run(&mut snakemake(&["--unlock"])?)?;
     let second = log_of(&mut snakemake(&["--rerun-incomplete"])?, &archive.folder.join("second.log"))?;
-    let jobs = second.lines().filter(|line| line.trim_start().starts_with("rule slide:")).count();
+    let jobs = second.lines().filter(|line| ["rule slide:", "localrule slide:"].contains(&line.trim())).count();
     println!("  --rerun-incomplete ran {jobs} slides");
     ensure!(jobs + finished >= Archive::slides().len() && jobs < Archive::slides().len(), "it ran {jobs} slides again");
     archive.compare(&out)?;
