@@ -7,8 +7,9 @@ MICROTOME is the binary, SLIDE a slide that OpenSlide reads; WORK_FOLDER is wher
 The two models are small networks with random weights that differ in tile, depth and normalisation. Their heads are scaled so that
 logits spread: where two classes are as good as equal, rounding decides, in nnU-Net as here. nnU-Net predicts with each, writes the
 probabilities, and averages them by its own `ensemble_folders`, which is what `nnUNetv2_ensemble` calls; microtome gets both with
-`-m A -m B`. CASES are: classes with and without mirroring, and regions that overlap. The bound is that at least 99.98 % of the
-pixels are equal.
+`-m A -m B`. CASES are: classes with and without mirroring, and regions that overlap. Bounds: with sums in f16, as nnU-Net has
+them, at least 99.98 % of the pixels are equal; with sums in f32, which are more exact than nnU-Net's, only pixels differ that nnU-Net decides by
+less than its sums' own rounding.
 """
 
 import json
@@ -38,7 +39,10 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans  # 
 CROP = (400, 600, 500, 460)
 # Classes, or regions; mirroring.
 CASES = [("classes", True), ("classes", False), ("regions", True)]
+# With sums in f16, as nnU-Net has them.
 MIN_EQUAL = 0.9998
+# With sums in f32: of nnU-Net's probabilities, by how much a pixel that differs may be decided. Their own sums in f16 are 0.0005 apart near 1.
+MAX_MARGIN = 0.0006
 
 LABELS = {
     "classes": {"labels": {"background": 0, "stroma": 1, "nucleus": 2}},
@@ -198,9 +202,12 @@ def main():
         for accumulate in ("f32", "f16-nnunet"):
             mask = segment(microtome, models, picture, work / "mask.ome.zarr", mirroring, accumulate)
             equal, dice = compare(mask, reference)
-            missed |= equal < MIN_EQUAL
+            # How decided nnU-Net is in the pixel that differs although it is most so.
+            decided = margin(mean, kind)[mask != reference].max(initial=0)
+            holds = equal >= MIN_EQUAL if accumulate == "f16-nnunet" else decided <= MAX_MARGIN
+            missed |= not holds
             print(f"  {accumulate}: {equal * 100:.5f} % equal, {np.count_nonzero(mask != reference)} of {mask.size} pixels differ,"
-                  f" Dice {dice:.6f} (bound {MIN_EQUAL * 100:g} %){': MISSED' if equal < MIN_EQUAL else ''}", flush=True)
+                  f" Dice {dice:.6f}, decided by {decided:.6f} at most{'' if holds else ': MISSED'}", flush=True)
     if missed:
         sys.exit("microtome and nnU-Net differ by more than the bound")
 
