@@ -72,7 +72,7 @@ fn events(path: &Path) -> Vec<Value> {
 }
 
 /// Waits until something is so.
-fn wait_for(child: &mut Child, what: impl Fn() -> bool) {
+pub(super) fn wait_for(child: &mut Child, what: impl Fn() -> bool) {
     let begun = Instant::now();
     while !what() {
         assert!(child.try_wait().unwrap().is_none(), "it ended early");
@@ -358,6 +358,17 @@ fn a_disk_that_is_read_only_or_full_is_said_and_got_over() {
     assert_eq!(then, "0", "{runs:?}");
     events(&place.path("saved/out/events.jsonl"));
     assert!(stores(&place.path("saved/out")) == expected);
+}
+
+#[test]
+fn a_slide_whose_copy_has_no_room_is_read_where_it_is() {
+    let place = Place::new();
+    small(&place, "0.tif", 0);
+    let manifest = manifest(&place, 1);
+    let script = "mount -t tmpfs tmpfs \"$DISK\"\nmkdir \"$DISK/stage\"\n\
+                  mount -t tmpfs -o size=32k tmpfs \"$DISK/stage\"\nbatch \"$@\" --stage \"$DISK/stage\"";
+    let Some(runs) = with_disk(&place, &manifest, script) else { return };
+    assert!(matches!(&runs[..], [(code, _)] if code == "0"), "{runs:?}");
 }
 
 /// Nobody can ask another machine whether its process lives: what counts is that nothing changes for so long.

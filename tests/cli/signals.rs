@@ -85,6 +85,27 @@ fn a_second_signal_ends_it_at_once() {
     assert_eq!(code, Some(130), "{text}");
 }
 
+/// A service that takes connections and says nothing is asked for minutes: longer than whoever sent the signal waits.
+#[cfg(feature = "remote")]
+#[test]
+fn a_signal_ends_a_run_that_waits_for_an_answer() {
+    let place = Place::new();
+    let service = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    service.set_nonblocking(true).unwrap();
+    let mut command = begin(Path::new("s3://bucket/slide.svs"), &place.path("mask.ome.zarr"), "1");
+    command.env("AWS_ENDPOINT_URL_S3", format!("http://{}", service.local_addr().unwrap()));
+    command.envs([("AWS_SKIP_SIGNATURE", "true"), ("NO_PROXY", "*")]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let connection = std::cell::OnceCell::new();
+    crate::batch::wait_for(&mut child, || service.accept().is_ok_and(|accepted| connection.set(accepted).is_ok()));
+    let begun = Instant::now();
+    signal(&child, "TERM");
+    let (code, _, text) = ended(child);
+    assert_eq!(code, Some(143), "{text}");
+    assert!(begun.elapsed() < Duration::from_secs(20), "it took {:?} to stop", begun.elapsed());
+    assert!(text.lines().any(|line| line.contains("did not answer")), "{text}");
+}
+
 /// Killed without notice, the next run neither takes the rest for a mask nor is kept from its own.
 #[test]
 fn after_a_kill_the_same_command_finishes_the_job() {

@@ -256,6 +256,19 @@ fn what_does_not_belong_together_is_refused() {
     refused(segmenter.finish_parts(&slide(), destination, &Silent), 2, &["no part"]);
 }
 
+#[test]
+fn what_is_left_of_a_mask_that_was_removed_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("mask.ome.zarr");
+    segment_to(&slide(), &model(), &settings(), &output);
+    std::fs::remove_dir_all(&output).unwrap();
+    let begun = compute(&slide(), &settings(), &output, part(0, 2), &Silent);
+    assert!(matches!(begun, Err(Error::Usage(_))), "{begun:?}");
+    refused(begun, 2, &["mask.ome.zarr.run: ", "remove it first"]);
+    std::fs::remove_dir_all(output.with_extension("zarr.run")).unwrap();
+    done(compute(&slide(), &settings(), &output, part(0, 2), &Silent));
+}
+
 /// Runs something in the middle of a part.
 struct InBetween<F>(Mutex<Option<F>>);
 

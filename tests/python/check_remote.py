@@ -2,8 +2,8 @@
 
     check_remote.py BINARY SLIDE MODEL PICTURE WORK
 
-SLIDE is converted, and PICTURE, a small one, is segmented by MODEL. The service is moto's; between it and the program stands a proxy that answers 500 and
-503, answers too late, and cuts connections before, within and after an answer, at places that a seed decides.
+SLIDE is converted, and PICTURE, a small one, is segmented by MODEL; then an archive of three slides is. The service is moto's; between it and the program
+stands a proxy that answers 500 and 503, answers too late, and cuts connections before, within and after an answer, at places that a seed decides.
 """
 
 import argparse
@@ -11,11 +11,13 @@ import collections
 import hashlib
 import http.client
 import http.server
+import json
 import logging
 import os
 import pathlib
 import random
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -28,7 +30,8 @@ BUCKET = "slides"
 TIMEOUT, SLOW = 2, 3
 # Shards so small that there are many requests.
 SMALL = ["--chunk", "256", "--shard", "512", "--threads", "2", "--sync-every", "0.2"]
-SEGMENT = ["--model-mpp", "native", "--no-tta", "--step-size", "1", "--tissue", "none", "--memory", "1GiB", "--threads", "2"]
+SETTINGS = ["--model-mpp", "native", "--no-tta", "--step-size", "1", "--memory", "1GiB", "--threads", "2"]
+SEGMENT = [*SETTINGS, "--tissue", "none"]
 
 
 class Faults:
@@ -38,17 +41,23 @@ class Faults:
         self.lock = threading.Lock()
         self.behave()
 
-    def behave(self, seed=0, rate=0.0, end=None, status=None):
-        """Faults at this rate; from the request with the number `end` on, always `status` (503 unless given)."""
+    def behave(self, seed=0, rate=0.0, end=None, status=None, at=None):
+        """Faults at this rate; from the request with the number `end` on, always `status` (503 unless given).
+
+        `at` tells of single ones: {(method, part of the key): (kind, how often)}, of any method where that is empty."""
         with self.lock:
+            self.at = {place: list(fault) for place, fault in (at or {}).items()}
             self.random, self.rate, self.end, self.status = random.Random(seed), rate, end, status or 503
             self.requests, self.bytes, self.done, self.puts = 0, 0, collections.Counter(), 0
 
-    def choose(self, method):
+    def choose(self, method, path):
         with self.lock:
             self.requests += 1
             self.puts += method != "GET" and method != "HEAD"
-            if self.end is not None and self.requests > self.end:
+            single = next((fault for (verb, part), fault in self.at.items() if verb in ("", method) and part in path and fault[1]), None)
+            if single:
+                kind, single[1] = single[0], single[1] - 1
+            elif self.end is not None and self.requests > self.end:
                 kind = "status"
             elif self.random.random() >= self.rate:
                 return None
@@ -95,7 +104,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
     def handle_request(self):
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length) if length else b""
-        kind = FAULTS.choose(self.command)
+        kind = FAULTS.choose(self.command, self.path)
         if kind in ("500", "503", "status"):
             status = FAULTS.status if kind == "status" else int(kind)
             code = {403: "AccessDenied", 500: "InternalError"}.get(status, "SlowDown")
@@ -107,8 +116,8 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         if kind == "cut":
             self.close_connection = True
             return self.connection.close()
-        if kind == "slow":
-            time.sleep(SLOW)
+        if kind in ("slow", "never"):
+            time.sleep(SLOW if kind == "slow" else 60)
         answer, content = self.forward(body)
         if kind == "silent":
             self.close_connection = True
@@ -170,8 +179,101 @@ def files(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def archives(program, args, place, bucket, same):
+    """`batch` over slides in the bucket, and masks that are written there: with one fault for each slide, none fails."""
+    print("an archive, with one fault for each slide")
+    run = program.run
+    slides = place / "slides"
+    slides.mkdir(parents=True)
+    # A scanner's file, of which a corner is wanted; a picture; a store.
+    names = {"one": "one.svs", "two": "two.png", "three": "three.ome.zarr"}
+    region = place / "corner.geojson"
+    corner = [[700, 900], [950, 900], [950, 1100], [700, 1100], [700, 900]]
+    region.write_text(json.dumps({"type": "Polygon", "coordinates": [corner]}))
+    shutil.copy(args.slide, slides / names["one"])
+    run(0, "read", args.slide, slides / names["two"], "--rect", "700,900,250,200")
+    run(0, "convert", args.slide, slides / names["three"], "--rect", "700,900,300,200", "--quiet", *SMALL)
+    for path in slides.rglob("*"):
+        if path.is_file():
+            bucket.upload_file(str(path), BUCKET, f"archive/{path.relative_to(slides).as_posix()}")
+
+    def manifest(name, where, ids=names):
+        """A manifest of slides that lie there."""
+        rows = [f"{where}/{names.get(slide, slide)},{slide},{region if slide == 'one' else ''}" for slide in ids]
+        (place / f"{name}.csv").write_text("\n".join(["slide,id,roi", *rows]))
+        return ["batch", place / f"{name}.csv", "-m", args.model, "-o", place / name, *SETTINGS]
+
+    def faults(method, part, kinds):
+        """One for each slide, and no others."""
+        FAULTS.behave(at={(method, part.format(slide)): (kind, 1) for slide, kind in zip(names, kinds)})
+
+    def occurred(kinds):
+        assert FAULTS.done == collections.Counter(kinds), f"{FAULTS.done} in place of {kinds}"
+
+    there = f"s3://{BUCKET}/archive"
+    run(0, *manifest("local", slides), words=["3 done, 0 failed"])
+    expected = {slide: files(place / "local" / slide / "mask.ome.zarr") for slide in names}
+    stage = ["--stage", place / "stage", "--stage-limit", "4MiB"]
+    for name, more, kinds in (("read", [], ("half", "500", "slow")), ("staged", stage, ("slow", "half", "500"))):
+        faults("GET", "/{}.", kinds)
+        run(0, *manifest(name, there), *more, words=["3 done, 0 failed"])
+        occurred(kinds)
+        for slide in names:
+            assert files(place / name / slide / "mask.ome.zarr") == expected[slide], f"{name}: {slide}"
+
+    assert not list((place / "stage").iterdir()), "copies are left"
+
+    kinds = ("500", "slow", "silent")
+    faults("PUT", "/{}-mask.ome.zarr/0/", kinds)
+    for slide, name in names.items():
+        output = f"archive/{slide}-mask.ome.zarr"
+        only = ["--roi", region] if slide == "one" else []
+        run(0, "segment", f"{there}/{name}", "-m", args.model, "-o", f"s3://{BUCKET}/{output}", *only, "--quiet", *SETTINGS)
+        same(output, place / "local" / slide / "mask.ome.zarr")
+    occurred(kinds)
+
+    print("an archive of which a slide is missing, or out of reach")
+    run(3, *manifest("missing", there, ["two", "four.svs", "three"]), "--quiet", words=["line 3: four.svs"])
+    busy = [*manifest("busy", there, ["two", "three"]), "--quiet"]
+    FAULTS.behave(at={("", "/two."): ("503", -1)})
+    run(75, *busy, words=["line 2: two"], environment={"AWS_MAX_ATTEMPTS": "3"})
+    done = lambda name: {path.parent.name for path in (place / name).glob("*/done")}
+    assert done("missing") == {"two", "three"} and done("busy") == {"three"}
+    FAULTS.behave()
+    run(0, *busy)
+    assert done("busy") == {"two", "three"}
+
+    print("stopped while nothing is answered: the size of a slide, its copy, its pixels")
+    places = [("HEAD", "/one."), ("GET", "/two."), ("GET", "/three.ome.zarr/0/c/")]
+    FAULTS.behave(at={place: ("never", -1) for place in places})
+    # An answer is waited for as long as it is by default.
+    patient = {name: value for name, value in program.environment.items() if name != "AWS_TIMEOUT"}
+    begun = {}
+    for slide, more in (("one", []), ("two", stage), ("three", [])):
+        command = program.command(*manifest(f"stopped-{slide}", there, [slide]), "--quiet", *more)
+        begun[slide] = subprocess.Popen(command, env=patient, stderr=subprocess.PIPE, text=True)
+    while any(fault == ["never", -1] for fault in FAULTS.at.values()):
+        assert all(process.poll() is None for process in begun.values()), "one ended too soon"
+        time.sleep(0.1)
+    time.sleep(2)
+    for process in begun.values():
+        process.terminate()
+    start = time.monotonic()
+    while begun and time.monotonic() < start + 20:
+        time.sleep(0.1)
+        for slide in [slide for slide, process in begun.items() if process.poll() is not None]:
+            process = begun.pop(slide)
+            said = process.stderr.read().strip()
+            assert process.returncode == 128 + signal.SIGTERM, f"{slide}: exit code {process.returncode}: {said}"
+            print(f"  {time.monotonic() - start:5.1f} s  exit {process.returncode}  {slide}: {said}")
+    assert not begun, f"not ended after 20 s: {list(begun)}"
+    assert not list((place / "stage").iterdir()), "a copy is left"
+    FAULTS.behave()
+
+
 def main():
     parser = argparse.ArgumentParser()
+    parser.add_argument("--only-archives", action="store_true", help="leave out all that comes before")
     for name in ("binary", "slide", "model", "picture", "work"):
         parser.add_argument(name, type=pathlib.Path)
     args = parser.parse_args()
@@ -208,6 +310,8 @@ def main():
     url = lambda name: f"s3://{BUCKET}/{name}"
     program = Program(args.binary.resolve(), work, proxy.server_address[1])
     run = program.run
+    if args.only_archives:
+        return archives(program, args, work / "archive", s3, same)
 
     print("what a folder gets")
     for form in ("0.5", "0.4"):
@@ -351,6 +455,7 @@ def main():
         same("f.ome.zarr", work / "image-0.5.ome.zarr")
     assert kills > 3, f"only {kills} kills"
     print(f"           {kills} kills")
+    archives(program, args, work / "archive", s3, same)
     proxy.shutdown()
     server.stop()
 

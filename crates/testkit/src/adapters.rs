@@ -6,24 +6,32 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use microtome_io::slide::{SlideInfo, SlideReader};
 use microtome_io::{Error, Level, Pixels, Rect, Result, TileCoord};
 
-/// A slide some of whose stored tiles cannot be decoded: every read that touches one fails and names it.
+/// A slide some of whose stored tiles, or pictures that travel along, cannot be decoded: every read that touches one fails and names it.
 #[derive(Debug)]
 pub struct FailingSlide<S> {
     inner: S,
     bad: BTreeSet<(Level, TileCoord)>,
+    bad_pictures: BTreeSet<String>,
 }
 
 impl<S: SlideReader> FailingSlide<S> {
     /// Behaves like `inner`, for now.
     #[must_use]
     pub fn new(inner: S) -> Self {
-        Self { inner, bad: BTreeSet::new() }
+        Self { inner, bad: BTreeSet::new(), bad_pictures: BTreeSet::new() }
     }
 
     /// Makes a stored tile undecodable.
     #[must_use]
     pub fn with_bad_tile(mut self, level: Level, tile: TileCoord) -> Self {
         self.bad.insert((level, tile));
+        self
+    }
+
+    /// Makes a picture that travels along undecodable.
+    #[must_use]
+    pub fn with_bad_picture(mut self, name: &str) -> Self {
+        self.bad_pictures.insert(name.into());
         self
     }
 }
@@ -45,6 +53,9 @@ impl<S: SlideReader> SlideReader for FailingSlide<S> {
     }
 
     fn read_associated(&self, name: &str) -> Result<Pixels> {
+        if self.bad_pictures.contains(name) {
+            return Err(Error::format(&self.info().path, format!("{name}: made undecodable by a test")));
+        }
         self.inner.read_associated(name)
     }
 

@@ -629,6 +629,34 @@ mod tests {
     }
 
     #[test]
+    fn outputs_leave_what_a_batch_writes_alone() {
+        let text = "slide,id,out\n\
+                    a.svs,one,summary.csv/m.zarr\n\
+                    a.svs,two,a/done/m.zarr\n\
+                    a.svs,three,Events.JSONL/m.zarr\n\
+                    a.svs,four,.x/m.zarr\n\
+                    a.svs,five,a/Lease/b/m.zarr\n\
+                    a.svs,six,x.zarr\n\
+                    a.svs,X.zarr,masks/m.zarr\n\
+                    a.svs,done,done/m.zarr\n";
+        let found = faults("m.csv", text);
+        for line in 2..=6 {
+            has(&found, line, "a file that a batch writes there");
+        }
+        has(&found, 8, "id: \"X.zarr\" is also the output of line 7");
+        assert_eq!(found.len(), 6, "{found:#?}");
+    }
+
+    #[test]
+    fn faults_that_are_too_many_are_counted() {
+        let rows: String = (0..300).map(|i| format!("{i}.svs,../{i}\n")).collect();
+        let found = faults("m.csv", format!("slide,id\n{rows}"));
+        assert_eq!(found.len(), MOST_FAULTS + 1);
+        has(&found[..MOST_FAULTS], 101, "cannot begin");
+        assert_eq!(found[MOST_FAULTS], (101, "and there are 200 more faults".to_owned()));
+    }
+
+    #[test]
     fn ids_are_names_of_folders_and_nothing_else() {
         for id in ["a", "Case 17 (left)", "x.y_z-1", "é", "2024", "a.."] {
             assert_eq!(check_id(id).is_ok(), !id.ends_with('.'), "{id}");

@@ -383,6 +383,26 @@ mod tests {
         assert!(scan(place.path(), &numbers).unwrap().manifest(None).unwrap().contains(",slide-002,"));
     }
 
+    /// Other systems' disks refuse such names.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_name_that_no_manifest_can_hold_is_listed_as_unreadable() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+        let place = tempfile::tempdir().unwrap();
+        let slide = TiffSlide::rgb(&[(64, 48)], |_, x, y, _| (x * y % 256) as u16);
+        for name in [&b"M\xfcller.tif"[..], b"a\nb.tif", b"good.tif"] {
+            slide.write(&place.path().join(OsStr::from_bytes(name))).unwrap();
+        }
+        let found = scan(place.path(), &ScanOptions::default()).unwrap();
+        assert_eq!((found.len(), found.unreadable.len()), (1, 2), "{:?}", found.unreadable);
+        for bad in &found.unreadable {
+            assert!(bad.message.contains("a manifest cannot hold its name"), "{bad:?}");
+        }
+        let text = found.manifest(None).unwrap();
+        assert!(text.lines().count() == 2 && text.contains("good.tif"), "{text}");
+    }
+
     #[test]
     fn whatever_a_file_is_called_its_id_is_the_name_of_a_folder() {
         for (name, expected) in [

@@ -300,5 +300,9 @@ mod tests {
         let reversed: Vec<usize> = (0..12).rev().collect();
         assert_eq!(shares(&reversed, Keep::Yes), begun);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "one file, and nothing half written");
+        // The only shard has all slides, and keeps nothing.
+        let alone = Shard { index: 0, count: 1 };
+        assert_eq!(select(&entries(&order), alone, &folder, Keep::Yes).unwrap(), [true; 12]);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

@@ -271,6 +271,31 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "remote")]
+    fn an_object_is_fetched_once_there_is_room_for_it() {
+        use microtome_io::store::{Format, make_group};
+        let (place, slides, mut stage) = place();
+        remote::in_memory("staged", place.path());
+        make_group("s3://staged/a.zarr", "x", Format::V0_5).unwrap();
+        let url = "s3://staged/a.zarr/x/zarr.json";
+        let (object, size) = (Source::Url(url.into()), remote::size(url).unwrap());
+        stage.limit = Some(size - 1);
+        let refused = Staging::new(&stage).unwrap().copy("large", &object, &|| true).map(|copy| copy.bytes);
+        assert!(matches!(refused, Err(NoCopy::TooLarge { bytes, .. }) if bytes == size), "{refused:?}");
+        stage.limit = Some(size);
+        let staging = Staging::new(&stage).unwrap();
+        let small = staging.copy("small", &write(slides.join("a.svs"), 1), &|| true).unwrap();
+        let waits = || {
+            assert_eq!(there(&stage), 1, "it was fetched before there was room");
+            false
+        };
+        assert!(matches!(staging.copy("object", &object, &waits), Err(NoCopy::Stopped)));
+        drop(small);
+        let copy = staging.copy("object", &object, &|| true).unwrap();
+        assert_eq!(files::bytes_of(&copy.slide).unwrap(), size);
+    }
+
+    #[test]
     #[cfg(target_os = "linux")]
     fn what_a_process_left_that_was_killed_is_removed() {
         let (_place, _, stage) = place();

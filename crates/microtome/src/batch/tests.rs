@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use microtome_io::slide::SlideReader;
 use microtome_io::store::OmeZarr;
 use microtome_io::{Level, Pixels, SampleType, Size};
 use microtome_testkit::tiff::TiffSlide;
-use microtome_testkit::{FunctionModel, SyntheticSlide};
+use microtome_testkit::{FailingSlide, FunctionModel, SyntheticSlide};
 use microtome_unet::{Card, Logits, MemoryEstimate, Normalizer, Predictor, Tile};
 use serde_json::Value;
 
@@ -220,6 +221,62 @@ fn the_code_is_the_largest_that_applies() {
         assert_eq!(Finished { outcomes, stopped: false }.exit_code(), Some(code));
     }
     assert_eq!(Finished { outcomes: Vec::new(), stopped: true }.exit_code(), None);
+    let cases: [(&[u8], usize, Option<u8>); 9] = [
+        (&[], 0, None),
+        (&[], 3, None),
+        (&[1], 2, Some(3)),
+        (&[2], 1, Some(4)),
+        (&[5, 5], 2, Some(5)),
+        (&[6], 1, Some(6)),
+        (&[5, 6], 2, Some(4)),
+        (&[6, 6], 3, Some(3)),
+        (&[6, 75], 3, Some(75)),
+    ];
+    for (failures, slides, code) in cases {
+        assert_eq!(code_of(failures, slides), code, "{failures:?} of {slides}");
+    }
+}
+
+#[test]
+fn an_output_that_somebody_is_writing_is_a_failure_that_passes() {
+    let place = Place::new();
+    let manifest = place.archive(2);
+    let out = place.path("out");
+    let mask = out.join("s0/mask.ome.zarr");
+    std::fs::create_dir_all(&mask).unwrap();
+    let mark = std::fs::File::create(mask.join(".microtome-unfinished")).unwrap();
+    mark.lock().unwrap();
+    let finished = run(&manifest, &model(), &out, Options::default());
+    let found: Vec<_> = finished.outcomes.iter().map(|o| (o.status, o.code)).collect();
+    assert_eq!(found, [(Status::Failed, 75), (Status::Done, 0)], "{finished:?}");
+    assert_eq!(finished.exit_code(), Some(75));
+    drop(mark);
+    assert_eq!(run(&manifest, &model(), &out, Options::default()).exit_code(), Some(0));
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_fails_its_slide_alone() {
+    let place = Place::new();
+    let manifest = place.archive(3);
+    let stage = Stage { folder: place.path("stage"), limit: None };
+    let cases = [
+        ("plain", Options::default()),
+        ("staged", options(|o| o.stage = Some(stage))),
+        ("shard", options(|o| o.shard = Some(Shard { index: 0, count: 1 }))),
+    ];
+    for (name, options) in cases {
+        let out = place.path(name);
+        std::fs::create_dir(&out).unwrap();
+        std::fs::write(out.join("s1"), "a file").unwrap();
+        let alone = options.shard.is_none();
+        let finished = run(&manifest, &model(), &out, options);
+        assert_eq!(finished.exit_code(), Some(3), "{name}: {finished:?}");
+        let found: Vec<_> = finished.outcomes.iter().map(|o| o.status).collect();
+        assert_eq!(found, [Status::Done, Status::Failed, Status::Done], "{name}");
+        assert_eq!(std::fs::read(out.join("s1")).unwrap(), b"a file");
+        let rows = std::fs::read_to_string(out.join("summary.csv")).map_or(0, |csv| csv.lines().count());
+        assert_eq!(rows, if alone { 4 } else { 0 }, "{name}");
+    }
 }
 
 #[test]
@@ -529,6 +586,65 @@ fn nothing_names_a_person_unless_asked() {
         let text = String::from_utf8_lossy(&std::fs::read(out.join(name)).unwrap()).to_uppercase();
         assert!(!text.contains("DOE_JANE") && !text.contains("DOE^JANE"), "{name}");
     }
+}
+
+#[test]
+fn a_label_is_kept_where_it_is_asked_for_and_can_be_read() {
+    let place = Place::new();
+    let (manifest, model) = (place.archive(1), model());
+    let segmenter = Segmenter::new(&model, settings()).unwrap();
+    let label = Pixels::filled(Size::new(40, 30), SampleType::U8, &[10, 250, 10]);
+    let labelled = SyntheticSlide::new(Size::new(60, 40), 5).with_associated("label", label);
+    let unreadable = FailingSlide::new(labelled.clone()).with_bad_picture("label");
+    let out = place.path("out");
+    let own = Folder::new(&out).slide("s0");
+    own.create().unwrap();
+    let cases: [(Identify, &dyn SlideReader, bool); 4] = [
+        (Identify::Yes, &labelled, true),
+        (Identify::No, &labelled, false),
+        (Identify::No, &labelled, false),
+        (Identify::Yes, &unreadable, false),
+    ];
+    for (identify, slide, kept) in cases {
+        let batch = Batch::new(&manifest, &segmenter, &out, options(|o| o.identify = identify)).unwrap();
+        let found = batch.identity(&manifest.entries()[0], slide, &own).unwrap();
+        assert_eq!((found.is_some(), own.label().exists()), (identify == Identify::Yes, kept), "{identify:?}");
+    }
+}
+
+#[test]
+fn what_was_left_half_written_an_hour_ago_goes() {
+    let place = Place::new();
+    let manifest = place.archive(1);
+    let out = place.path("out");
+    run(&manifest, &model(), &out, Options::default());
+    std::fs::remove_file(out.join("s0/done")).unwrap();
+    let left = |name: &str, minutes: u64| {
+        let path = out.join(format!("{name}.{minutes}.part"));
+        let modified = SystemTime::now() - Duration::from_mins(minutes);
+        std::fs::File::create(&path).unwrap().set_modified(modified).unwrap();
+        path
+    };
+    let names = [".batch.json", "s0/.report.json", "s0/mask.ome.zarr.run/report.json"];
+    let (old, young) = (names.map(|name| left(name, 61)), names.map(|name| left(name, 55)));
+    assert_eq!(run(&manifest, &model(), &out, Options::default()).exit_code(), Some(0));
+    for path in old {
+        assert!(!path.exists(), "{}", path.display());
+    }
+    for path in young {
+        assert!(path.exists(), "{}: its process may live", path.display());
+    }
+}
+
+#[test]
+fn classes_are_no_formulas_in_a_spreadsheet() {
+    let place = Place::new();
+    let manifest = place.archive(1);
+    let mut model = model();
+    model.card_mut().classes[1].name = "=x".into();
+    run(&manifest, &model, &place.path("out"), Options::default());
+    let csv = std::fs::read_to_string(place.path("out/summary.csv")).unwrap();
+    assert!(csv.lines().next().unwrap().ends_with(",'=x_px,'=x_mm2,'=x_share"), "{csv}");
 }
 
 #[test]

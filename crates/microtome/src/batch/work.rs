@@ -219,6 +219,14 @@ impl Batch<'_> {
                     watcher.note(&format!("{id}: read where it is: there is no room for a copy"));
                     Ok(Opened { slide, _copy: None })
                 }
+                // A store is many objects, and read where they lie; or nothing is there at all.
+                (Err(NoCopy::Failed(microtome_io::Error::Io { source, .. })), None)
+                    if source.kind() == std::io::ErrorKind::NotFound =>
+                {
+                    let slide = open(place)?;
+                    watcher.note(&format!("{id}: read where it is: it is not one object"));
+                    Ok(Opened { slide, _copy: None })
+                }
                 (Err(NoCopy::Stopped), _) => Err(Error::Interrupted.into()),
                 (Err(NoCopy::Failed(error)), _) => {
                     let Failure { code, text } = Failure::from(Error::Read(error));
@@ -392,21 +400,23 @@ impl Batch<'_> {
         slide: &dyn SlideReader,
         folder: &SlideFolder,
     ) -> Result<Option<Identity>> {
-        if self.options.identify == Identify::No {
-            // Of an earlier run that was asked for it.
-            return match std::fs::remove_file(folder.label()) {
+        // A label that cannot be read is none: the mask is whole without it.
+        let asked = self.options.identify == Identify::Yes;
+        let has_label = asked && slide.info().associated.iter().any(|picture| picture.name == "label");
+        if let Some(picture) = has_label.then(|| slide.read_associated("label").ok()).flatten() {
+            let options = PreviewOptions { quality: 85, ..PreviewOptions::default() };
+            put(&folder.label(), &preview::encode(&picture, PictureFormat::Jpeg, &folder.label(), options)?)?;
+        } else {
+            // That of an earlier run.
+            match std::fs::remove_file(folder.label()) {
                 Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                    Err(Error::Io { path: folder.label(), source })
+                    return Err(Error::Io { path: folder.label(), source });
                 }
-                _ => Ok(None),
-            };
-        }
-        if let Some(label) = slide.info().associated.iter().find(|picture| picture.name == "label") {
-            // A label that cannot be read is none: the mask is whole without it.
-            if let Ok(picture) = slide.read_associated(&label.name) {
-                let options = PreviewOptions { quality: 85, ..PreviewOptions::default() };
-                put(&folder.label(), &preview::encode(&picture, PictureFormat::Jpeg, &folder.label(), options)?)?;
+                _ => {}
             }
+        }
+        if !asked {
+            return Ok(None);
         }
         Ok(Some(Identity { properties: slide.info().properties.clone(), ..Identity::of_path(entry) }))
     }

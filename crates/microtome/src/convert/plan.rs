@@ -15,8 +15,8 @@ use crate::{Error, Result};
 
 /// Most bytes of half-built shards: where more would be held, parts are built from the store again.
 const MOST_HALF_BUILT: u64 = 64 << 20;
-/// Levels of which a half-built shard is held, besides those of the first level above that each thread fills.
-const LEVELS_HALF_BUILT: u64 = 2;
+/// Levels of which a half-built shard may be held, besides those of the first level above that each thread fills.
+const LEVELS_HALF_BUILT: u64 = 1;
 /// Code, stacks, allocator slack and everything too small to name.
 const FIXED_BYTES: u64 = 32 << 20;
 /// How far the ratio of a stored level may be off what is expected, as a fraction of it.

@@ -87,6 +87,7 @@ fn logits_are_those_of_plain_operations() {
         let found = engine(&model, &execution, 2).predict(&tiles, &normalizer(&model)).unwrap();
         let difference = difference(&found, &expected);
         println!("{name}: {difference:e}");
+        // Measured: 0.8e-6 to 2.7e-6.
         assert!(difference <= 1e-5, "{name}: {difference:e}");
     }
 }
@@ -102,7 +103,8 @@ fn half_wide_numbers_are_near() {
         let found = engine(&model, &execution, 1).predict(&tiles, &normalizer(&model)).unwrap();
         let difference = difference(&found, &expected);
         println!("{name}: {difference:e}");
-        assert!((1e-6..=1e-2).contains(&difference), "{name}: {difference:e}");
+        // Measured: 0.43e-3 to 1.9e-3.
+        assert!((1e-6..=4e-3).contains(&difference), "{name}: {difference:e}");
     }
 }
 

@@ -62,7 +62,8 @@ fn kernels_compute_what_the_cpu_does() {
     for case in cases {
         let difference = difference(&program, &case);
         // Both compute in f32, in the same order but for sums within a chunk; bf16 rounds the result, by one step at most.
-        let tolerance = if case.dtype == single { 2e-5 } else { 8e-3 };
+        // Measured: 1.8e-6 in f32; in bf16 2e-5, but where a sum ends near the middle of two numbers it may become either, 2^-7 apart below 2.
+        let tolerance = if case.dtype == single { 5e-6 } else { 8e-3 };
         let Case { dtype, tiles, pixels, channels, .. } = case;
         println!("{dtype:?} {tiles} x {pixels} x {channels}: {difference:e}");
         assert!(difference <= tolerance, "{dtype:?} {tiles} x {pixels} x {channels}: {difference:e}");
