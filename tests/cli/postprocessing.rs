@@ -11,9 +11,13 @@ fn the_largest_component_stays_and_the_mask_too() {
     let place = Place::new();
     let slide = place.slide("slide.png");
     let mask = place.path("mask.ome.zarr");
-    let mut segment = microtome();
-    segment.arg("segment").arg(&slide).arg("-m").arg(repository("tests/models/nnunet-nuclei")).arg("-o").arg(&mask);
-    run(segment.args(["--model-mpp", "native", "--no-tta", "--tissue", "none"])).ended(0);
+    let segment = |output: &str| {
+        let mut command = microtome();
+        command.arg("segment").arg(&slide).arg("-m").arg(repository("tests/models/nnunet-nuclei"));
+        command.arg("-o").arg(place.path(output)).args(["--model-mpp", "native", "--no-tta", "--tissue", "none"]);
+        command
+    };
+    run(&mut segment("mask.ome.zarr")).ended(0);
     let pixels = |name: &str| {
         let store = OmeZarr::open(place.path(name)).unwrap();
         let all = store.info().levels.iter().enumerate();
@@ -41,6 +45,14 @@ fn the_largest_component_stays_and_the_mask_too() {
     assert!(before[0].iter().zip(&after[0]).all(|(b, a)| a == b || *a == 0));
     assert_eq!(before.iter().map(Vec::len).collect::<Vec<_>>(), after.iter().map(Vec::len).collect::<Vec<_>>());
     assert!(pixels("mask.ome.zarr") == before, "the mask is as it was");
+
+    // The run that made the mask does not take it for its own.
+    let [made, kept] = ["mask.ome.zarr", "kept.ome.zarr"]
+        .map(|name| OmeZarr::open(place.path(name)).unwrap().info().attributes.clone());
+    assert_eq!((kept.get("fingerprint"), &kept["fingerprint_of_mask"]), (None, &made["fingerprint"]));
+    run(&mut segment("mask.ome.zarr")).ended(0);
+    run(&mut segment("kept.ome.zarr")).refused(5, &["kept.ome.zarr", "fingerprint"]);
+    assert!(pixels("kept.ome.zarr") == after);
 
     // Once more nothing is left to be done, and what is there is not overwritten unasked.
     run(&mut postprocess("kept.ome.zarr", &["--keep-largest", "1"])).refused(2, &["kept.ome.zarr", "--overwrite"]);

@@ -689,6 +689,7 @@ fn an_image_in_an_object_store_is_the_image_in_a_folder() {
     std::fs::remove_dir_all(folder.path().join("claims")).unwrap();
     let error = convert(&slide, begun, &options(), Existing::Keep, &Silent).unwrap_err();
     assert!(error.exit_code() == 2 && error.to_string().contains("not begun on this machine"), "{error}");
+    assert!(matches!(verify(begun), Err(Error::Elsewhere { .. })));
     assert!(matches!(convert(&slide, begun, &options(), Existing::Replace, &Silent), Ok(Conversion::Done(_))));
     assert!(levels_of(begun) == levels_of(&plain));
 }
@@ -728,8 +729,26 @@ fn an_image_in_one_file_is_the_same_image() {
     assert_eq!(converted(&slide, &options(), &stopped).pixels, 0, "nothing is read again");
     assert!(std::fs::read(&stopped).unwrap() == bytes);
     assert_eq!(names(&run), ["report.json"]);
-
+    // What one that was killed after packing has left is removed by the next, unless it is another run's or somebody is packing.
+    let again = || {
+        let outcome = convert(&slide, &stopped, &options(), Existing::Keep, &Silent);
+        assert!(matches!(outcome, Ok(Conversion::AlreadyDone)), "{outcome:?}");
+        names(&run)
+    };
     let other = changed(|o| o.reduction = Reduction::Max);
+    let left = ["report.json", "stopped.ome.zarr", "stopped.ome.zarr.run"];
+    converted(&slide, &other, &run.join("stopped.ome.zarr"));
+    assert_eq!(again(), left);
+    convert(&slide, &run.join("stopped.ome.zarr"), &options(), Existing::Replace, &Silent).unwrap();
+    #[cfg(unix)]
+    {
+        let packing = std::fs::File::open(&run).unwrap();
+        packing.lock().unwrap();
+        assert_eq!(again(), left);
+    }
+    assert_eq!(again(), ["report.json"]);
+    assert!(std::fs::read(&stopped).unwrap() == bytes);
+
     let replaced = convert(&slide, &zip, &other, Existing::Replace, &Silent);
     assert!(matches!(replaced, Ok(Conversion::Done(_))), "{replaced:?}");
     assert_halved(&levels_of(&zip), Reduction::Max, &[]);

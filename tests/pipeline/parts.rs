@@ -256,6 +256,16 @@ fn what_does_not_belong_together_is_refused() {
     refused(segmenter.finish_parts(&slide(), destination, &Silent), 2, &["no part"]);
 }
 
+#[cfg(feature = "remote")]
+#[test]
+fn in_an_object_store_no_part_is_begun() {
+    let folder = tempfile::tempdir().unwrap();
+    microtome::io::remote::in_memory("parts", folder.path());
+    let output = Path::new("s3://parts/mask.ome.zarr");
+    refused(compute(&slide(), &settings(), output, part(0, 2), &Silent), 2, &["mask.ome.zarr: several processes"]);
+    assert!(names(folder.path()).is_empty());
+}
+
 #[test]
 fn what_is_left_of_a_mask_that_was_removed_is_said() {
     let folder = tempfile::tempdir().unwrap();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
 use microtome::io::Size;
 use microtome::io::store::{Found, inspect};
@@ -159,6 +160,46 @@ fn a_journal_that_is_none_is_refused() {
     let error = run(&path, &settings(), &Silent).unwrap_err();
     assert!(error.to_string().contains("journal.jsonl") && error.to_string().contains("line 1"), "{error}");
     assert_eq!(std::fs::read_to_string(journal(&path)).unwrap(), "dear diary\n");
+}
+
+/// Puts a folder in the place of the journal, and then stops.
+struct Hides(PathBuf);
+
+impl Observer for Hides {
+    fn cancelled(&self) -> bool {
+        if std::fs::remove_file(&self.0).is_ok() {
+            std::fs::create_dir(&self.0).unwrap();
+        }
+        self.0.is_dir()
+    }
+}
+
+#[test]
+fn what_a_journal_cannot_say_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mask.ome.zarr");
+    let error = run(&path, &settings(), &Hides(journal(&path))).unwrap_err();
+    assert!(matches!(error, Error::Interrupted), "{error}");
+    assert_eq!(inspect(&path).unwrap(), Found::Unfinished);
+    let error = run(&path, &settings(), &Silent).unwrap_err();
+    assert!(error.to_string().contains("journal.jsonl"), "{error}");
+    std::fs::remove_dir(journal(&path)).unwrap();
+    done(run(&path, &settings(), &Silent));
+}
+
+#[test]
+fn what_a_kill_left_half_written_beside_a_finished_mask_goes_once_it_is_old() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mask.ome.zarr");
+    done(run(&path, &settings(), &Silent));
+    let [old, new, mine] =
+        ["report.html.1-0.part", "report.json.2-0.part", "notes.txt"].map(|name| beside(&path).join(name));
+    for (file, hours) in [(&old, 2), (&new, 0), (&mine, 2)] {
+        let file = std::fs::File::create(file).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_hours(hours)).unwrap();
+    }
+    assert!(matches!(run(&path, &settings(), &Silent), Ok(Outcome::AlreadyDone { .. })));
+    assert!(!old.exists() && new.exists() && mine.exists());
 }
 
 /// The statistics of the first pass are kept with the run.

@@ -295,7 +295,8 @@ def main():
     def objects(prefix):
         pages = s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix + "/")
         keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
-        return {key[len(prefix) + 1:]: s3.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in keys}
+        # But for what stands for a folder.
+        return {key[len(prefix) + 1:]: s3.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in keys if not key.endswith("/")}
 
     def same(name, local):
         found, expected = objects(name), files(local)
@@ -326,6 +327,11 @@ def main():
         same(f"a/image-{form}.ome.zarr", work / f"image-{form}.ome.zarr")
         run(0, "segment", args.picture, "-m", args.model, "-o", url(f"a/mask-{form}.ome.zarr"), "--format", form, "--quiet", *SEGMENT)
         same(f"a/mask-{form}.ome.zarr", work / f"mask-{form}.ome.zarr")
+    # Consoles put an object in the place of an empty folder.
+    s3.put_object(Bucket=BUCKET, Key="console.ome.zarr/", Body=b"")
+    for existing in ([], ["--overwrite"]):
+        run(0, "segment", args.picture, "-m", args.model, "-o", url("console.ome.zarr"), "--quiet", *SEGMENT, *existing)
+        same("console.ome.zarr", work / "mask-0.5.ome.zarr")
     FAULTS.behave()
     run(0, "convert", args.slide, url("a/image-0.5.ome.zarr"), *SMALL, words=["done already"])
     assert FAULTS.puts == 0, "what is done is not written again"

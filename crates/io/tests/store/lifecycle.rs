@@ -3,14 +3,15 @@
 use std::fs;
 
 use microtome_io::store::{
-    Format, Found, ImageSink, OmeZarr, Stored, ZarrImage, inspect, remove, reopen, stored_shard,
+    ASSOCIATED, Format, Found, ImageSink, OmeZarr, Stored, StoredShards, ZarrImage, inspect, make_group, remove,
+    reopen, stored_shard,
 };
 use microtome_io::{Level, Pixels, SampleType, Size, TileCoord};
 
 use serde_json::{Map, json};
 
 use super::written::files;
-use super::{encoded, image};
+use super::{cut, encoded, image, pyramid, shards};
 
 fn one_shard(mask: &ZarrImage) {
     let labels = Pixels::filled(Size::new(20, 10), SampleType::U8, &[1]);
@@ -59,6 +60,8 @@ fn one_of_two_gets_an_empty_folder_and_an_unfinished_store_can_go() {
     // What a crash in the middle of a file leaves.
     fs::write(path.join("0/c/0/.1.partial"), [1]).unwrap();
     fs::write(path.join(".zarr.json.partial"), [1]).unwrap();
+    make_group(&path, ASSOCIATED, Format::V0_5).unwrap();
+    fs::write(path.join("associated/.zarr.json.0123456789abcdef.partial"), [1]).unwrap();
     remove(&path).unwrap();
     assert!(!path.exists());
 }
@@ -150,6 +153,42 @@ fn what_is_not_ours_is_neither_overwritten_nor_removed() {
     assert!(files(&path) == before);
 }
 
+#[cfg(unix)]
+#[test]
+fn what_a_link_leads_to_is_not_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, link) = (folder.path().join("m.zarr"), folder.path().join("link"));
+    drop(ZarrImage::create(&path, image(Size::new(20, 10), 1, SampleType::U8)).unwrap());
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    let before = files(&path);
+    for link in [link.clone(), link.join("")] {
+        assert!(remove(&link).unwrap_err().to_string().contains("symbolic link"));
+        assert!(files(&path) == before);
+    }
+}
+
+/// An error of the file system does not say that there is nothing.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_cannot_be_looked_at_is_not_absent() {
+    use microtome_io::Error;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.zarr");
+    fs::create_dir(&path).unwrap();
+    std::os::unix::fs::symlink("0", path.join("0")).unwrap();
+    let stored = stored_shard(&path, Level(0), TileCoord { row: 0, column: 0 });
+    assert!(matches!(stored, Err(Error::Io { .. })), "{stored:?}");
+    // Of 4095 bytes that a path may have, too few are left for the name of the marker.
+    let mut path = folder.path().to_owned();
+    while path.as_os_str().len() < 4076 {
+        path.push("d".repeat((4091 - path.as_os_str().len()).min(200)));
+    }
+    fs::create_dir_all(&path).unwrap();
+    fs::write(path.join("x"), "").unwrap();
+    let found = inspect(&path);
+    assert!(matches!(found, Err(Error::Io { .. })), "{found:?}");
+}
+
 #[test]
 fn a_store_that_cannot_begin_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
@@ -197,6 +236,29 @@ fn what_is_background_now_replaces_what_an_earlier_attempt_wrote() {
         mask.finish(&Map::new()).unwrap();
         let read = OmeZarr::open(&path).unwrap().read_region(Level(0), Size::new(20, 10).rect()).unwrap();
         assert!(read == nothing, "{format}");
+    }
+}
+
+#[test]
+fn what_is_stored_of_many_shards_is_what_is_stored_of_each() {
+    let folder = tempfile::tempdir().unwrap();
+    let levels = pyramid(Size::new(100, 70), 3, 5);
+    for format in [Format::V0_5, Format::V0_4] {
+        let path = folder.path().join(format!("{format}.zarr"));
+        let image = encoded(image(Size::new(100, 70), 3, SampleType::U8), format, "zstd");
+        let mask = ZarrImage::create(&path, image.clone()).unwrap();
+        let many = StoredShards::new(&path).unwrap();
+        for (level, whole) in levels.iter().enumerate() {
+            let level = Level(level);
+            for shard in shards(&image, level) {
+                assert_eq!(many.shard(level, shard).unwrap(), Stored::Background);
+                let pixels = cut(whole, image.shard_rect(level, shard).unwrap());
+                let stored = mask.write_shard(level, shard, &pixels).unwrap();
+                assert_eq!(many.shard(level, shard).unwrap(), stored);
+                assert_eq!(stored_shard(&path, level, shard).unwrap(), stored);
+            }
+        }
+        assert_eq!(many.shard(Level(3), TileCoord { row: 0, column: 0 }).unwrap(), Stored::Background);
     }
 }
 

@@ -172,6 +172,31 @@ mod with_the_feature {
     }
 
     #[test]
+    fn what_another_machine_has_taken_over_is_left_to_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = bucket("taken-over", folder.path());
+        let (image, levels) = (form(Format::V0_5), pyramid(Size::new(101, 50), 3, 7));
+        let steps: [fn(&ZarrImage) -> microtome_io::Result<()>; 2] = [ImageSink::sync, |here| here.finish(&Map::new())];
+        for step in steps {
+            let here = ZarrImage::create(&url, image.clone()).unwrap();
+            write_all(&here, &levels);
+            fs::rename(folder.path().join("claims"), folder.path().join("kept")).unwrap();
+            remove(&url).unwrap();
+            let there = ZarrImage::create(&url, image.clone()).unwrap();
+            let error = step(&here).unwrap_err().to_string();
+            assert!(error.contains("somebody has removed the store"), "{error}");
+            assert_eq!(inspect(&url).unwrap(), Found::InUse);
+            write_all(&there, &levels);
+            there.sync().unwrap();
+            there.finish(&Map::new()).unwrap();
+            let read = OmeZarr::open(&url).unwrap().read_region(Level(0), levels[0].size().rect()).unwrap();
+            assert!(read == levels[0]);
+            remove(&url).unwrap();
+            fs::remove_dir_all(folder.path().join("kept")).unwrap();
+        }
+    }
+
+    #[test]
     fn what_is_not_ours_is_neither_overwritten_nor_removed() {
         let folder = tempfile::tempdir().unwrap();
         let url = bucket("strangers", folder.path());

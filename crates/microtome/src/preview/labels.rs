@@ -55,12 +55,8 @@ impl LabelPicture {
         // Bands of rows, so that chunks are decoded few times and little is held.
         let rows: Vec<usize> = (0..size.height).map(|y| at(y, step.y, fy, level_size.height)).collect();
         let most = (BAND_SAMPLES / level_size.width).max(1) as usize;
-        let mut rest = rows.as_slice();
-        while let Some(&first) = rest.first() {
-            let count = rest.iter().take(256).take_while(|&&row| row - first < most).count();
-            let (band, after) = rest.split_at(count);
-            rest = after;
-            let last = band[count - 1];
+        for band in bands(&rows, most) {
+            let (first, last) = (band[0], band[band.len() - 1]);
             let rect = Rect::new(0, first as i64, level_size.width, (last - first + 1) as u64);
             let pixels = mask.read_region(Level(level), rect).map_err(Error::Read)?;
             let channels = pixels.channels();
@@ -133,6 +129,17 @@ impl LabelPicture {
     }
 }
 
+/// The rows that are shown, at most 256 at a time, which lie within `most` rows of the level.
+fn bands(mut rows: &[usize], most: usize) -> impl Iterator<Item = &[usize]> {
+    std::iter::from_fn(move || {
+        let first = *rows.first()?;
+        let count = rows.iter().take(256).take_while(|&&row| row - first < most).count();
+        let (band, rest) = rows.split_at(count);
+        rows = rest;
+        Some(band)
+    })
+}
+
 /// The size of a picture of a mask.
 pub(super) fn shown(mask: &OmeZarr, options: PreviewOptions) -> Size {
     let size = mask.info().levels[0].size;
@@ -193,6 +200,20 @@ mod tests {
         assert_eq!(info.trns.as_deref(), Some(&[0][..]));
         let (info, _) = saved(vec![0, 255], "mask.png");
         assert_eq!(info.palette.map(|palette| palette.len()), Some(3 * 256));
+    }
+
+    #[test]
+    fn a_band_is_as_high_as_it_may_be() {
+        let of = |step: usize, most| {
+            let rows: Vec<usize> = (0..1000).map(|row| row * step).collect();
+            let found: Vec<&[usize]> = bands(&rows, most).collect();
+            assert_eq!(found.concat(), rows);
+            found.into_iter().map(<[usize]>::len).collect::<Vec<_>>()
+        };
+        assert_eq!(of(1, 1000), [256, 256, 256, 232]);
+        // Rows 0, 3, ... 297 are within 298 rows, and 300 is within 301.
+        assert_eq!((of(3, 298), of(3, 301).first()), (vec![100; 10], Some(&101)));
+        assert_eq!(of(3, 1), [1; 1000]);
     }
 
     #[test]

@@ -183,4 +183,22 @@ mod tests {
         refused(Existing::Replace);
         assert!(place.description.exists());
     }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_another_is_making_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Place::of(&folder.path().join("slide.dzi")).unwrap();
+        let held = place.claim(Existing::Keep).unwrap();
+        fs::create_dir(place.folder.join("0")).unwrap();
+        for existing in [Existing::Restart, Existing::Replace] {
+            let claimed = place.claim(existing);
+            assert!(matches!(claimed, Err(Error::InUse { .. })), "{claimed:?}");
+            assert!(place.folder.join("0").exists());
+        }
+        drop(held);
+        let held = place.claim(Existing::Replace).unwrap();
+        assert!(held.is_some() && !place.folder.join("0").exists());
+        assert!(matches!(place.claim(Existing::Replace), Err(Error::InUse { .. })));
+    }
 }
