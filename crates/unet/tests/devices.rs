@@ -12,7 +12,7 @@ fn devices() -> Vec<Device> {
     match gpu.choose() {
         Ok(chosen) => vec![Device::Cpu, chosen.device],
         Err(error) => {
-            microtome_testkit::skip(&format!("without CUDA: {error}"));
+            println!("without CUDA: {error}");
             vec![Device::Cpu]
         }
     }
