@@ -304,7 +304,7 @@ pub(crate) struct Batch {
     pub(crate) identify: bool,
 
     /// Seconds without a sign of life after which another process's slide is taken over
-    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = patience, allow_negative_numbers = true)]
     pub(crate) lease_expiry: std::time::Duration,
 
     /// Which values of regions are wanted where the manifest does not say: numbers, names of classes, or `any`
@@ -1057,6 +1057,11 @@ fn fraction(text: &str) -> Result<f64, String> {
 fn seconds(text: &str) -> Result<std::time::Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "a number of seconds")?;
     std::time::Duration::try_from_secs_f64(seconds).map_err(|_| "seconds, 0 or more".into())
+}
+
+/// With none at all, every process would take from every other what it has.
+fn patience(text: &str) -> Result<std::time::Duration, String> {
+    seconds(text).ok().filter(|time| !time.is_zero()).ok_or_else(|| "seconds, more than 0".into())
 }
 
 fn folds(text: &str) -> Result<microtome::unet::Folds, String> {

@@ -196,10 +196,14 @@ impl Batch<'_> {
         Outcome { id, line, status: Status::Done, code, error: None, by, seconds: 0.0 }
     }
 
-    /// A slide whose own folder cannot be used fails; the others go on.
-    pub(super) fn unusable(&self, entry: &Entry, error: Error) -> Outcome {
+    /// A slide whose own folder cannot be used fails, which only the events can tell later; the others go on.
+    pub(super) fn unusable(&self, entry: &Entry, error: Error, events: &Events) -> Outcome {
         let Failure { code, text } = Failure::from(error);
         let error = Some(self.discreet(&text, entry));
+        let (id, group) = (Some(entry.id.as_str()), entry.group.as_deref());
+        let about = About { id, group, code: Some(code), error: error.as_deref(), ..About::default() };
+        // Best effort: the outcome says it, too.
+        let _ = events.add(What::SlideFailed, &about);
         Outcome { status: Status::Failed, error, ..self.finished(entry, code, By::ThisRun) }
     }
 
@@ -234,7 +238,7 @@ impl Batch<'_> {
                 });
             }
             std::thread::scope(|scope| {
-                scope.spawn(|| self.prepare(jobs, staging.as_ref(), leases, &shared, watcher));
+                scope.spawn(|| self.prepare(jobs, staging.as_ref(), leases, &events, &shared, watcher));
                 for _ in 0..self.options.jobs {
                     scope.spawn(|| self.worker(leases, &events, &shared, watcher));
                 }
@@ -256,6 +260,7 @@ impl Batch<'_> {
         jobs: VecDeque<Job<'m>>,
         staging: Option<&'s Staging>,
         leases: Option<&Leases>,
+        events: &Events,
         shared: &Shared<'m, 's>,
         watcher: &dyn Watcher,
     ) {
@@ -285,7 +290,7 @@ impl Batch<'_> {
                         continue;
                     }
                     Some(Err(error)) => {
-                        let outcome = self.unusable(job.entry, error);
+                        let outcome = self.unusable(job.entry, error, events);
                         watcher.ends(&outcome);
                         shared.lock().outcomes.insert(job.number, outcome);
                         continue;
@@ -391,7 +396,7 @@ impl Batch<'_> {
                 Ok(Claim::Ours(lease)) => Some(lease),
                 Ok(Claim::Theirs) => return shared.lock().elsewhere.push_back(job),
                 Err(error) => {
-                    let outcome = self.unusable(job.entry, error);
+                    let outcome = self.unusable(job.entry, error, events);
                     watcher.ends(&outcome);
                     shared.lock().outcomes.insert(job.number, outcome);
                     return;

@@ -276,6 +276,9 @@ fn a_folder_that_cannot_be_made_fails_its_slide_alone() {
         assert_eq!(std::fs::read(out.join("s1")).unwrap(), b"a file");
         let rows = std::fs::read_to_string(out.join("summary.csv")).map_or(0, |csv| csv.lines().count());
         assert_eq!(rows, if alone { 4 } else { 0 }, "{name}");
+        let events = if alone { "events.jsonl" } else { "events-0-of-1.jsonl" };
+        let events = std::fs::read_to_string(out.join(events)).unwrap();
+        assert_eq!(events.matches("\"slide-failed\"").count(), 1, "{name}: {events}");
     }
 }
 

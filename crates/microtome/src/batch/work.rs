@@ -252,7 +252,7 @@ impl Batch<'_> {
         let start = Instant::now();
         let folder = self.folder.slide(&entry.id);
         if let Err(error) = folder.create() {
-            return Ok(Some(self.unusable(entry, error)));
+            return Ok(Some(self.unusable(entry, error, events)));
         }
         tidy(folder.path());
         let before = SlideReport::read(&folder);
@@ -260,7 +260,7 @@ impl Batch<'_> {
         // A mark never stands beside what it is not of.
         match std::fs::remove_file(folder.done()) {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                return Ok(Some(self.unusable(entry, Error::Io { path: folder.done(), source })));
+                return Ok(Some(self.unusable(entry, Error::Io { path: folder.done(), source }, events)));
             }
             _ => {}
         }
