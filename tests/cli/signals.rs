@@ -103,7 +103,7 @@ fn a_signal_ends_a_run_that_waits_for_an_answer() {
     let (code, _, text) = ended(child);
     assert_eq!(code, Some(143), "{text}");
     assert!(begun.elapsed() < Duration::from_secs(20), "it took {:?} to stop", begun.elapsed());
-    assert!(text.lines().any(|line| line.contains("did not answer")), "{text}");
+    assert!(text.lines().any(|line| line.contains("did not end in time")), "{text}");
 }
 
 /// Killed without notice, the next run neither takes the rest for a mask nor is kept from its own.

@@ -28,7 +28,7 @@ use clap::Parser;
 use args::{Command, ModelCommand};
 
 fn main() -> ExitCode {
-    heap::share();
+    heap::arrange();
     let arguments = match args::Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) if error.use_stderr() => {

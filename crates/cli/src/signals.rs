@@ -28,7 +28,7 @@ pub(crate) fn watch() -> anyhow::Result<()> {
             std::thread::sleep(LOOK);
         }
         std::thread::sleep(GRACE);
-        crate::failure::say("error: stopped while something did not answer");
+        crate::failure::say("error: stopped: what was under way did not end in time");
         std::process::exit(i32::from(exit_code().unwrap_or(1)));
     })?;
     Ok(())

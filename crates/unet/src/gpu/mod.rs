@@ -2,7 +2,8 @@
 //!
 //! Tiles go to a device as they were read, a byte per sample, and come back as logits. In between everything happens there: normalisation by
 //! a table, mirroring, the network of each fold, and the mean over passes and folds, without waiting for the host until the batch is done, but
-//! for samples of 16 bits and tiles with borders, which are copied from ordinary memory ([`session`]). Tensors lie channels last, as the fast kernels of cuDNN want them, and what follows a convolution
+//! for samples of 16 bits and tiles with borders, which are copied from ordinary memory ([`session`]).
+//! Tensors lie channels last, as the fast kernels of cuDNN want them, and what follows a convolution
 //! (instance normalisation, a residual sum, leaky ReLU) is one pass over memory after another for the statistics ([`norm`]), and so is what
 //! follows the product of a transposed one ([`blocks`]).
 //! One thread drives each device ([`pool`]).
