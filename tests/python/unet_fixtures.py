@@ -176,6 +176,7 @@ def operations():
         "transposed": transposed(x, (3, 4), (2, 3), (1, 1)),
         "transposed, five": transposed(x, (5, 2), (2, 2), (2, 0)),
         "transposed, one": transposed(x, (3, 5), (1, 1), (1, 2)),
+        "transposed, shifted": transposed(x, (3, 2), (3, 2), (1, 0)),
         "transposed, gaps": transposed(x, (1, 3), (2, 4), (0, 0)),
     }
     return {"input": values(x), "outputs": {name: values(output) for name, output in outputs.items()}}

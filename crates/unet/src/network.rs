@@ -116,7 +116,7 @@ pub enum Operation {
         /// How many times larger the output is along each axis.
         stride: Extent,
         /// How far the first input pixel's part sticks out of the output: less than half of the kernel, and at least as far that
-        /// `2 * padding + stride` is not smaller than the kernel. 0 where the kernel is the stride: then nothing overlaps.
+        /// `2 * padding + stride` is not smaller than the kernel. Where it is 0 and the kernel is the stride, nothing overlaps.
         padding: Padding,
     },
     /// `(x - mean) / sqrt(variance + epsilon) * weight + bias` with mean and biased variance of each channel of the tile itself.

@@ -33,6 +33,11 @@ impl Transposed {
         })
     }
 
+    /// Whether every position makes a block of its own, which is a product of matrices.
+    pub(crate) fn is_blocks(&self) -> bool {
+        self.kernel == self.stride && self.padding == Padding::default()
+    }
+
     /// How many neighbours each position reads.
     pub(crate) fn taps(&self) -> Extent {
         let [height, width] = self.axes().map(|axis| axis.before() + axis.after() + 1);

@@ -111,21 +111,15 @@ impl Lowering {
                     kernel: *kernel,
                     stride: *stride,
                 },
-                Operation::Upsampling { weight, bias, input, output, kernel, stride, padding } if kernel != stride => {
+                Operation::Upsampling { weight, bias, input, output, kernel, stride, padding } => {
                     let transposed = Transposed { kernel: *kernel, stride: *stride, padding: *padding };
-                    let weight = as_convolution(&weights[weight], (*input, *output), transposed)?;
-                    Step::Overlapping {
-                        weight: place(&weight, dtype)?,
-                        bias: bias.as_ref().map(|b| per_channel(b, dtype)).transpose()?,
-                        transposed,
-                    }
-                }
-                Operation::Upsampling { weight, bias, input, output, stride, .. } => {
-                    let matrix = host(weight)?.permute((1, 2, 3, 0))?.reshape((output * stride.area(), *input))?;
-                    Step::Upsampling {
-                        matrix: place(&matrix, dtype)?,
-                        bias: bias.as_ref().map(|b| per_channel(b, dtype)).transpose()?,
-                        stride: *stride,
+                    let bias = bias.as_ref().map(|b| per_channel(b, dtype)).transpose()?;
+                    if transposed.is_blocks() {
+                        let matrix = host(weight)?.permute((1, 2, 3, 0))?.reshape((output * stride.area(), *input))?;
+                        Step::Upsampling { matrix: place(&matrix, dtype)?, bias, stride: *stride }
+                    } else {
+                        let weight = as_convolution(&weights[weight], (*input, *output), transposed)?;
+                        Step::Overlapping { weight: place(&weight, dtype)?, bias, transposed }
                     }
                 }
                 Operation::InstanceNorm { affine, epsilon, .. } => {
@@ -393,7 +387,9 @@ pub(crate) fn activation_bytes(network: &Network, tile: Size, width: u64) -> u64
             | Operation::MaxPool { .. }
             | Operation::Resize { .. } => output.saturating_mul(2).max(read),
             // A copy of the input with a border, and the output twice, before and after its permutation.
-            Operation::Upsampling { kernel, stride, .. } if kernel != stride => {
+            Operation::Upsampling { kernel, stride, padding, .. }
+                if !(Transposed { kernel: *kernel, stride: *stride, padding: *padding }).is_blocks() =>
+            {
                 output.saturating_mul(2).saturating_add(read.saturating_mul(2))
             }
             _ => output,

@@ -653,6 +653,7 @@ fn operations_are_pytorchs() {
         ("transposed", transposed((3, 2, 1), (4, 3, 1)), 2e-6),
         ("transposed, five", transposed((5, 2, 2), (2, 2, 0)), 2e-6),
         ("transposed, one", transposed((3, 1, 1), (5, 1, 2)), 2e-6),
+        ("transposed, shifted", transposed((3, 3, 1), (2, 2, 0)), 2e-6),
         ("transposed, gaps", transposed((1, 2, 0), (3, 4, 0)), 2e-6),
     ];
     assert_eq!(operations.len(), fixture.outputs.len());

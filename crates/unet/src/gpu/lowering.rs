@@ -258,7 +258,8 @@ impl Maker<'_> {
             }
             Operation::Upsampling { weight, bias, input, output, kernel, stride, padding } => {
                 let bias = self.bias(bias.as_ref().filter(|_| with_bias))?;
-                if kernel == stride {
+                let transposed = Transposed { kernel: *kernel, stride: *stride, padding: *padding };
+                if transposed.is_blocks() {
                     // Input × output × rows × columns becomes input × (rows × columns × output).
                     let matrix = self.host(weight)?.permute((0, 2, 3, 1))?;
                     let matrix = matrix.contiguous()?.reshape((*input, stride.area() * output))?;
@@ -269,7 +270,6 @@ impl Maker<'_> {
                     let matrix = self.place(&matrix, self.dtype)?;
                     return Ok(Step::Upsampling { matrix, bias, blocks: Blocks { extent: *stride } });
                 }
-                let transposed = Transposed { kernel: *kernel, stride: *stride, padding: *padding };
                 let taps = as_convolution(&self.weights[weight], (*input, *output), transposed)?;
                 let taps = self.kernel(&taps, *input)?;
                 let taps = Convolution::new(taps, transposed.taps(), Extent::ONE, [0, 0]);
