@@ -203,6 +203,8 @@ fn a_model_without_a_test_vector_gets_one_that_says_whose_it_is() {
     let place = Place::new();
     let residual = repository("crates/unet/tests/nnunet/residual-encoder");
     import(&residual, &place.path("package"), &[]).refused(2, &["--model-mpp"]);
+    let twice = ["--model-mpp", "0.5", "--folds", "0,0"];
+    import(&repository("tests/models/nnunet-nuclei"), &place.path("twice"), &twice).refused(2, &["fold"]);
     import(&residual, &place.path("package"), &["--model-mpp", "0.5"]).ended(0);
     let text = run(microtome().args(["model", "info", "--check"]).arg(place.path("package"))).ended(0).stdout;
     for word in ["(not the original framework)", "machines compute alike"] {

@@ -65,6 +65,9 @@ pub(crate) fn import(args: &args::Import) -> Result<()> {
     {
         bail!("--recommend {precision} needs a measurement of what it changes: --measure SLIDE");
     }
+    if let Some(fault) = model.postprocessing_fault() {
+        failure::say(&format!("note: the package tells of no post-processing: {fault}"));
+    }
     let staged = model.stage_package(&args.package, &options).map_err(Error::Model)?;
     go_on()?;
     staged.publish().map_err(Error::Model)?;
@@ -87,8 +90,10 @@ fn given_vector(model: &Model, folder: &Path) -> Result<TestVector> {
     let found = model.check_against(&vector, &Execution::default()).map_err(Error::Model)?;
     if !found.is_reproduced() {
         let (difference, largest) = (found.max_logit_difference, found.max_logit);
+        let (wrong, pixels) = (found.wrong_pixels, found.pixels);
         bail!(
-            "{}: the model does not reproduce it: a logit differs by {difference:e}, and the largest is {largest}",
+            "{}: the model does not reproduce it: a logit differs by {difference:e}, and the largest is {largest}; {wrong} of \
+             {pixels} pixels of mask.png have a value that the logits do not give",
             folder.display()
         );
     }
@@ -116,7 +121,7 @@ fn test_vector(
         Some(vector) if same => Ok(Some(vector)),
         Some(vector) => {
             let Some(mut own) = compute(Some(&vector.input))? else { return Ok(None) };
-            let found = vector.agreement(&own).map_err(Error::Model)?;
+            let found = vector.agreement(&own, &model.card().output).map_err(Error::Model)?;
             let rounding = format!(
                 "from what {} computed before the weights were rounded to bf16, logits differ by up to {} (the largest is {}) \
                  and {} of {} pixels of the mask",
@@ -159,7 +164,8 @@ pub(crate) fn info(args: &args::ModelInfo) -> Result<u8> {
     let mut out = std::io::stdout().lock();
     if args.json {
         let network = figures.json(card, args.layers)?;
-        let all = json!({ "card": card, "network": network, "agreement": agreement });
+        let fault = model.postprocessing_fault();
+        let all = json!({ "card": card, "network": network, "agreement": agreement, "postprocessing_fault": fault });
         writeln!(out, "{}", serde_json::to_string_pretty(&all)?)?;
     } else {
         describe(&mut out, card, &model, &figures)?;
@@ -176,8 +182,13 @@ pub(crate) fn info(args: &args::ModelInfo) -> Result<u8> {
     if !args.json {
         writeln!(
             out,
-            "check        largest difference of a logit {:e} (largest logit {}), {} of {} pixels of the mask differ",
-            agreement.max_logit_difference, agreement.max_logit, agreement.differing_pixels, agreement.pixels
+            "check        largest difference of a logit {:e} (largest logit {}), {} of {} pixels of the mask differ, {} of them by \
+             more than rounding",
+            agreement.max_logit_difference,
+            agreement.max_logit,
+            agreement.differing_pixels,
+            agreement.pixels,
+            agreement.wrong_pixels
         )?;
     }
     let same = agreement.is_reproduced();
@@ -330,7 +341,11 @@ fn describe(out: &mut impl Write, card: &Card, model: &Model, figures: &Figures)
     writeln!(out, "mirroring    {}", if axes.is_empty() { "none".into() } else { axes.join(", ") })?;
     writeln!(out, "folds        {}; {} parameters each", card.folds.join(", "), card.parameters)?;
     match card.postprocessing.as_deref() {
-        None => {}
+        None => {
+            if let Some(fault) = model.postprocessing_fault() {
+                writeln!(out, "post         cannot be told, and all else can be used: {fault}")?;
+            }
+        }
         Some([]) => writeln!(out, "post         its authors found nothing that improves the mask")?,
         Some(steps) => {
             for step in steps {

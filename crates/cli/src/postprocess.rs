@@ -28,7 +28,11 @@ pub(crate) fn run(args: &args::Postprocess) -> Result<()> {
     let done = done?;
     let mut out = std::io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", json!({ "mask": args.mask, "output": args.output, "steps": done }))?;
+        writeln!(
+            out,
+            "{}",
+            json!({ "mask": args.mask.to_string_lossy(), "output": args.output.to_string_lossy(), "steps": done })
+        )?;
     } else {
         for step in &done {
             let (components, largest, cleared) = (step.components, step.largest, step.cleared);
@@ -49,7 +53,7 @@ fn of_model(path: &std::path::Path) -> Result<Vec<Postprocessing>> {
     let why = match &model.card().postprocessing {
         Some(steps) if !steps.is_empty() => return Ok(steps.clone()),
         Some(_) => "its authors found no post-processing that helps",
-        None => "it comes with none",
+        None => model.postprocessing_fault().unwrap_or("it comes with none"),
     };
     Err(Error::Usage(format!("{}: there is nothing to apply: {why}; --keep-largest asks for it", path.display()))
         .into())

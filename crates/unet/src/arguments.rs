@@ -19,18 +19,18 @@ pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>> {
     }
 }
 
-/// Python writes bare `NaN`, `Infinity` and `-Infinity`, which JSON does not have: here they become `null` of the same length,
-/// so that positions in messages stay right.
+/// Python writes bare `NaN`, `Infinity` and `-Infinity`, which JSON does not have: here they become texts, of the same length where that
+/// goes, so that positions in messages stay right. A text is no number, and unlike `null` it is not as good as nothing.
 fn without_constants(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     let mut in_string = false;
     while let Some(c) = rest.chars().next() {
-        let constant = ["-Infinity", "Infinity", "NaN"].into_iter().find(|name| !in_string && rest.starts_with(name));
-        if let Some(name) = constant {
-            // `NaN` is shorter than `null`; one column later is close enough for a message.
-            out.push_str("null");
-            out.extend(std::iter::repeat_n(' ', name.len().saturating_sub("null".len())));
+        let constants = [("-Infinity", "\"-inf\"   "), ("Infinity", "\"inf\"   "), ("NaN", "\"nan\"")];
+        let constant = constants.into_iter().find(|(name, _)| !in_string && rest.starts_with(name));
+        if let Some((name, text)) = constant {
+            // `NaN` is shorter; two columns later is close enough for a message.
+            out.push_str(text);
             rest = &rest[name.len()..];
             continue;
         }
@@ -132,8 +132,16 @@ impl<'a> Object<'a> {
     }
 
     pub(crate) fn number(&self, key: &str) -> Result<Option<f64>> {
-        let number = |v: &Value| v.as_f64().ok_or_else(|| self.wrong(key, "is no number"));
-        self.get(key).map(number).transpose()
+        self.get(key).map(|v| self.finite(key, v)).transpose()
+    }
+
+    /// A number, or `default` where there is no such key: an argument that is `null` is Python's `None`, which is no number.
+    pub(crate) fn number_or(&self, key: &str, default: f64) -> Result<f64> {
+        self.map.get(key).map_or(Ok(default), |v| self.finite(key, v))
+    }
+
+    fn finite(&self, key: &str, value: &Value) -> Result<f64> {
+        value.as_f64().ok_or_else(|| self.wrong(key, "is no finite number"))
     }
 }
 
@@ -148,12 +156,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pythons_constants_become_null_outside_of_texts_only() {
+    fn pythons_constants_become_texts_outside_of_texts_only() {
         let text = r#"{"a": NaN, "b NaN \" NaN": [-Infinity, Infinity], "ü\\": "Infinity"}"#;
         let value: Value = serde_json::from_str(&without_constants(text)).unwrap();
-        assert!(value["a"].is_null());
-        assert_eq!(value["b NaN \" NaN"], serde_json::json!([null, null]));
+        assert_eq!(value["a"], "nan");
+        assert_eq!(value["b NaN \" NaN"], serde_json::json!(["-inf", "inf"]));
         assert_eq!(value["ü\\"], "Infinity");
         assert_eq!(without_constants(r#"{"unclosed \"#), r#"{"unclosed \"#);
+        assert_eq!(without_constants("[-Infinity, Infinity]").len(), "[-Infinity, Infinity]".len());
+    }
+
+    #[test]
+    fn what_is_not_finite_is_not_missing() {
+        let text = without_constants(r#"{"a": NaN, "b": -Infinity, "c": null, "d": 2}"#);
+        let map: Map<String, Value> = serde_json::from_str(&text).unwrap();
+        let object = Object::file(Path::new("file.json"), &map);
+        for key in ["a", "b"] {
+            assert_eq!(object.number(key).unwrap_err().to_string(), format!("file.json: {key} is no finite number"));
+        }
+        assert_eq!((object.number("c").unwrap(), object.number("d").unwrap()), (None, Some(2.0)));
+        assert!(object.number_or("c", 1.0).unwrap_err().to_string().ends_with("c is no finite number"));
+        assert_eq!((object.number_or("d", 1.0).unwrap(), object.number_or("e", 1.0).unwrap()), (2.0, 1.0));
     }
 }

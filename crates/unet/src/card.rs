@@ -70,6 +70,13 @@ impl Card {
     pub fn heads(&self) -> usize {
         self.output.heads(self.classes.len())
     }
+
+    /// True if a channel is normalised by a scheme for samples of 8 bits ([`Normalization::presumes_8_bits`]): a slide of more bits is none
+    /// for this model.
+    #[must_use]
+    pub fn presumes_8_bits(&self) -> bool {
+        self.normalization.iter().any(|scheme| scheme.presumes_8_bits())
+    }
 }
 
 impl Output {

@@ -17,13 +17,41 @@ use crate::{
 /// Which of a model's folds are loaded.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Folds {
-    /// All numbered folds; `fold_all` where there are none. Of a package: all that it holds.
+    /// All numbered folds that hold the checkpoint; `fold_all` where there are none. Of any other model than nnU-Net's: all that it has.
     #[default]
     Auto,
-    /// `fold_all`, the network trained on all cases, as nnU-Net's `-f all`. Of a package: all that it holds.
+    /// `fold_all`, the network trained on all cases, as nnU-Net's `-f all`.
     All,
-    /// The folds with these numbers.
+    /// The folds with these numbers, each once.
     List(Vec<u32>),
+}
+
+impl Folds {
+    /// The name of the network that was trained on all cases.
+    pub(crate) const ALL_CASES: &'static str = "fold_all";
+
+    /// The names of the folds that are asked for, of those that `path` has; `None` where nobody asks for any.
+    pub(crate) fn named(&self, path: &Path, found: &[String]) -> Result<Option<Vec<String>>> {
+        let wanted: Vec<String> = match self {
+            Self::Auto => return Ok(None),
+            Self::All => vec![Self::ALL_CASES.into()],
+            Self::List(numbers) => {
+                let twice = numbers.iter().enumerate().find(|(i, number)| numbers[..*i].contains(number));
+                if let Some((_, number)) = twice {
+                    return Err(Error::usage(format!("the fold {number} is asked for twice; each counts once")));
+                }
+                numbers.iter().map(|n| format!("fold_{n}")).collect()
+            }
+        };
+        match wanted.iter().find(|name| !found.contains(name)) {
+            Some(name) => {
+                let there_are =
+                    if found.is_empty() { "there are none".into() } else { format!("there are {}", found.join(", ")) };
+                Err(Error::format(path, format!("{name} is missing; {there_are}")))
+            }
+            None => Ok(Some(wanted)),
+        }
+    }
 }
 
 /// Which of nnU-Net's checkpoints is loaded. All other models hold only one, and refuse to be asked for the best.
@@ -69,27 +97,38 @@ pub struct Model {
     architecture: Architecture,
     folds: Vec<Fold>,
     test_vector: Option<TestVector>,
+    postprocessing_fault: Option<String>,
 }
 
 /// How well this crate reproduces a test vector.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Agreement {
-    /// The largest absolute difference between a logit and its reference.
+    /// The largest absolute difference between a logit and its reference; NaN if one of them is.
     pub max_logit_difference: f32,
     /// The largest absolute reference logit, to judge the difference by.
     pub max_logit: f32,
     /// Pixels whose value in the mask differs.
     pub differing_pixels: u64,
+    /// Those of them that no difference between logits explains that [`is_reproduced`](Self::is_reproduced) allows: another value is
+    /// nowhere near there. Such a mask is of other classes, or of other logits.
+    pub wrong_pixels: u64,
     /// Pixels of the mask.
     pub pixels: u64,
 }
 
 impl Agreement {
     /// True where summation in another order explains the differences in f32, up to 1e-4 of the largest logit: anything more is
-    /// another network.
+    /// another network. The mask must be that of such logits, too.
     #[must_use]
     pub fn is_reproduced(&self) -> bool {
-        self.max_logit_difference <= 1e-4 * self.max_logit.max(1.0)
+        self.max_logit.is_finite()
+            && self.max_logit_difference <= Self::tolerance(self.max_logit)
+            && self.wrong_pixels == 0
+    }
+
+    /// By how much a logit may differ, the largest being `max_logit`.
+    pub(crate) fn tolerance(max_logit: f32) -> f32 {
+        1e-4 * max_logit.max(1.0)
     }
 }
 
@@ -113,8 +152,12 @@ impl Model {
             return recipe::load(&recipe, options);
         }
         if !metadata.is_dir() {
-            let message =
-                "neither a folder nor a ZIP archive; a model is a microtome package or an nnU-Net v2 result folder";
+            let message = if is_weights(path) {
+                BARE_WEIGHTS
+            } else {
+                "neither a folder nor a ZIP archive; a model is a microtome package, an nnU-Net v2 result folder, a MONAI bundle, \
+                 or a state dict with a recipe (recipe.json)"
+            };
             return Err(Error::unsupported(path, message));
         }
         if package::is_package(path) {
@@ -134,8 +177,14 @@ impl Model {
         match nnunet::trainer_folders(path)?.as_slice() {
             [one] => nnunet::load(one, options),
             [] => {
-                let message = "neither a microtome package (model.toml) nor an nnU-Net v2 result folder \
-                               (plans.json, dataset.json, fold_*), and none below";
+                let holds_weights = std::fs::read_dir(path)
+                    .is_ok_and(|mut entries| entries.any(|e| e.is_ok_and(|entry| is_weights(&entry.path()))));
+                let message = if holds_weights {
+                    BARE_WEIGHTS
+                } else {
+                    "neither a microtome package (model.toml), a MONAI bundle (configs/inference.json) or a state dict with a recipe \
+                     (recipe.json), nor an nnU-Net v2 result folder (plans.json, dataset.json, fold_*), and none below"
+                };
                 Err(Error::format(path, message))
             }
             several => {
@@ -152,7 +201,13 @@ impl Model {
         folds: Vec<Fold>,
         test_vector: Option<TestVector>,
     ) -> Self {
-        Self { card, architecture, folds, test_vector }
+        Self { card, architecture, folds, test_vector, postprocessing_fault: None }
+    }
+
+    /// The same with what is wrong with the post-processing that comes with it, which its card then leaves out.
+    pub(crate) fn with_postprocessing_fault(mut self, fault: Option<String>) -> Self {
+        self.postprocessing_fault = fault;
+        self
     }
 
     /// What the model says about itself.
@@ -181,6 +236,13 @@ impl Model {
     #[must_use]
     pub fn test_vector(&self) -> Option<&TestVector> {
         self.test_vector.as_ref()
+    }
+
+    /// Why the card tells of no post-processing, where a file that comes with the model does and cannot be read or honoured: a clause
+    /// that names it. Whoever wants post-processing cannot have it; all else works.
+    #[must_use]
+    pub fn postprocessing_fault(&self) -> Option<&str> {
+        self.postprocessing_fault.as_deref()
     }
 
     /// Puts the model on a device.
@@ -261,6 +323,16 @@ impl Model {
     }
 }
 
+/// What is said of weights with nothing beside them.
+pub(crate) const BARE_WEIGHTS: &str = "weights alone do not say what network they are of: write a recipe.json beside them, which names \
+                                       the network, its tile, normalisation and classes (docs/model-package.md, \"A bare state dict\")";
+
+/// True for the name of a file that holds weights and nothing else that matters.
+fn is_weights(path: &Path) -> bool {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    ["pth", "pt", "ckpt", "safetensors"].iter().any(|known| extension.eq_ignore_ascii_case(known))
+}
+
 /// Refuses to look for the best checkpoint where there is only one.
 fn only_checkpoint(path: &Path, options: &ModelOptions) -> Result<()> {
     match options.checkpoint {
@@ -332,8 +404,9 @@ pub(crate) fn check(path: &Path, card: &Card, architecture: &Architecture) -> Re
     if let Err(message) = card.precision.check() {
         return wrong(message);
     }
-    if !(card.step > 0.0 && card.step <= 1.0) {
-        return wrong(format!("step is {}; it must be above 0 and at most 1", card.step));
+    // What tiles can be laid with (`TileGrid` of microtome-tile), said before anybody waits for it.
+    if !(0.1..=1.0).contains(&card.step) {
+        return wrong(format!("step is {}; it must be in 0.1 to 1", card.step));
     }
     Ok(())
 }
@@ -507,12 +580,40 @@ pub(crate) mod tests {
         let message = |path: &Path| Model::open(path, &ModelOptions::default()).unwrap_err().to_string();
         let file = folder.path().join("model.zip");
         std::fs::write(&file, "x").unwrap();
-        assert!(message(&file).ends_with(
-            "neither a folder nor a ZIP archive; a model is a microtome package or an nnU-Net v2 result folder"
-        ));
-        assert!(
-            message(folder.path()).contains("neither a microtome package (model.toml) nor an nnU-Net v2 result folder")
-        );
+        let known = "neither a folder nor a ZIP archive; a model is a microtome package, an nnU-Net v2 result folder, a MONAI bundle, \
+                     or a state dict with a recipe (recipe.json)";
+        assert!(message(&file).ends_with(known));
+        let folder_without = message(folder.path());
+        for word in ["model.toml", "configs/inference.json", "recipe.json", "plans.json"] {
+            assert!(folder_without.contains(word), "{word}: {folder_without}");
+        }
         assert!(message(&folder.path().join("missing")).contains("missing: No such file"));
+    }
+
+    #[test]
+    fn weights_alone_are_told_what_they_lack() {
+        let folder = tempfile::tempdir().unwrap();
+        let message = |path: &Path| Model::open(path, &ModelOptions::default()).unwrap_err().to_string();
+        // A ZIP archive, as PyTorch writes them, and a file that is none.
+        let checkpoint = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/checkpoints/kinds.pth");
+        std::fs::copy(checkpoint, folder.path().join("weights.pth")).unwrap();
+        std::fs::write(folder.path().join("weights.safetensors"), "x").unwrap();
+        for path in ["weights.pth", "weights.safetensors", ""].map(|name| folder.path().join(name)) {
+            assert_eq!(message(&path), format!("{}: {BARE_WEIGHTS}", path.display()));
+        }
+    }
+
+    #[test]
+    fn a_fold_is_asked_for_once_and_must_be_there() {
+        let found = ["fold_0", "fold_1"].map(String::from);
+        let named = |folds: Folds| folds.named(Path::new("model"), &found).map_err(|e| e.to_string());
+        assert_eq!(named(Folds::Auto), Ok(None));
+        assert_eq!(named(Folds::List(vec![1, 0])), Ok(Some(vec!["fold_1".into(), "fold_0".into()])));
+        assert_eq!(named(Folds::List(vec![0, 1, 0])), Err("the fold 0 is asked for twice; each counts once".into()));
+        assert_eq!(named(Folds::All), Err("model: fold_all is missing; there are fold_0, fold_1".into()));
+        assert_eq!(
+            Folds::List(vec![2]).named(Path::new("model"), &[]).unwrap_err().to_string(),
+            "model: fold_2 is missing; there are none"
+        );
     }
 }

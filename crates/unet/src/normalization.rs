@@ -58,6 +58,13 @@ impl Normalization {
         matches!(self, Self::ZScore | Self::RescaleTo01)
     }
 
+    /// True if the scheme presumes samples of 8 bits, from 0 to 255: `rgb-to01`, for which nnU-Net takes no others. What the fixed numbers of
+    /// `linear` presume, they do not say.
+    #[must_use]
+    pub const fn presumes_8_bits(self) -> bool {
+        matches!(self, Self::RgbTo01)
+    }
+
     /// `(x / scale - mean) / std`, as torchvision and segmentation-models-pytorch normalise: with `scale` 255, samples from 0 to 255.
     #[must_use]
     pub fn standardized(scale: f64, mean: f64, std: f64) -> Self {

@@ -12,13 +12,11 @@ use serde_json::{Value, json};
 
 use crate::architecture::Axes;
 use crate::arguments::{Object, as_count, read_object};
-use crate::model::{self, Folds, Model, ModelOptions};
+use crate::model::{self, Model, ModelOptions};
 use crate::network::{Operation, Source};
 use crate::state_dict::{NESTED, StateDict};
 use crate::weights::{Fold, Weight};
-use crate::{
-    Architecture, Card, Error, MirrorAxes, Network, Normalization, Output, Placement, Result, Window, architecture,
-};
+use crate::{Architecture, Card, MirrorAxes, Network, Normalization, Output, Placement, Result, Window, architecture};
 
 /// The file's name in a folder.
 const NAME: &str = "recipe.json";
@@ -97,18 +95,16 @@ pub(crate) fn load_described(
 ) -> Result<Model> {
     let architecture = &networks.upright;
     model::check(path, &card, architecture)?;
-    let wanted: Vec<usize> = match &options.folds {
-        Folds::Auto | Folds::All => (0..files.len()).collect(),
-        Folds::List(numbers) => numbers.iter().map(|n| *n as usize).collect(),
-    };
-    let fold = |index: usize| {
-        let missing = || Error::format(path, format!("fold_{index} is missing; there are {}", files.len()));
-        let state = StateDict::open(files.get(index).ok_or_else(missing)?, &NESTED)?;
+    let all: Vec<String> = (0..files.len()).map(|index| format!("fold_{index}")).collect();
+    let wanted = options.folds.named(path, &all)?.unwrap_or_else(|| all.clone());
+    let files: BTreeMap<String, &PathBuf> = all.into_iter().zip(files).collect();
+    let fold = |name: String| {
+        let state = StateDict::open(files[&name], &NESTED)?;
         let weights = match &networks.transposed {
             None => state.weights(architecture)?,
             Some(held) => upright(&held.network(), state.weights(held)?),
         };
-        Ok(Fold { name: format!("fold_{index}"), weights })
+        Ok(Fold { name, weights })
     };
     let folds = wanted.into_iter().map(fold).collect::<Result<Vec<_>>>()?;
     model::complete(&mut card, architecture, &folds);
@@ -377,6 +373,7 @@ fn texts<'a>(recipe: &Object<'a>, key: &str) -> Result<Vec<&'a str>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Folds;
 
     /// The least that a recipe must say.
     fn least() -> Value {
@@ -568,7 +565,9 @@ mod tests {
         let open = |path: &Path, options: &ModelOptions| Model::open(path, options).unwrap_err().to_string();
         assert!(open(&other, &ModelOptions::default()).ends_with("other.JSON: not a JSON object"));
         assert!(open(folder.path(), &ModelOptions::default()).contains("model.pth: No such file"));
-        let second = ModelOptions { folds: Folds::List(vec![1]), ..ModelOptions::default() };
-        assert!(open(&file, &second).ends_with("fold_1 is missing; there are 1"));
+        let folds = |folds: Folds| open(&file, &ModelOptions { folds, ..ModelOptions::default() });
+        assert!(folds(Folds::List(vec![1])).ends_with("fold_1 is missing; there are fold_0"));
+        assert!(folds(Folds::All).ends_with("fold_all is missing; there are fold_0"));
+        assert!(folds(Folds::List(vec![0, 0])).contains("the fold 0 is asked for twice"));
     }
 }

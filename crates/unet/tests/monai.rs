@@ -205,6 +205,21 @@ fn what_a_constructor_cannot_honour_is_named() {
             .contains("its weights are not this network's: missing input_block.conv3.conv.weight")
     );
     let residual = |change| message("seg-res-net", change);
+    // MONAI's own nonlinearity here is one in place.
+    let in_place = "arguments.act works in place, as it does by default: without a norm it changes what shortcuts carry, \
+                    which is not supported";
+    assert_eq!(residual(|a| a["norm"] = json!("")), in_place);
+    let without = |act: Value| {
+        let folder = folder("seg-res-net");
+        let mut recipe: Value = read(&folder.join("recipe.json"));
+        (recipe["arguments"]["norm"], recipe["arguments"]["act"]) = (json!(""), act);
+        open(changed(&folder, "recipe.json", &recipe).path()).unwrap_err()
+    };
+    assert!(without(json!(["leakyrelu", {"inplace": true}])).ends_with(in_place));
+    for act in [json!(["relu", {"inplace": false}]), json!("relu")] {
+        let message = without(act);
+        assert!(message.contains("its weights are not this network's"), "{message}");
+    }
     assert_eq!(
         residual(|a| a["blocks_up"] = json!([1])),
         "the network has 1 blocks_up for 3 blocks_down; there must be 2"
@@ -329,6 +344,102 @@ fn what_a_bundle_asks_for_and_cannot_have_is_named() {
     assert_eq!(
         behind(json!({"_target_": "AsDiscreted", "keys": ["label", "pred"], "argmax": [true]})),
         "postprocessing.transforms[2].argmax has fewer entries than keys"
+    );
+}
+
+/// The bundle with another `inference.json`.
+fn bundle(change: impl FnOnce(&mut Value)) -> Result<Model, String> {
+    let folder = folder("bundle");
+    let file = "configs/inference.json";
+    let mut configuration: Value = read(&folder.join(file));
+    change(&mut configuration);
+    let copy = changed(&folder, file, &configuration);
+    open(copy.path()).map_err(|e| e.replace(&format!("{}: ", copy.path().join(file).display()), ""))
+}
+
+fn transforms<'a>(configuration: &'a mut Value, name: &str) -> &'a mut Vec<Value> {
+    configuration[name]["transforms"].as_array_mut().unwrap()
+}
+
+#[test]
+fn a_picture_has_the_name_under_which_it_is_loaded() {
+    let original = bundle(|_| {}).unwrap();
+    let named = |keys: Value| {
+        move |c: &mut Value| transforms(c, "preprocessing").iter_mut().for_each(|t| t["keys"] = keys.clone())
+    };
+    assert_eq!(bundle(named(json!("input"))).unwrap().card(), original.card());
+    assert_eq!(bundle(named(json!(["label", "scan"]))).unwrap().card(), original.card());
+    // What is done to labels does not count, and what is done to anything else is not passed over.
+    let range = |keys: &'static str| {
+        let range = json!({"_target_": "ScaleIntensityRanged", "keys": keys, "a_min": 0, "a_max": 9});
+        bundle(move |c| transforms(c, "preprocessing").push(range))
+    };
+    assert_eq!(range("label").unwrap().card(), original.card());
+    assert_eq!(
+        range("scan").unwrap_err(),
+        "preprocessing.transforms[5] is ScaleIntensityRanged of scan, which is not supported: the picture is image"
+    );
+    assert_eq!(
+        bundle(named(json!(["image", "label", "depth"]))).unwrap_err(),
+        "preprocessing.transforms[0] is of image, depth; one picture is supported"
+    );
+    let renamed = bundle(|c| {
+        let sigmoid = json!({"_target_": "Activationsd", "keys": "logits", "sigmoid": true});
+        let threshold = json!({"_target_": "AsDiscreted", "keys": "logits", "threshold": 0.5});
+        *transforms(c, "postprocessing") = vec![sigmoid, threshold];
+    });
+    assert_eq!(
+        renamed.unwrap_err(),
+        "postprocessing.transforms[0] is Activationsd of logits, which is not supported: the network's output is pred"
+    );
+}
+
+#[test]
+fn transforms_are_those_that_the_run_refers_to() {
+    fn moved(configuration: &mut Value, from: &str, to: &str) {
+        let value = configuration.as_object_mut().unwrap().remove(from).unwrap();
+        configuration[to] = value;
+    }
+    let original = bundle(|_| {}).unwrap();
+    let before = |transform: Value| {
+        bundle(move |c| {
+            transforms(c, "preprocessing")[2]["keys"] = json!("image");
+            moved(c, "preprocessing", "prepared");
+            c["dataset"]["transform"] = transform;
+        })
+    };
+    assert_eq!(before(json!("@prepared")).unwrap().card(), original.card());
+    let missing = before(Value::Null).unwrap_err();
+    assert!(missing.starts_with("preprocessing is missing, and so is dataset.transform: write "), "{missing}");
+    assert!(before(json!("$prepared")).unwrap_err().starts_with("dataset.transform is an expression ($prepared)"));
+    // The name alone makes nothing happen.
+    let other = bundle(|c| {
+        c["other"] = json!([{"_target_": "LoadImaged", "keys": "image"}]);
+        c["dataset"]["transform"] = json!("@other");
+    });
+    assert_eq!(other.unwrap().card().normalization, [Normalization::None; 3]);
+
+    let behind = |change: fn(&mut Value)| {
+        bundle(move |c| {
+            let sigmoid = json!({"_target_": "Activationsd", "keys": "pred", "sigmoid": true});
+            *transforms(c, "postprocessing") = vec![sigmoid];
+            moved(c, "postprocessing", "decided");
+            change(c);
+        })
+        .map(|model| model.card().output.clone())
+    };
+    let missing = behind(|_| {}).unwrap_err();
+    assert!(missing.starts_with("postprocessing is missing, and so is evaluator.postprocessing: write "), "{missing}");
+    let regions: Result<_, String> = Ok(Output::Regions { class_order: vec![1, 2] });
+    assert_eq!(behind(|c| c["evaluator"] = json!({"postprocessing": "@decided"})), regions);
+    let handler = |c: &mut Value| {
+        c["after"] = json!({"_target_": "monai.handlers.PostProcessing", "transform": "@decided"});
+        c["handlers"] = json!(["$print", {"_target_": "StatsHandler"}, "@after"]);
+    };
+    assert_eq!(behind(handler), regions);
+    assert_eq!(
+        behind(|c| c["handlers"] = json!([{"_target_": "PostProcessing", "transform": "$@decided"}])).unwrap_err(),
+        "handlers.transform is an expression ($@decided), which is not evaluated: write its value there"
     );
 }
 

@@ -121,7 +121,7 @@ impl<'a> Arguments<'a> {
         }
         let Some((name, arguments)) = self.layer(key, &Value::Null)? else { return Ok(Norm::None) };
         let has = |known: &[&str]| only(&arguments, known);
-        let epsilon = arguments.number("eps")?.unwrap_or(1e-5);
+        let epsilon = arguments.number_or("eps", 1e-5)?;
         let flag = |key: &str, default: bool| Ok::<_, Error>(arguments.flag(key)?.unwrap_or(default));
         match name.as_str() {
             "instance" | "instance_nvfuser" => {
@@ -160,7 +160,7 @@ impl<'a> Arguments<'a> {
             "relu" => has(&["inplace"]).map(|()| Activation::LeakyRelu { slope: 0.0 }),
             "leakyrelu" => {
                 has(&["negative_slope", "inplace"])?;
-                Ok(Activation::LeakyRelu { slope: arguments.number("negative_slope")?.unwrap_or(0.01) })
+                Ok(Activation::LeakyRelu { slope: arguments.number_or("negative_slope", 0.01)? })
             }
             "prelu" => {
                 has(&["num_parameters", "init"])?;
@@ -169,7 +169,7 @@ impl<'a> Arguments<'a> {
             }
             "swish" | "memswish" | "silu" => {
                 has(&["alpha", "inplace"])?;
-                match arguments.number("alpha")?.unwrap_or(1.0) {
+                match arguments.number_or("alpha", 1.0)? {
                     1.0 => Ok(Activation::Silu),
                     other => Err(arguments.unsupported("alpha", &format!("is {other}; 1 is supported"))),
                 }
@@ -188,6 +188,15 @@ impl<'a> Arguments<'a> {
                 Err(self.0.unsupported(key, &format!("is {other}; {known}")))
             }
         }
+    }
+
+    /// Whether a nonlinearity overwrites what it is given; `default` says it of the one that is meant where none is named.
+    pub(super) fn is_in_place(&self, key: &str, default: bool) -> Result<bool> {
+        if !self.0.map.contains_key(key) {
+            return Ok(default);
+        }
+        let named = self.layer(key, &Value::Null)?;
+        Ok(named.map_or(Ok(None), |(_, arguments)| arguments.flag("inplace"))?.unwrap_or(false))
     }
 
     /// How a decoder doubles.

@@ -82,6 +82,11 @@ impl Constructor for SegResNet {
             name if name.eq_ignore_ascii_case("group") => group(arguments.count("num_groups", 8)?),
             other => return Err(object.unsupported("norm_name", &format!("is {other}; group is supported"))),
         };
+        // Where nothing comes before it, such a nonlinearity is given the very tensor that the shortcut carries.
+        if norm == Norm::None && arguments.is_in_place("act", true)? {
+            let message = "works in place, as it does by default: without a norm it changes what shortcuts carry, which is not supported";
+            return Err(object.unsupported("act", message));
+        }
         let features = arguments.count("init_filters", 8)?;
         let last_convolution = arguments.flag("use_conv_final", true)?;
         Ok(Self {

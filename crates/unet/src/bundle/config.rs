@@ -32,6 +32,13 @@ pub(super) struct Config<'a> {
     bytes: Cell<usize>,
 }
 
+/// A value with the name that messages call it by.
+#[derive(Debug)]
+pub(super) struct Found<'a> {
+    name: String,
+    value: &'a Value,
+}
+
 /// An object with a `_target_`: a class and the arguments of its constructor, resolved.
 #[derive(Debug)]
 pub(super) struct Component {
@@ -63,14 +70,56 @@ impl<'a> Config<'a> {
 
     /// What stands under a name, references followed, but nothing below it.
     pub(super) fn find(&self, name: &str) -> Result<Option<&'a Value>> {
-        let Some(mut value) = self.root.get(name) else { return Ok(None) };
-        for _ in 0..MAX_DEPTH {
-            match value.as_str().and_then(reference) {
-                Some(id) => value = self.look_up(id, name)?,
-                None => return Ok(Some(value).filter(|v| !v.is_null())),
+        Ok(self.named(name)?.map(|found| found.value))
+    }
+
+    /// The same of what a component has under a key, or else of a name.
+    pub(super) fn argument_or(&self, component: &str, key: &str, name: &str) -> Result<Option<Found<'a>>> {
+        match self.argument(component, key)? {
+            None => self.named(name),
+            found => Ok(found),
+        }
+    }
+
+    fn named(&self, name: &str) -> Result<Option<Found<'a>>> {
+        self.root.get(name).map_or(Ok(None), |value| self.follow(value, name))
+    }
+
+    /// `None` also where the component is an expression.
+    fn argument(&self, component: &str, key: &str) -> Result<Option<Found<'a>>> {
+        let value = self.find(component)?.and_then(|component| component.get(key));
+        value.map_or(Ok(None), |value| self.follow(value, &format!("{component}.{key}")))
+    }
+
+    /// What the handlers `PostProcessing` of the evaluator do to the network's output, after the evaluator's own transforms.
+    pub(super) fn handled(&self) -> Result<Vec<Found<'a>>> {
+        let lists = [self.argument("evaluator", "val_handlers")?, self.named("handlers")?];
+        let Some(handlers) = lists.into_iter().flatten().find(|list| list.value.is_array()) else {
+            return Ok(Vec::new());
+        };
+        let mut transforms = Vec::new();
+        for handler in handlers.value.as_array().into_iter().flatten() {
+            let Some(handler) = self.follow(handler, &handlers.name)? else { continue };
+            let target = handler.value.get("_target_").and_then(Value::as_str).unwrap_or_default();
+            if target.rsplit('.').next() == Some("PostProcessing")
+                && let Some(transform) = handler.value.get("transform")
+            {
+                transforms.extend(self.follow(transform, &format!("{}.transform", handler.name))?);
             }
         }
-        Err(self.too_deep(name))
+        Ok(transforms)
+    }
+
+    /// What a value stands for, references followed, but nothing below it: named as the last reference names it.
+    fn follow(&self, value: &'a Value, place: &str) -> Result<Option<Found<'a>>> {
+        let (mut name, mut value) = (place, value);
+        for _ in 0..MAX_DEPTH {
+            match value.as_str().and_then(reference) {
+                Some(id) => (name, value) = (id, self.look_up(id, place)?),
+                None => return Ok((!value.is_null()).then(|| Found { name: name.to_owned(), value })),
+            }
+        }
+        Err(self.too_deep(place))
     }
 
     /// The component that a value is, or `None` where it is switched off.
@@ -136,8 +185,8 @@ impl<'a> Config<'a> {
     }
 
     /// The transforms of a list, or of a `Compose` of one. `wanted` says which arguments of a class are looked at.
-    pub(super) fn transforms(&self, name: &str, wanted: &dyn Fn(&str) -> Arguments) -> Result<Vec<Component>> {
-        let Some(mut value) = self.find(name)? else { return Ok(Vec::new()) };
+    pub(super) fn transforms(&self, found: &Found<'a>, wanted: &dyn Fn(&str) -> Arguments) -> Result<Vec<Component>> {
+        let (name, mut value) = (found.name.as_str(), found.value);
         if let Some(object) = value.as_object() {
             let target = object.get("_target_").and_then(Value::as_str).unwrap_or_default();
             if target.rsplit('.').next() != Some("Compose") {

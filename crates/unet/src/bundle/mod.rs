@@ -17,7 +17,7 @@ use crate::arguments::{Object, as_count, read_object};
 use crate::model::{Model, ModelOptions};
 use crate::recipe::{Networks, channel_names, load_described};
 use crate::{Card, Error, MirrorAxes, Output, Placement, Result, Window};
-use config::Config;
+use config::{Component, Config};
 use transforms::Decision;
 
 const CONFIGURATION: &str = "configs/inference.json";
@@ -70,8 +70,8 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
     let framed = Networks::construct("monai", &network.class, &network.object(&path), Axes::YX)?;
     let (channels, heads) = (framed.upright().channels(), framed.upright().heads());
     let window = sliding_window(&path, &config)?;
-    let before = transforms::before(&path, &config.transforms("preprocessing", &transforms::wanted)?, channels)?;
-    let behind = transforms::behind(&path, &config.transforms("postprocessing", &transforms::wanted)?)?;
+    let before = transforms::before(&path, &preprocessing(&path, &config)?, channels)?;
+    let behind = transforms::behind(&path, &postprocessing(&path, &config)?)?;
     let decision = match behind.decision {
         Some(decision) => decision,
         None if heads > 1 => Decision::Argmax,
@@ -121,6 +121,34 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
     load_described(&path, card, &networks, &[weights], options)
 }
 
+/// The transforms before the network: those that `dataset` is given, which are the ones that MONAI runs, or else those under the name
+/// that bundles have for them.
+fn preprocessing(path: &Path, config: &Config<'_>) -> Result<Vec<Component>> {
+    let Some(found) = config.argument_or("dataset", "transform", "preprocessing")? else {
+        let message = "preprocessing is missing, and so is dataset.transform: write the transforms there that load a picture and \
+                       change its intensities";
+        return Err(Error::format(path, message));
+    };
+    config.transforms(&found, &transforms::wanted)
+}
+
+/// The transforms behind the network: those that `evaluator` is given, or else those under the name that bundles have for them, and then
+/// those of its handlers.
+fn postprocessing(path: &Path, config: &Config<'_>) -> Result<Vec<Component>> {
+    let own = config.argument_or("evaluator", "postprocessing", "postprocessing")?;
+    let handled = config.handled()?;
+    if own.is_none() && handled.is_empty() {
+        let message = "postprocessing is missing, and so is evaluator.postprocessing: write the transforms there that make labels of \
+                       the network's output (AsDiscreted with argmax, or Activationsd with sigmoid and AsDiscreted with a threshold of 0.5)";
+        return Err(Error::format(path, message));
+    }
+    let mut transforms = Vec::new();
+    for found in own.iter().chain(&handled) {
+        transforms.extend(config.transforms(found, &transforms::wanted)?);
+    }
+    Ok(transforms)
+}
+
 /// The sliding window of `inferer`.
 #[derive(Debug)]
 struct Sliding {
@@ -166,7 +194,7 @@ fn sliding_window(path: &Path, config: &Config<'_>) -> Result<Sliding> {
     let overlap = match object.get("overlap") {
         None => 0.25,
         Some(value) => match both("overlap", value)? {
-            (y, x) if y == x => y.as_f64().ok_or_else(|| object.wrong("overlap", "is no number"))?,
+            (y, x) if y == x => y.as_f64().ok_or_else(|| object.wrong("overlap", "is no finite number"))?,
             _ => return Err(object.unsupported("overlap", "differs between the axes")),
         },
     };

@@ -63,8 +63,10 @@ const PLAIN_BEHIND: [&str; 11] = [
 /// Transforms of masks that are named and not applied.
 const LEFT_OUT: [&str; 3] = ["KeepLargestConnectedComponent", "RemoveSmallObjects", "FillHoles"];
 
-/// What the picture is called in a dictionary.
-const IMAGES: [&str; 2] = ["image", "img"];
+/// What the network's output is called in a dictionary.
+const OUTPUT: &str = "pred";
+/// What entries of a dictionary are called that no network sees.
+const LABELS: [&str; 4] = ["label", "labels", "mask", "seg"];
 
 /// Which arguments of a class are looked at.
 pub(super) fn wanted(class: &str) -> Arguments {
@@ -78,14 +80,46 @@ fn plain(class: &str) -> &str {
     class.strip_suffix("Dict").or_else(|| class.strip_suffix(['d', 'D'])).unwrap_or(class)
 }
 
-/// The class of a transform, and whether it is about one of these entries of a dictionary.
-fn named<'a>(component: &'a Component, keys: &[&str]) -> (&'a str, bool) {
-    let concerns = match component.arguments.get("keys") {
-        Some(Value::String(key)) => keys.contains(&key.as_str()),
-        Some(Value::Array(items)) => items.iter().any(|k| k.as_str().is_some_and(|k| keys.contains(&k))),
-        _ => true,
-    };
-    (plain(&component.class), concerns)
+/// The entries of a dictionary that a transform is about; none of one that is given a picture itself.
+fn keys(component: &Component) -> Vec<&str> {
+    match component.arguments.get("keys") {
+        Some(Value::String(key)) => vec![key.as_str()],
+        Some(Value::Array(items)) => items.iter().filter_map(Value::as_str).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The same without labels.
+fn entries(component: &Component) -> Vec<&str> {
+    keys(component).into_iter().filter(|key| !LABELS.contains(key)).collect()
+}
+
+/// What the picture is called in a dictionary: as what loads it says, or else the first transform of anything but labels.
+fn picture<'a>(path: &Path, transforms: &'a [Component]) -> Result<&'a str> {
+    let loading = transforms.iter().filter(|t| plain(&t.class) == "LoadImage");
+    let Some(first) = loading.chain(transforms).find(|t| !entries(t).is_empty()) else { return Ok("image") };
+    match entries(first).as_slice() {
+        &[one] => Ok(one),
+        several => {
+            let message = format!("{} is of {}; one picture is supported", first.place, several.join(", "));
+            Err(Error::unsupported(path, message))
+        }
+    }
+}
+
+/// Whether a transform is about this entry of a dictionary. One of another entry that is neither a label nor left as it is may have a
+/// part in what becomes of this one, and is refused; `what` says what the entry is.
+fn concerns(path: &Path, component: &Component, entry: &str, what: &str, harmless: &[&str]) -> Result<bool> {
+    let about = keys(component);
+    if about.is_empty() || about.contains(&entry) {
+        return Ok(true);
+    }
+    if harmless.contains(&plain(&component.class)) || about.iter().all(|key| LABELS.contains(key)) {
+        return Ok(false);
+    }
+    let (place, class) = (&component.place, &component.class);
+    let message = format!("{place} is {class} of {}, which is not supported: {what} is {entry}", about.join(", "));
+    Err(Error::unsupported(path, message))
 }
 
 /// Where this entry of a dictionary stands among those that a transform is about.
@@ -95,14 +129,10 @@ fn place(component: &Component, key: &str) -> usize {
 }
 
 /// Refuses to make whole numbers of what has been scaled: little would be left of it.
-fn keeps_fractions(object: &Object<'_>, transform: &Component, intensity: &Intensity) -> Result<()> {
+fn keeps_fractions(object: &Object<'_>, place: usize, intensity: &Intensity) -> Result<()> {
     let untouched = matches!(intensity, Intensity::Fixed(linear) if linear.iter().all(|l| *l == Linear::IDENTITY));
     let name = match object.get("dtype") {
-        Some(Value::Array(each)) => {
-            // Of an entry that is not there the place is 0.
-            let at = IMAGES.map(|key| place(transform, key)).into_iter().max().unwrap_or(0);
-            each.get(at).and_then(Value::as_str).unwrap_or_default()
-        }
+        Some(Value::Array(each)) => each.get(place).and_then(Value::as_str).unwrap_or_default(),
         one => one.and_then(Value::as_str).unwrap_or_default(),
     };
     let whole = ["int", "long", "short", "byte", "char", "bool"].into_iter().any(|kind| name.contains(kind));
@@ -180,13 +210,13 @@ enum Intensity {
 pub(super) fn before(path: &Path, transforms: &[Component], channels: usize) -> Result<Preprocessing> {
     let mut intensity = Intensity::Fixed(vec![Linear::IDENTITY; channels]);
     let mut transposed = false;
+    let picture = picture(path, transforms)?;
     for transform in transforms {
-        let (name, concerns) = named(transform, &IMAGES);
-        if !concerns {
+        if !concerns(path, transform, picture, "the picture", &PLAIN_BEFORE)? {
             continue;
         }
         let object = transform.object(path);
-        match name {
+        match plain(&transform.class) {
             "LoadImage" => transposed = loads_transposed(&object)?,
             "Transpose" => {
                 only(&object, &["indices"])?;
@@ -206,7 +236,7 @@ pub(super) fn before(path: &Path, transforms: &[Component], channels: usize) -> 
             }
             _ => return Err(refused(path, transform, "")),
         }
-        keeps_fractions(&object, transform, &intensity)?;
+        keeps_fractions(&object, place(transform, picture), &intensity)?;
     }
     let normalization = match intensity {
         Intensity::Fixed(linear) => linear.into_iter().map(Linear::normalization).collect(),
@@ -349,13 +379,12 @@ pub(super) fn behind(path: &Path, transforms: &[Component]) -> Result<Postproces
     let mut post = Postprocessing::default();
     let mut sigmoid = false;
     for transform in transforms {
-        let (name, concerns) = named(transform, &["pred"]);
-        if !concerns {
+        if !concerns(path, transform, OUTPUT, "the network's output", &PLAIN_BEHIND)? {
             continue;
         }
         let object = transform.object(path);
         // A list holds an entry for each of the keys.
-        let place = place(transform, "pred");
+        let place = place(transform, OUTPUT);
         let value = |key: &str| -> Result<Option<&Value>> {
             match object.get(key) {
                 Some(Value::Array(items)) => match items.get(place) {
@@ -369,7 +398,7 @@ pub(super) fn behind(path: &Path, transforms: &[Component]) -> Result<Postproces
             let flag = |v: &Value| v.as_bool().ok_or_else(|| object.wrong(key, "is neither true nor false"));
             Ok(value(key)?.map(flag).transpose()?.unwrap_or(false))
         };
-        match name {
+        match plain(&transform.class) {
             "Activations" => {
                 only(&object, &["sigmoid", "softmax", "other", "dim"])?;
                 if object.get("other").is_some() {

@@ -60,11 +60,16 @@ fn is_region_based(labels: &Map<String, Value>) -> bool {
 fn single(value: &Value) -> Option<usize> {
     match value {
         Value::Array(list) => match list.as_slice() {
-            [one] => as_count(one),
+            [one] => whole(one),
             _ => None,
         },
-        value => as_count(value),
+        value => whole(value),
     }
+}
+
+/// A count, also as a text, of which nnU-Net makes one by Python's `int`.
+fn whole(value: &Value) -> Option<usize> {
+    value.as_str().map_or_else(|| as_count(value), |text| text.trim().parse().ok())
 }
 
 fn plain_labels(file: &Object<'_>, labels: &Map<String, Value>) -> Result<(Vec<Class>, Output)> {
@@ -79,6 +84,10 @@ fn plain_labels(file: &Object<'_>, labels: &Map<String, Value>) -> Result<(Vec<C
         }
     }
     classes.sort_by_key(|c| c.value);
+    if let Some(same) = classes.windows(2).find(|pair| pair[0].value == pair[1].value) {
+        let message = format!("gives {} and {} the same value {}", same[0].name, same[1].name, same[0].value);
+        return Err(file.wrong("labels", &message));
+    }
     // The mask holds the index of the largest logit: that is the label's value only if values count up from 0.
     let consecutive = classes.iter().enumerate().all(|(i, c)| usize::from(c.value) == i);
     if !consecutive || classes.is_empty() {
@@ -145,6 +154,17 @@ mod tests {
     }
 
     #[test]
+    fn a_value_may_be_a_text() {
+        let labels = |values: Value| parse(&json!({"channel_names": {"0": "R"}, "labels": values}));
+        let dataset = labels(json!({"background": "0", "a": " 1 ", "b": ["2"]})).unwrap();
+        assert_eq!(values(&dataset), [(0, "background"), (1, "a"), (2, "b")]);
+        for wrong in ["", "1.0", "-1", "one"] {
+            let message = labels(json!({"background": 0, "a": wrong})).unwrap_err().to_string();
+            assert_eq!(message, "dataset.json: labels gives a a value that is not from 0 to 65535");
+        }
+    }
+
+    #[test]
     fn regions_keep_the_order_of_declaration() {
         let dataset = parse(&json!({
             "channel_names": {"0": "R"},
@@ -169,6 +189,10 @@ mod tests {
         assert_eq!(
             message(json!({"channel_names": rgb, "labels": {"background": 0, "a": 2}})),
             "dataset.json: labels has the values 0, 2; they must be 0, 1, 2, ..."
+        );
+        assert_eq!(
+            message(json!({"channel_names": rgb, "labels": {"background": 0, "a": 1, "b": 2, "c": 2}})),
+            "dataset.json: labels gives b and c the same value 2"
         );
         assert_eq!(
             message(json!({"channel_names": rgb, "labels": {"background": 0, "a": -1}})),

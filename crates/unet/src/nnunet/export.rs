@@ -12,7 +12,7 @@ use microtome_io::Archive;
 use microtome_io::slide::Limits;
 
 use super::folder;
-use crate::model::{Model, ModelOptions};
+use crate::model::{BARE_WEIGHTS, Model, ModelOptions};
 use crate::{Error, Result};
 
 /// Names and places of two hundred thousand files, far more than an export has.
@@ -55,7 +55,12 @@ impl Export {
         let [result] = results.as_slice() else {
             let place = self.place(&self.inside);
             if results.is_empty() {
-                let message = "an archive without an nnU-Net v2 result (plans.json and dataset.json in one folder)";
+                // PyTorch's checkpoints are such archives, too.
+                let message = if self.archive.names().any(|name| name.ends_with("/data.pkl")) {
+                    BARE_WEIGHTS
+                } else {
+                    "an archive without an nnU-Net v2 result (plans.json and dataset.json in one folder)"
+                };
                 return Err(Error::format(place, message));
             }
             let shown: Vec<String> = results.iter().take(8).map(|r| self.place(r).display().to_string()).collect();
@@ -99,13 +104,15 @@ impl Export {
         let first = |name: &&str| name.split_once('/').map(|(first, _)| first.to_owned());
         let mut folds: Vec<String> = names.iter().filter_map(first).collect();
         folds.dedup();
-        let folds = folder::select_folds(&self.place(result), &folder::sorted_folds(folds), &options.folds)?;
+        let checkpoint = options.checkpoint.file_name();
+        let holds = |fold: &str| self.archive.size(&format!("{result}{fold}/{checkpoint}")).is_some();
+        let folds = folder::select_folds(&self.place(result), &folder::sorted_folds(folds), &options.folds, &holds)?;
         if folds.len() > MAX_FOLDS {
             let message = format!("{} folds; up to {MAX_FOLDS} are unpacked: choose some", folds.len());
             return Err(Error::limits(self.place(result), message));
         }
         let mut wanted: Vec<String> = ["plans.json", "dataset.json"].map(Into::into).into();
-        wanted.extend(folds.iter().map(|fold| format!("{fold}/{}", options.checkpoint.file_name())));
+        wanted.extend(folds.iter().map(|fold| format!("{fold}/{checkpoint}")));
         // Nothing is written under a name that the archive makes up.
         let is_known = |name: &&&str| {
             let folds =

@@ -64,9 +64,10 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
         if path.is_file() { Ok(path) } else { Err(missing()) }
     };
     let (plans, dataset) = (Plans::read(&file("plans.json")?)?, Dataset::read(&file("dataset.json")?)?);
-    let names = select_folds(folder, &fold_names(folder)?, &options.folds)?;
     let bundled = folder.join(BUNDLE_SETTINGS).is_file();
     let file_name = if bundled { options.checkpoint.bundled_name() } else { options.checkpoint.file_name() };
+    let holds = |fold: &str| folder.join(fold).join(file_name).is_file();
+    let names = select_folds(folder, &fold_names(folder)?, &options.folds, &holds)?;
     let open = |name: &String| {
         let path = file(&format!("{name}/{file_name}"))?;
         if bundled { Checkpoint::open_bundled(&path) } else { Checkpoint::open(&path) }
@@ -97,7 +98,11 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
     let provenance = format!(
         "Trained by nnU-Net v2: {name}, configuration {configuration_name}, trainer {trainer}{foreign}, {file_name}."
     );
-    let postprocessing = postprocessing::read(folder, &names, &dataset.classes)?;
+    let (postprocessing, fault) = match postprocessing::read(folder, &names, &dataset.classes) {
+        Ok(found) => (found, None),
+        // Nobody has asked for it yet.
+        Err(error) => (None, Some(within(folder, &error))),
+    };
     let mut card = Card {
         name,
         architecture: String::new(),
@@ -144,26 +149,32 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
         folds.push(Fold { name, weights });
     }
     model::complete(&mut card, &architecture, &folds);
-    Ok(Model::new(card, architecture, folds, None))
+    Ok(Model::new(card, architecture, folds, None).with_postprocessing_fault(fault))
 }
 
-/// The names of the folds to use, of those that there are.
-pub(super) fn select_folds(folder: &Path, found: &[String], folds: &Folds) -> Result<Vec<String>> {
-    const ALL: &str = "fold_all";
-    let there_are =
-        || if found.is_empty() { "there are none".into() } else { format!("there are {}", found.join(", ")) };
-    let wanted: Vec<String> = match folds {
-        Folds::Auto => {
-            // nnU-Net's rule; a network trained on all cases is taken where there is nothing else.
-            let numbered: Vec<String> = found.iter().filter(|n| *n != ALL).cloned().collect();
-            if numbered.is_empty() { found.to_owned() } else { numbered }
-        }
-        Folds::All => vec![ALL.into()],
-        Folds::List(numbers) => numbers.iter().map(|n| format!("fold_{n}")).collect(),
-    };
-    if let Some(name) = wanted.iter().find(|name| !found.contains(name)) {
-        return Err(Error::format(folder, format!("{name} is missing; {}", there_are())));
-    }
+/// An error of a file in a folder, as it reads there: wherever the folder lies.
+fn within(folder: &Path, error: &Error) -> String {
+    let message = error.to_string();
+    // Joined to nothing, a path ends in a slash.
+    let start = folder.join("").display().to_string();
+    message.strip_prefix(&start).unwrap_or(&message).to_owned()
+}
+
+/// The names of the folds to use, of those that there are. `holds` says whether the checkpoint is in one.
+pub(super) fn select_folds(
+    folder: &Path,
+    found: &[String],
+    folds: &Folds,
+    holds: &dyn Fn(&str) -> bool,
+) -> Result<Vec<String>> {
+    let wanted = folds.named(folder, found)?.unwrap_or_else(|| {
+        // nnU-Net's rule: folds that are still in training have no checkpoint yet. A network trained on all cases is taken where there
+        // is nothing else, and where no fold has a checkpoint, it is missing from all of them.
+        let whole: Vec<String> = found.iter().filter(|name| holds(name.as_str())).cloned().collect();
+        let whole = if whole.is_empty() { found.to_owned() } else { whole };
+        let (all, numbered): (Vec<String>, Vec<String>) = whole.into_iter().partition(|n| n == Folds::ALL_CASES);
+        if numbered.is_empty() { all } else { numbered }
+    });
     if wanted.is_empty() {
         return Err(Error::format(folder, "no folds (fold_0, fold_1, ... or fold_all)"));
     }
@@ -262,7 +273,8 @@ mod tests {
     /// A trainer's folder with two folds.
     fn trainer(folder: &Path) {
         std::fs::create_dir_all(folder).unwrap();
-        std::fs::write(folder.join("plans.json"), plans().to_string().replace("null", "NaN")).unwrap();
+        let plans = plans().to_string().replace("\"median\":null", "\"median\":NaN");
+        std::fs::write(folder.join("plans.json"), plans).unwrap();
         let dataset = json!({"channel_names": {"0": "grey"}, "labels": {"background": 0, "cell": 1, "ignore": 2}});
         std::fs::write(folder.join("dataset.json"), dataset.to_string()).unwrap();
         for fold in [0, 1] {
@@ -475,6 +487,55 @@ mod tests {
         std::fs::remove_dir_all(temporary.path().join("fold_0")).unwrap();
         let model = Model::open(temporary.path(), &ModelOptions::default()).unwrap();
         assert_eq!(model.card().folds, ["fold_all"]);
+    }
+
+    #[test]
+    fn a_fold_in_training_is_left_out_unless_it_is_asked_for() {
+        let temporary = tempfile::tempdir().unwrap();
+        trainer(temporary.path());
+        write_fold(temporary.path(), "fold_all", weights(2), settings());
+        let remove = |fold: &str| {
+            let folder = temporary.path().join(fold);
+            std::fs::rename(folder.join("checkpoint_final.pth"), folder.join("checkpoint_latest.pth")).unwrap();
+        };
+        let open = |folds| {
+            let model = Model::open(temporary.path(), &ModelOptions { folds, ..ModelOptions::default() });
+            model.map(|model| model.card().folds.join(" ")).map_err(|e| e.to_string())
+        };
+        remove("fold_1");
+        assert_eq!(open(Folds::Auto), Ok("fold_0".into()));
+        let message = open(Folds::List(vec![0, 1])).unwrap_err();
+        assert!(message.contains("fold_1/checkpoint_final.pth is missing from this nnU-Net result"), "{message}");
+        remove("fold_0");
+        assert_eq!(open(Folds::Auto), Ok("fold_all".into()));
+        remove("fold_all");
+        assert!(open(Folds::Auto).unwrap_err().contains("fold_0/checkpoint_final.pth is missing"));
+    }
+
+    #[test]
+    fn post_processing_that_cannot_be_read_is_no_fault_of_the_network() {
+        let temporary = tempfile::tempdir().unwrap();
+        trainer(temporary.path());
+        let name = "crossval_results_folds_0_1/postprocessing.json";
+        std::fs::create_dir(temporary.path().join("crossval_results_folds_0_1")).unwrap();
+        let fault = |content: &str| {
+            std::fs::write(temporary.path().join(name), content).unwrap();
+            let model = Model::open(temporary.path(), &ModelOptions::default()).unwrap();
+            assert_eq!(model.card().postprocessing, None);
+            model.postprocessing_fault().unwrap().to_owned()
+        };
+        // As a run leaves it that was interrupted.
+        assert!(fault("").starts_with(&format!("{name}: not JSON: ")), "{}", fault(""));
+        assert_eq!(
+            fault(r#"{"postprocessing_fns": ["fill"], "postprocessing_kwargs": [{}]}"#),
+            format!(
+                "{name}: postprocessing_fns \"fill\" is not supported; remove_all_but_largest_component_from_segmentation is"
+            )
+        );
+        let nothing = r#"{"postprocessing_fns": [], "postprocessing_kwargs": []}"#;
+        std::fs::write(temporary.path().join(name), nothing).unwrap();
+        let model = Model::open(temporary.path(), &ModelOptions::default()).unwrap();
+        assert_eq!((model.card().postprocessing.as_deref(), model.postprocessing_fault()), (Some(&[][..]), None));
     }
 
     #[test]

@@ -234,7 +234,7 @@ fn norm(object: &Object<'_>) -> Result<Norm> {
     let empty = Map::new();
     let known = ["eps", "affine", "track_running_stats", "momentum"];
     let keywords = keywords(object, "norm_op_kwargs", &empty, &known)?;
-    let epsilon = keywords.number("eps")?.unwrap_or(1e-5);
+    let epsilon = keywords.number_or("eps", 1e-5)?;
     let affine = keywords.flag("affine")?;
     let tracks = keywords.flag("track_running_stats")?;
     // What tells the two apart at inference is whose statistics they use; nnU-Net gives the network one tile at a time.
@@ -281,6 +281,6 @@ fn activation(object: &Object<'_>) -> Result<Activation> {
             let values = keywords.get("num_parameters").map(|_| keywords.count("num_parameters")).transpose()?;
             Activation::PRelu { per_channel: values.is_some_and(|n| n != 1) }
         }
-        _ => Activation::LeakyRelu { slope: keywords.number("negative_slope")?.unwrap_or(0.01) },
+        _ => Activation::LeakyRelu { slope: keywords.number_or("negative_slope", 0.01)? },
     })
 }

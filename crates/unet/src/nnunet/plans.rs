@@ -10,6 +10,10 @@ use crate::architecture::Norm;
 use crate::arguments::{Object, as_count, read_object};
 use crate::{Architecture, ChannelStatistics, Error, Normalization, Result};
 
+/// The readers of pictures that nnU-Net has; it looks for any other one among its own files. Of slides ours gives the same samples.
+const READERS: [&str; 6] =
+    ["NaturalImage2DIO", "SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient", "Tiff3DIO"];
+
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Plans {
     path: PathBuf,
@@ -110,6 +114,10 @@ impl Plans {
         if let Some(manager) = file.text("label_manager")?.filter(|m| *m != "LabelManager") {
             return Err(file.unsupported("label_manager", &format!("{manager} is not supported; LabelManager is")));
         }
+        if let Some(reader) = file.text("image_reader_writer")?.filter(|r| !READERS.contains(r)) {
+            let message = format!("{reader} is not supported: it is none of nnU-Net's own, and may change pictures");
+            return Err(file.unsupported("image_reader_writer", &message));
+        }
         if file.get("transpose_forward").is_some() {
             let order = file.list("transpose_forward")?;
             if order.iter().enumerate().any(|(i, v)| as_count(v) != Some(i)) {
@@ -157,6 +165,19 @@ fn check_preprocessing(configuration: &Object<'_>) -> Result<()> {
     if let Some(stage) = configuration.get("previous_stage") {
         let message = format!("{stage} makes this a cascade, which is not supported");
         return Err(configuration.unsupported("previous_stage", &message));
+    }
+    if configuration.get("spacing").is_some() {
+        let spacing: Option<Vec<f64>> = configuration.list("spacing")?.iter().map(Value::as_f64).collect();
+        match spacing.as_deref() {
+            // Less than a thousandth is rounding.
+            Some([.., y, x]) if (y - x).abs() <= 1e-3 * y.max(*x) => {}
+            Some([.., y, x]) => {
+                let message =
+                    format!("is {y} x {x}, to which nnU-Net would resample; only square pixels are supported");
+                return Err(configuration.unsupported("spacing", &message));
+            }
+            _ => return Err(configuration.wrong("spacing", "is no list of two finite numbers or more")),
+        }
     }
     for key in ["resampling_fn_data", "resampling_fn_seg", "resampling_fn_probabilities"] {
         // None of them runs on pictures, whose spacing is always the plans'; one that is not nnU-Net's own might do more than resample.
@@ -429,6 +450,21 @@ pub(crate) mod tests {
         assert_eq!(activation("GELU", json!({"approximate": "tanh"})), Ok(Activation::GeluTanh));
         assert_eq!(activation("PReLU", json!({"init": 0.1})), Ok(Activation::PRelu { per_channel: false }));
         assert_eq!(activation("PReLU", json!({"num_parameters": 4})), Ok(Activation::PRelu { per_channel: true }));
+        // `None` is no number, but it is a momentum; what is not finite is read as a text.
+        assert_eq!(norm("InstanceNorm2d", json!({"momentum": null})), instance(false));
+        let number = "is no finite number";
+        for wrong in [Value::Null, json!("nan")] {
+            assert_eq!(
+                norm("InstanceNorm2d", json!({ "eps": wrong })),
+                Err(format!("plans.json: configurations.2d.architecture.arch_kwargs.norm_op_kwargs.eps {number}"))
+            );
+            assert_eq!(
+                activation("LeakyReLU", json!({ "negative_slope": wrong })),
+                Err(format!(
+                    "plans.json: configurations.2d.architecture.arch_kwargs.nonlin_kwargs.negative_slope {number}"
+                ))
+            );
+        }
 
         let prefix = "plans.json: configurations.2d.architecture.arch_kwargs.";
         assert_eq!(norm("BatchNorm2d", json!({"x": 1})), Err(format!("{prefix}norm_op_kwargs.x is not supported")));
@@ -577,6 +613,19 @@ pub(crate) mod tests {
             format!("{prefix}previous_stage \"2d_low\" makes this a cascade, which is not supported")
         );
         assert_eq!(
+            add(two, "spacing", json!([1.0, 0.5])),
+            format!("{prefix}spacing is 1 x 0.5, to which nnU-Net would resample; only square pixels are supported")
+        );
+        assert_eq!(
+            add(two, "spacing", json!(["nan", 1])),
+            format!("{prefix}spacing is no list of two finite numbers or more")
+        );
+        assert_eq!(
+            add("", "image_reader_writer", json!("MyStainSeparatingReader")),
+            "plans.json: image_reader_writer MyStainSeparatingReader is not supported: it is none of nnU-Net's own, and may change \
+             pictures"
+        );
+        assert_eq!(
             add(keywords, "squeeze_excitation", json!(true)),
             format!("{prefix}architecture.arch_kwargs.squeeze_excitation is not supported")
         );
@@ -584,6 +633,18 @@ pub(crate) mod tests {
             parse(plans(), "3d").unwrap_err().to_string(),
             "plans.json: configurations.3d is missing; there are 2d"
         );
+    }
+
+    #[test]
+    fn square_pixels_and_readers_of_nnunets_own_are_accepted() {
+        for spacing in [json!([1.0, 1.0]), json!([0.25, 0.250_01]), json!([999, 0.5, 0.5])] {
+            for reader in ["NaturalImage2DIO", "SimpleITKIOWithReorient", "Tiff3DIO"] {
+                let mut value = plans();
+                value["image_reader_writer"] = json!(reader);
+                value["configurations"]["2d"]["spacing"] = spacing.clone();
+                assert_eq!(parse(value, "2d").unwrap(), parse(plans(), "2d").unwrap());
+            }
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub(crate) use weights::is_kernel;
 
 use std::path::Path;
 
-use crate::model::{self, Folds, Model, ModelOptions};
+use crate::model::{self, Model, ModelOptions};
 use crate::{Error, Measurement, Precision, Result, bounded};
 use manifest::Manifest;
 
@@ -59,13 +59,7 @@ pub(crate) fn load(folder: &Path, options: &ModelOptions) -> Result<Model> {
     model::check(&path, &card, &architecture)?;
     let network = architecture.network();
 
-    let wanted: Vec<String> = match &options.folds {
-        Folds::Auto | Folds::All => manifest.folds.clone(),
-        Folds::List(numbers) => numbers.iter().map(|n| format!("fold_{n}")).collect(),
-    };
-    if let Some(name) = wanted.iter().find(|name| !manifest.folds.contains(name)) {
-        return Err(Error::format(&path, format!("{name} is missing; there are {}", manifest.folds.join(", "))));
-    }
+    let wanted = options.folds.named(&path, &manifest.folds)?.unwrap_or_else(|| manifest.folds.clone());
     let mut names = manifest.folds.clone();
     names.sort();
     names.dedup();
@@ -188,6 +182,7 @@ mod tests {
         let agreement = copy.check_test_vector(&Execution::default()).unwrap().unwrap();
         assert!((agreement.max_logit_difference - 0.25).abs() < 1e-5, "{agreement:?}");
         assert_eq!((agreement.differing_pixels, agreement.pixels), (1, 35));
+        assert!(!agreement.is_reproduced());
 
         std::fs::write(temporary.path().join("test/mask.png"), b"no picture").unwrap();
         assert!(open(temporary.path()).unwrap_err().to_string().contains("test/mask.png: "));
@@ -292,8 +287,13 @@ mod tests {
             names.collect::<Vec<_>>()
         };
         let parent = temporary.path().join("a/b");
-        assert_eq!(beside(&parent), [format!(".package.{}.part", std::process::id())]);
-        drop(staged);
+        let [name]: [String; 1] = beside(&parent).try_into().unwrap();
+        let start = format!(".package.{}-", std::process::id());
+        assert!(name.starts_with(&start) && Path::new(&name).extension().is_some_and(|e| e == "part"), "{name}");
+        // What a process of the same number leaves behind, as every one has in its container, is in nobody's way.
+        let other = model().stage_package(&folder, &PackageOptions::default()).unwrap();
+        assert_eq!(beside(&parent).len(), 2);
+        drop((staged, other));
         assert_eq!(beside(&parent), [""; 0]);
         let staged = model().stage_package(&folder, &PackageOptions::default()).unwrap();
         // Somebody else was faster.
@@ -338,11 +338,12 @@ mod tests {
         assert!(vector.is_own() && vector.computed_by.starts_with("microtome "), "{}", vector.computed_by);
         assert_eq!((vector.input.size(), vector.input.channels()), (Size::new(16, 8), 3));
         assert!(model.check_against(&vector, &Execution::default()).unwrap().is_reproduced());
-        assert_eq!(vector.agreement(&vector).unwrap().max_logit_difference, 0.0);
+        let output = crate::Output::Labels;
+        assert_eq!(vector.agreement(&vector, &output).unwrap().max_logit_difference, 0.0);
         let small = Pixels::from_u8(Size::new(7, 5), 3, vec![9; 105]);
         let other = TestVector::compute(&model, Some(&small)).unwrap().unwrap();
         assert_eq!(other.logits.values.len(), 70);
-        assert!(vector.agreement(&other).is_err());
+        assert!(vector.agreement(&other, &output).is_err());
         // Four channels are no picture.
         let four = random(Architecture::PlainConvUnet(PlainConvUnet { channels: 4, ..tiny() }), Size::new(16, 8));
         assert_eq!(TestVector::compute(&four, None).unwrap(), None);
@@ -363,6 +364,48 @@ mod tests {
         );
         assert!(read("method = \"by hand\"").unwrap_err().contains("missing field `computed_by`"));
         assert!(read("computed_by = \"a\"\nby = 1").unwrap_err().contains("unknown field `by`"));
+    }
+
+    #[test]
+    fn a_vector_that_says_nothing_or_means_something_else_is_not_reproduced() {
+        let temporary = tempfile::tempdir().unwrap();
+        let mut model = model();
+        // Both regions are everywhere.
+        model.change_weight("decoder.seg_layers.1.bias", 100.0);
+        model.card_mut().output = crate::Output::Regions { class_order: vec![0, 1] };
+        let vector = TestVector::compute(&model, None).unwrap().unwrap();
+        let check = |model: &Model, vector: &TestVector| model.check_against(vector, &Execution::default()).unwrap();
+        let same = check(&model, &vector);
+        assert!(same.is_reproduced() && same.wrong_pixels == 0, "{same:?}");
+        // Logits with which nothing can be compared are refused as they are read, and if they come another way.
+        for value in [f32::NAN, f32::INFINITY] {
+            let mut odd = vector.clone();
+            odd.logits.values[3] = value;
+            assert!(!check(&model, &odd).is_reproduced(), "{value}");
+            odd.write(temporary.path()).unwrap();
+            let folder = temporary.path().join("test");
+            std::fs::write(folder.join("test.toml"), "computed_by = \"a\"\nmethod = \"b\"\n").unwrap();
+            let message = TestVector::open(&folder, model.card()).unwrap_err().to_string();
+            assert!(message.ends_with("logits.safetensors: logits holds a value that is not finite"), "{message}");
+        }
+        // The same logits with another mask, or with regions in another order.
+        let mut other = vector.clone();
+        other.mask[5] = 0;
+        let found = check(&model, &other);
+        assert!((found.differing_pixels, found.wrong_pixels) == (1, 1) && !found.is_reproduced(), "{found:?}");
+        model.card_mut().output = crate::Output::Regions { class_order: vec![1, 0] };
+        let found = check(&model, &vector);
+        assert!(found.wrong_pixels == found.pixels && !found.is_reproduced(), "{found:?}");
+        assert!(found.max_logit_difference < 1e-2, "{found:?}");
+    }
+
+    #[test]
+    fn all_asks_a_package_for_the_fold_of_all_cases() {
+        let (_temporary, folder) = saved();
+        let of = |folds| Model::open(&folder, &ModelOptions { folds, ..ModelOptions::default() });
+        let message = of(crate::Folds::All).unwrap_err().to_string();
+        assert!(message.ends_with("model.toml: fold_all is missing; there are fold_0"), "{message}");
+        assert!(of(crate::Folds::List(vec![0, 0])).unwrap_err().to_string().contains("asked for twice"));
     }
 
     #[test]
@@ -534,7 +577,10 @@ mod tests {
         assert!(message("step = 0.5", "step = ?").starts_with("line 3: "));
         assert!(message("step = 0.5", "stap = 0.5").contains("unknown field `stap`"));
         assert!(message("window = \"gaussian\"", "window = \"round\"").starts_with("line 5: unknown variant `round`"));
-        assert_eq!(message("step = 0.5", "step = 1.5"), "step is 1.5; it must be above 0 and at most 1");
+        for step in ["1.5", "0.05", "nan"] {
+            let found = message("step = 0.5", &format!("step = {step}"));
+            assert_eq!(found.to_lowercase(), format!("step is {step}; it must be in 0.1 to 1"));
+        }
         assert_eq!(message("heads = 2", "heads = 3"), "3 logits, but 2 classes or regions");
         assert_eq!(message("channels = 3", "channels = 4"), "4 input channels, but 3 names and 3 normalisations");
         assert_eq!(

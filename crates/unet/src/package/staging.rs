@@ -1,6 +1,7 @@
 //! A package that is written, but not yet where it belongs.
 
 use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
@@ -8,7 +9,7 @@ use crate::{Error, Result};
 /// A package in a folder of its own beside the place where it is to be; there it appears whole or not at all.
 ///
 /// Where it is dropped without [`publish`](Self::publish), nothing is left of it. Where the process is killed, what is left is a folder
-/// `.NAME.PROCESS.part`, which nothing reads.
+/// `.NAME.PROCESS-NUMBER.part`, which nothing reads and nothing stumbles over.
 #[derive(Debug)]
 #[must_use = "a package that is not published vanishes"]
 pub struct StagedPackage {
@@ -38,7 +39,9 @@ impl StagedPackage {
         std::fs::create_dir_all(parent).map_err(io(parent))?;
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);
-        hidden.push(format!(".{}.part", std::process::id()));
+        // In a container every process may have the same number, and the one that left a folder behind, too.
+        let token = RandomState::new().hash_one(&absolute);
+        hidden.push(format!(".{}-{token:016x}.part", std::process::id()));
         let staging = parent.join(hidden);
         std::fs::create_dir(&staging).map_err(io(&staging))?;
         Ok(Self { staging, folder: absolute, published: false })

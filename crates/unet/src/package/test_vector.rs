@@ -132,7 +132,11 @@ impl TestVector {
             let message = format!("{KEY} is {:?} {:?}; it must be F32 {shape:?}", tensor.dtype(), tensor.shape());
             return Err(wrong(message));
         }
-        let values = tensor.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let values: Vec<f32> = tensor.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        // Nothing can be compared with them.
+        if !values.iter().all(|v| v.is_finite()) {
+            return Err(wrong(format!("{KEY} holds a value that is not finite")));
+        }
         let logits = Logits { heads: card.heads(), size, values };
 
         let path = folder.join(MASK);
@@ -183,27 +187,63 @@ impl TestVector {
         let predictor = model.predictor(&Execution { mirroring: Mirroring::Off, ..*execution })?;
         let logits = predict(predictor.as_ref(), card, &self.input)?;
         let mask = mask(&logits, &card.output);
-        Ok(self.compare(&logits, mask.into_iter()))
+        Ok(self.compare(&logits, mask.into_iter(), &card.output))
     }
 
-    /// How far another vector of the same picture is from this one.
+    /// How far another vector of the same picture is from this one, both of models with this output.
     ///
     /// # Errors
     /// If it is of another picture, or has another number of logits.
-    pub fn agreement(&self, other: &Self) -> Result<Agreement> {
+    pub fn agreement(&self, other: &Self, output: &Output) -> Result<Agreement> {
         if self.input != other.input || self.logits.heads != other.logits.heads {
             return Err(Error::usage("test vectors of different pictures or models cannot be compared"));
         }
-        Ok(self.compare(&other.logits, other.mask.iter().map(|v| u16::from(*v))))
+        Ok(self.compare(&other.logits, other.mask.iter().map(|v| u16::from(*v)), output))
     }
 
-    fn compare(&self, logits: &Logits, mask: impl Iterator<Item = u16>) -> Agreement {
-        let largest = |values: &mut dyn Iterator<Item = f32>| values.fold(0.0_f32, |m, v| m.max(v.abs()));
-        Agreement {
-            max_logit_difference: largest(&mut logits.values.iter().zip(&self.logits.values).map(|(a, b)| a - b)),
-            max_logit: largest(&mut self.logits.values.iter().copied()),
-            differing_pixels: mask.zip(&self.mask).filter(|(a, b)| *a != u16::from(**b)).count() as u64,
+    fn compare(&self, logits: &Logits, mask: impl Iterator<Item = u16>, output: &Output) -> Agreement {
+        // `f32::max` would forget a NaN.
+        let larger = |m: f32, v: f32| if m.is_nan() || v.is_nan() { f32::NAN } else { m.max(v.abs()) };
+        let differences = logits.values.iter().zip(&self.logits.values).map(|(a, b)| a - b);
+        let mut agreement = Agreement {
+            max_logit_difference: differences.fold(0.0, larger),
+            max_logit: self.logits.values.iter().copied().fold(0.0, larger),
+            differing_pixels: 0,
+            wrong_pixels: 0,
             pixels: self.input.size().area(),
+        };
+        let tolerance = Agreement::tolerance(agreement.max_logit);
+        for (pixel, (found, expected)) in mask.zip(&self.mask).enumerate() {
+            let expected = u16::from(*expected);
+            if found != expected {
+                agreement.differing_pixels += 1;
+                agreement.wrong_pixels += u64::from(!could_be(expected, logits, output, pixel, tolerance));
+            }
+        }
+        agreement
+    }
+}
+
+/// Whether a pixel could have this value with logits that differ from these by no more than the tolerance.
+fn could_be(value: u16, logits: &Logits, output: &Output, pixel: usize, tolerance: f32) -> bool {
+    let area = logits.size.area() as usize;
+    let logit = |head: usize| logits.values[head * area + pixel];
+    match output {
+        Output::Labels => {
+            let own = usize::from(value);
+            own < logits.heads && (0..logits.heads).all(|head| logit(head) - logit(own) <= 2.0 * tolerance)
+        }
+        Output::Regions { class_order } => {
+            // From the last region on, which overwrites the others, to the first that is there without doubt.
+            for head in (0..logits.heads).rev().filter(|head| logit(*head) >= -tolerance) {
+                if class_order[head] == value {
+                    return true;
+                }
+                if logit(head) > tolerance {
+                    return false;
+                }
+            }
+            value == 0
         }
     }
 }
@@ -299,4 +339,25 @@ fn mask(logits: &Logits, output: &Output) -> Vec<u16> {
         }
     };
     (0..area).map(value).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_wrong_unless_another_one_is_near() {
+        let could_be = |values: &[f32], output: &Output| {
+            let logits = Logits { heads: values.len(), size: Size::new(1, 1), values: values.into() };
+            (0..5).filter(|value| could_be(*value, &logits, output, 0, 0.1)).collect::<Vec<u16>>()
+        };
+        assert_eq!(could_be(&[1.0, 3.0, 2.9], &Output::Labels), [1, 2]);
+        assert_eq!(could_be(&[1.0, 3.0, 2.7], &Output::Labels), [1]);
+        let regions = Output::Regions { class_order: vec![1, 3, 2] };
+        assert_eq!(could_be(&[-1.0, -1.0, -1.0], &regions), [0]);
+        assert_eq!(could_be(&[1.0, -1.0, -1.0], &regions), [1]);
+        assert_eq!(could_be(&[1.0, 0.05, -0.2], &regions), [1, 3]);
+        assert_eq!(could_be(&[1.0, 1.0, -0.05], &regions), [2, 3]);
+        assert_eq!(could_be(&[-0.05, -1.0, -1.0], &regions), [0, 1]);
+    }
 }
