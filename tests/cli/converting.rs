@@ -150,8 +150,8 @@ fn what_cannot_be_is_refused_with_a_sentence() {
     refused(&["--threads", "0", "--quiet"], 2, &["thread"]);
     let convert = |output: &Path| run(microtome().arg("convert").arg(&slide).arg(output).arg("--quiet"));
     convert(&file).refused(2, &["notes.txt", "there already"]);
-    convert(&slide).refused(2, &["slide.svs", "there already"]);
-    convert(place.folder.path()).refused(2, &["there already"]);
+    convert(&slide).refused(2, &["slide.svs", "take the place"]);
+    convert(place.folder.path()).refused(2, &["take the place", "slide.svs"]);
     convert(&place.path("missing/image.ome.zarr")).refused(4, &["missing", "No such file"]);
     run(microtome().arg("convert").arg(&slide).arg(place.path("image.ozx")).args(["--format", "0.4", "--quiet"]))
         .refused(2, &["image.ozx", "--format 0.4"]);
@@ -341,4 +341,14 @@ fn a_disk_that_is_full() {
     let report: Value =
         serde_json::from_slice(&std::fs::read(saved.join("image.ome.zarr.run/report.json")).unwrap()).unwrap();
     assert!(report["resumed_shards"].as_u64().unwrap() >= 10, "{}", report["resumed_shards"]);
+}
+
+/// The shard that is taken where none is asked for is one that can be.
+#[test]
+fn any_chunk_has_a_shard() {
+    let place = Place::new();
+    let slide = place.slide("slide.png");
+    for chunk in ["255", "511", "512", "1025"] {
+        run(microtome().arg("convert").arg(&slide).arg(place.path(chunk)).args(["--chunk", chunk])).ended(0);
+    }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use microtome::io::store::OmeZarr;
 use serde_json::Value;
 
-use crate::{Place, content, run};
+use crate::{Place, Ran, content, microtome, repository, run};
 
 #[test]
 fn a_slide_becomes_a_mask() {
@@ -103,9 +103,9 @@ fn what_is_not_ours_is_never_touched() {
                 .refused(2, &[&output.display().to_string(), "there already"]);
         }
         // The slide itself, by its name and in the form of a folder.
-        run(place.segment(&[&slide], &slide).args(flags)).refused(2, &["slide.png", "there already"]);
+        run(place.segment(&[&slide], &slide).args(flags)).refused(2, &["slide.png", "take the place"]);
         run(place.segment(&[&slide], &slide.join("mask")).args(flags)).refused(4, &["slide.png"]);
-        run(place.segment(&[&slide], place.folder.path()).args(flags)).refused(2, &["there already"]);
+        run(place.segment(&[&slide], place.folder.path()).args(flags)).refused(2, &["take the place", "slide.png"]);
     }
     let missing = place.path("missing/mask.ome.zarr");
     run(place.segment(&[&slide], &missing).arg("--quiet"))
@@ -236,4 +236,65 @@ fn verify_compares_with_the_journal() {
     assert_eq!(json["faults"].as_array().unwrap().len(), 1);
     run(crate::microtome().arg("verify").arg(&slide)).refused(2, &["slide.png"]);
     run(crate::microtome().arg("verify").arg(place.path("none"))).refused(2, &["none"]);
+}
+
+/// `microtome segment` where a mask has the label 1.
+fn within(slide: &Path, mask: &Path, output: &Path) -> std::process::Command {
+    let mut command = microtome();
+    command.arg("segment").arg(slide).arg("-m").arg(repository("tests/models/nnunet-nuclei")).arg("-o").arg(output);
+    command.args(["--model-mpp", "native", "--no-tta", "--step-size", "1", "--roi-value", "1", "--roi"]).arg(mask);
+    command
+}
+
+/// With `--overwrite`, room is made before anything is read.
+#[test]
+fn what_is_read_is_not_overwritten() {
+    let place = Place::new();
+    let slide = place.slide("slide.png");
+    let (image, mask) = (place.path("image.ome.zarr"), place.path("mask.ome.zarr"));
+    run(microtome().arg("convert").arg(&slide).arg(&image)).ended(0);
+    run(&mut place.segment(&[&slide], &mask)).ended(0);
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(&image, place.path("link.ome.zarr")).unwrap();
+    let before = place.content();
+    let words = ["the output would take the place of"];
+    run(microtome().arg("convert").args([&image, &image]).arg("--overwrite")).refused(2, &words);
+    run(place.segment(&[&image], &image).arg("--overwrite")).refused(2, &words);
+    run(within(&slide, &mask, &mask).arg("--overwrite")).refused(2, &words);
+    let postprocess = || {
+        let mut command = microtome();
+        command.arg("postprocess").arg(&mask).args(["--keep-largest", "1"]);
+        command
+    };
+    run(postprocess().arg("-o").arg(&mask).arg("--overwrite")).refused(2, &words);
+    #[cfg(unix)]
+    run(place.segment(&[&place.path("link.ome.zarr")], &image).arg("--overwrite")).refused(2, &words);
+    // A mask is no archive, whatever it is called.
+    run(postprocess().arg("-o").arg(place.path("a.ome.zarr.zip"))).refused(2, &["a.ome.zarr.zip", "convert"]);
+    run(&mut place.segment(&[&slide], &place.path("a.zip"))).refused(2, &["a.zip", "convert"]);
+    assert!(place.content() == before);
+}
+
+/// Linux' file systems take any bytes for a name, and JSON does not.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_name_that_is_no_unicode_is_no_reason_to_fail() {
+    use std::os::unix::ffi::OsStrExt;
+
+    let place = Place::new();
+    let named = |bytes: &[u8]| place.folder.path().join(std::ffi::OsStr::from_bytes(bytes));
+    let slide = named(b"sl\xffide.png");
+    std::fs::rename(place.slide("slide.png"), &slide).unwrap();
+    let (image, mask) = (named(b"im\xffage.ome.zarr"), named(b"ma\xffsk.ome.zarr"));
+    let said = |ran: Ran| serde_json::from_str::<serde_json::Value>(&ran.ended(0).stdout).unwrap();
+    let json = said(run(microtome().arg("convert").args([&slide, &image]).arg("--json")));
+    assert!(json["output"].as_str().unwrap().ends_with("im\u{fffd}age.ome.zarr"), "{json}");
+    said(run(place.segment(&[&slide], &mask).arg("--json")));
+    said(run(microtome().arg("validate").arg(&image).arg("--json")));
+    said(run(microtome().arg("info").arg(&image).arg("--json")));
+    said(run(microtome().arg("info").arg(&slide).arg("--json")));
+    let kept = named(b"ke\xffpt.ome.zarr");
+    said(run(microtome().arg("postprocess").arg(&mask).arg("-o").arg(&kept).args(["--keep-largest", "1", "--json"])));
+    let roi = named(b"again\xff.ome.zarr");
+    said(run(within(&slide, &mask, &roi).arg("--json")));
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use microtome_testkit::tiff::{Compression, TiffSlide};
+use microtome_testkit::{Weights, small_package};
 
 use crate::{Place, microtome, repository, run};
 
@@ -361,4 +362,22 @@ mod permissions {
         }
         allow(&folder, 0o755);
     }
+}
+
+/// nnU-Net refuses values above 255, too.
+#[test]
+fn a_slide_of_16_bits_for_a_model_of_8() {
+    let place = Place::new();
+    let model = place.path("model");
+    small_package(&model, Weights::Plain);
+    let segment = |slide: &Path, output: &str| {
+        let mut command = microtome();
+        command.arg("segment").arg(slide).arg("-m").arg(&model).arg("-o").arg(place.path(output));
+        command.args(["--model-mpp", "native", "--tissue", "none", "--quiet"]);
+        run(&mut command)
+    };
+    let mut slide = TiffSlide::rgb(&[(60, 50)], |_, x, y, channel| (x * 7 + y * 3 + channel as u64) as u16);
+    segment(&place.file("8.tif", slide.bytes()), "8.ome.zarr").ended(0);
+    slide.bits = 16;
+    segment(&place.file("16.tif", slide.bytes()), "16.ome.zarr").refused(2, &["16.tif", "16 bits", "small"]);
 }

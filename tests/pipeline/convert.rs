@@ -8,14 +8,17 @@ use std::time::Duration;
 use microtome::Observer;
 use microtome::io::bytes::Memory;
 use microtome::io::slide::OpenOptions;
-use microtome::io::store::{Channel, Content, StoreLevel, Translation};
-use microtome::io::{Microns, SampleType, TileCoord};
+use microtome::io::store::{
+    Channel, Content, Encoding, Format, ImageSink, StoreLevel, StoredImage, Translation, ZarrImage,
+};
+use microtome::io::{Class, Microns, SampleType, TileCoord};
 use microtome::{
-    Conversion, ConvertOptions, ConvertPlan, ConvertSummary, LabelImage, Levels, OnBadPicture, Reduction,
+    Conversion, ConvertOptions, ConvertPlan, ConvertSummary, LabelImage, Levels, OnBadPicture, Reduction, RoiSource,
     VisitingOrder, convert, verify,
 };
 use microtome_testkit::tiff::{Cut, TiffSlide};
-use microtome_testkit::{FailingSlide, SyntheticSlide, data};
+use microtome_testkit::{FailingSlide, FunctionModel, SyntheticSlide, data};
+use serde_json::Map;
 
 use super::*;
 use crate::resume::StopAfter;
@@ -124,7 +127,7 @@ fn every_level_is_half_of_the_one_before() {
             n += 1;
             let path = folder.path().join(format!("{n}.ome.zarr"));
             let slide = SyntheticSlide::new(Size::new(width, height), 9).with_levels(&[0]);
-            let summary = converted(&slide, &changed(|o| o.reduction = reduction), &path);
+            let summary = converted(&slide, &changed(|o| o.reduction = Some(reduction)), &path);
             let levels = levels_of(&path);
             assert!(levels[0] == whole(&slide, 0), "{width} x {height}");
             assert_halved(&levels, reduction, &[]);
@@ -285,7 +288,7 @@ fn many_channels_of_16_bits_are_kept_without_loss() {
     assert!(levels[0] == whole(slide.as_ref(), 0));
     assert_halved(&levels, Reduction::Mean, &[]);
     let Content::Image { channels } = OmeZarr::open(&path).unwrap().info().content.clone() else { panic!("labels") };
-    assert_eq!(channels[4], Channel { name: "channel 4".into(), color: [255, 0, 255] });
+    assert_eq!(channels[4], Channel::new("channel 4", [255, 0, 255]));
 }
 
 /// Files of scanners and of other programs.
@@ -356,7 +359,7 @@ fn what_is_finished_is_kept_and_another_conversion_is_refused() {
     let same = changed(|o| (o.threads, o.sync_every) = (Some(1), std::time::Duration::ZERO));
     assert!(matches!(again(&same), Ok(Conversion::AlreadyDone)));
     let changes: [(fn(&mut ConvertOptions), &str); 6] = [
-        (|o| o.reduction = Reduction::Max, "reduction: mean there, max here"),
+        (|o| o.reduction = Some(Reduction::Max), "reduction: mean there, max here"),
         (|o| o.chunk = 32, "chunk: 16 there, 32 here"),
         (|o| o.encoding.compression = "gzip:1".parse().unwrap(), "compression: zstd:1 there, gzip:1 here"),
         (|o| o.mpp = Some(1.0), "resolution: "),
@@ -677,7 +680,7 @@ fn an_image_in_an_object_store_is_the_image_in_a_folder() {
         assert!(matches!(convert(&slide, &url, &options(), Existing::Keep, &Silent), Ok(Conversion::AlreadyDone)));
     }
     let url = Path::new("s3://convert/a/0.ome.zarr");
-    let other = changed(|o| o.reduction = Reduction::Max);
+    let other = changed(|o| o.reduction = Some(Reduction::Max));
     assert_eq!(convert(&slide, url, &other, Existing::Keep, &Silent).unwrap_err().exit_code(), 5);
     assert!(matches!(convert(&slide, url, &other, Existing::Replace, &Silent), Ok(Conversion::Done(_))));
     let error = convert(&slide, Path::new("s3://convert/a.zip"), &options(), Existing::Keep, &Silent).unwrap_err();
@@ -708,7 +711,7 @@ fn an_image_in_one_file_is_the_same_image() {
     assert_eq!(names(&folder.path().join("image.ome.zarr.zip.run")), ["report.json"]);
     let again = |options: &ConvertOptions| convert(&slide, &zip, options, Existing::Keep, &Silent);
     assert!(matches!(again(&options()), Ok(Conversion::AlreadyDone)));
-    let error = again(&changed(|o| o.reduction = Reduction::Max)).unwrap_err();
+    let error = again(&changed(|o| o.reduction = Some(Reduction::Max))).unwrap_err();
     assert!(error.exit_code() == 5 && error.to_string().contains("reduction: mean there, max here"), "{error}");
 
     // Stopped, it goes on to the same bytes.
@@ -735,7 +738,7 @@ fn an_image_in_one_file_is_the_same_image() {
         assert!(matches!(outcome, Ok(Conversion::AlreadyDone)), "{outcome:?}");
         names(&run)
     };
-    let other = changed(|o| o.reduction = Reduction::Max);
+    let other = changed(|o| o.reduction = Some(Reduction::Max));
     let left = ["report.json", "stopped.ome.zarr", "stopped.ome.zarr.run"];
     converted(&slide, &other, &run.join("stopped.ome.zarr"));
     assert_eq!(again(), left);
@@ -799,4 +802,165 @@ fn a_number_of_levels_is_that_number() {
         assert_eq!(folders, (0..count).map(|n| n.to_string()).collect());
         assert_halved(&levels_of(&path), Reduction::Mean, &[]);
     }
+}
+
+/// A store of one level and one shard.
+fn put(path: &Path, finest: StoreLevel, content: Content, pixels: &Pixels) -> Box<dyn SlideReader> {
+    let image = StoredImage {
+        name: "image".into(),
+        levels: vec![finest],
+        chunk: Size::new(64, 64),
+        shard: Size::new(64, 64),
+        sample: pixels.sample_type(),
+        encoding: Encoding::default(),
+        content,
+        source: None,
+        method: "none".into(),
+        metadata: Map::new(),
+        attributes: Map::new(),
+    };
+    let sink = ZarrImage::create(path, image).unwrap();
+    sink.write_shard(Level(0), TileCoord { row: 0, column: 0 }, pixels).unwrap();
+    sink.finish(&Map::new()).unwrap();
+    microtome::io::slide::open(path, &OpenOptions::default()).unwrap()
+}
+
+#[test]
+fn labels_stay_labels_and_a_part_stays_where_it_lay() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let size = Size::new(50, 41);
+    let classes = vec![Class::with_default_color(2, "stroma"), Class::with_default_color(10, "tumour")];
+    let finest = StoreLevel { size, mpp: Some(Microns::square(0.5)), translation: Translation { x: 100.25, y: 50.0 } };
+    let pixels = (0..size.area()).map(|i| if i / 3 % 2 == 0 { 2 } else { 10 }).collect();
+    let content = Content::Labels { classes };
+    let mask = put(&at("mask.ome.zarr"), finest, content, &Pixels::from_u8(size, 1, pixels));
+    let output = at("again.ome.zarr");
+    let summary = converted(mask.as_ref(), &options(), &output);
+    assert_eq!(summary.plan.reduction, Reduction::Mode);
+    let store = OmeZarr::open(&output).unwrap();
+    assert_eq!(store.info().content, OmeZarr::open(at("mask.ome.zarr")).unwrap().info().content);
+    assert!(store.info().content.classes().iter().any(|class| class.name == "tumour"));
+    assert_halved(&levels_of(&output), Reduction::Mode, &[]);
+    let near = |found: Translation, x: f64, y: f64| (found.x - x).abs() < 1e-9 && (found.y - y).abs() < 1e-9;
+    assert!(near(store.info().levels[0].translation, 100.25, 50.0), "{:?}", store.info().levels);
+    assert!(near(store.info().levels[1].translation, 100.5, 50.25), "{:?}", store.info().levels);
+
+    // A part of the part.
+    let rect = Rect::new(8, 6, 20, 20);
+    let part = at("part.ome.zarr");
+    converted(mask.as_ref(), &changed(|o| o.rect = Some(rect)), &part);
+    let found = OmeZarr::open(&part).unwrap().info().levels[0].translation;
+    assert!(near(found, 104.25, 53.0), "{found:?}");
+
+    let mean = changed(|o| o.reduction = Some(Reduction::Mean));
+    let error = convert(mask.as_ref(), &at("mean.ome.zarr"), &mean, Existing::Keep, &Silent).unwrap_err();
+    assert!(matches!(&error, Error::Usage(text) if text.contains("labels")), "{error}");
+}
+
+#[test]
+fn an_image_is_shown_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let size = Size::new(20, 10);
+    // Without names, in colours of their own, of 12 bits.
+    let channel = |color| Channel { window: Some([10, 4095]), ..Channel::new("", color) };
+    let content = Content::Image { channels: vec![channel([255, 128, 0]), channel([0, 255, 128])] };
+    let samples = (0..size.area() * 2).map(|i| (i * 20) as u16).collect();
+    let finest = StoreLevel::finest(size, None);
+    let slide = put(&folder.path().join("a.ome.zarr"), finest, content, &Pixels::from_u16(size, 2, samples));
+    let output = folder.path().join("b.ome.zarr");
+    converted(slide.as_ref(), &options(), &output);
+    let Content::Image { channels } = OmeZarr::open(&output).unwrap().info().content.clone() else { panic!("labels") };
+    let expected = [("channel 0", [255, 128, 0]), ("channel 1", [0, 255, 128])];
+    assert_eq!(channels, expected.map(|(name, color)| Channel { name: name.into(), ..channel(color) }));
+}
+
+#[test]
+fn what_travels_with_an_image_of_ours_goes_on_travelling() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut slide = Claims(
+        SyntheticSlide::new(Size::new(100, 80), 5)
+            .with_associated("macro", picture_of(70, 33, 1))
+            .with_associated("label", picture_of(40, 40, 2)),
+        None,
+    );
+    let mut info = slide.0.info().clone();
+    info.objective_power = Some(20.0);
+    slide.1 = Some(info);
+    let (first, second) = (folder.path().join("first.ome.zarr"), folder.path().join("second.ome.zarr"));
+    converted(&slide, &changed(|o| o.label_image = LabelImage::Kept), &first);
+    let again = microtome::io::slide::open(&first, &OpenOptions::default()).unwrap();
+    assert_eq!(again.info().objective_power, Some(20.0));
+    // Asked for once more, or the label is left out here.
+    let summary = converted(again.as_ref(), &changed(|o| o.encoding.format = Format::V0_4), &second);
+    assert_eq!(summary.associated, ["macro"]);
+    assert!(levels_of(&second.join("associated/macro")) == levels_of(&first.join("associated/macro")));
+    assert!(again.read_associated("label").unwrap() == picture_of(40, 40, 2));
+
+    // Labels are stores of their own, and it is said that they stay behind.
+    let labels = first.join("labels");
+    std::fs::create_dir(&labels).unwrap();
+    let list = r#"{ "zarr_format": 3, "node_type": "group", "attributes": { "ome": { "version": "0.5", "labels": ["nuclei"] } } }"#;
+    std::fs::write(labels.join("zarr.json"), list).unwrap();
+    let again = microtome::io::slide::open(&first, &OpenOptions::default()).unwrap();
+    let summary = converted(again.as_ref(), &options(), &folder.path().join("third.ome.zarr"));
+    assert!(summary.notes.iter().any(|note| note.contains("(nuclei)")), "{:?}", summary.notes);
+}
+
+#[test]
+fn colours_are_colours_whatever_comes_with_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tiff = TiffSlide::rgb(&[(50, 40)], |_, x, y, c| (x * 3 + y * 5 + c as u64 * 50) as u16 % 256);
+    (tiff.channels, tiff.extra_samples) = (4, vec![0]);
+    let slide = opened(&tiff);
+    let path = folder.path().join("image.ome.zarr");
+    converted(slide.as_ref(), &options(), &path);
+    let Content::Image { channels } = OmeZarr::open(&path).unwrap().info().content.clone() else { panic!("labels") };
+    let colors = [("red", [255, 0, 0]), ("green", [0, 255, 0]), ("blue", [0, 0, 255]), ("channel 3", [0, 255, 255])];
+    assert_eq!(channels, colors.map(|(name, color)| Channel::new(name, color)));
+}
+
+#[test]
+fn an_image_does_not_take_the_place_of_its_slide() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image.ome.zarr");
+    converted(&SyntheticSlide::new(Size::new(100, 80), 5), &options(), &path);
+    let before = files(&path);
+    let slide = microtome::io::slide::open(&path, &OpenOptions::default()).unwrap();
+    let error = convert(slide.as_ref(), &path, &options(), Existing::Replace, &Silent).unwrap_err();
+    assert!(matches!(&error, Error::Usage(text) if text.contains("take the place")), "{error}");
+    assert!(files(&path) == before);
+    // No folder is made for a name with a slip in it.
+    let error = convert(slide.as_ref(), &folder.path().join("no/a.zip"), &options(), Existing::Keep, &Silent);
+    assert!(matches!(error, Err(Error::Io { .. })) && !folder.path().join("no").exists(), "{error:?}");
+}
+
+#[test]
+fn a_mask_of_a_part_lies_where_the_part_lies() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let slide =
+        SyntheticSlide::new(Size::new(800, 700), 5).with_mpp(Some(Microns::square(0.25))).with_tissue_everywhere();
+    converted(&slide, &changed(|o| o.rect = Some(Rect::new(400, 320, 300, 280))), &at("part.ome.zarr"));
+    let part = microtome::io::slide::open(at("part.ome.zarr"), &OpenOptions::default()).unwrap();
+    let model = FunctionModel::new(Size::new(24, 24), &[20.5, 60.5]);
+    let mut settings = settings();
+    settings.model_mpp = Some(TargetResolution::Mpp(0.5));
+    let segment = |settings: &Settings, name: &str| {
+        let segmenter = Segmenter::new(&model, settings.clone()).unwrap();
+        match segmenter.segment(part.as_ref(), &at(name), Existing::Keep, &Silent).unwrap_or_else(|e| panic!("{e}")) {
+            Outcome::Done(summary) => *summary,
+            Outcome::AlreadyDone { .. } => panic!("done already"),
+        }
+    };
+    segment(&settings, "mask.ome.zarr");
+    let found = OmeZarr::open(at("mask.ome.zarr")).unwrap().info().levels[0].translation;
+    // From the centre of the part's first pixel to that of a square of four.
+    let near = |a: f64, b: f64| (a - b).abs() < 1e-9;
+    assert!(near(found.x, 100.0 + 0.125) && near(found.y, 80.0 + 0.125), "{found:?}");
+
+    // And that is where it is looked for as a region.
+    settings.roi = Some(RoiSource { path: at("mask.ome.zarr"), values: vec!["1".into(), "2".into()] });
+    let again = segment(&settings, "again.ome.zarr");
+    assert!(again.region.pixels > 0, "{:?}", again.region);
 }

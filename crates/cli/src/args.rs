@@ -522,13 +522,14 @@ pub(crate) struct Convert {
     pub(crate) chunk: u64,
 
     /// Side of a shard in pixels, an even multiple of the chunk: what one file of version 0.5 holds, and what is converted at once
-    /// [default: the least multiple of the chunk from 1024 on]
+    /// [default: the least such multiple from 1024 on]
     #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
     pub(crate) shard: Option<u64>,
 
     /// What becomes of 2 x 2 pixels on the next level: their mean, the most frequent, the top left, the largest
-    #[arg(long, value_enum, default_value_t = Reduction::Mean)]
-    pub(crate) reduction: Reduction,
+    /// [default: mean, or mode of labels]
+    #[arg(long, value_enum)]
+    pub(crate) reduction: Option<Reduction>,
 
     /// So many levels, or `source`: where the slide stores a level of the same ratio and size, it is copied
     /// [default: until the longer side is no more than a chunk]

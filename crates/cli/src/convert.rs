@@ -40,7 +40,11 @@ pub(crate) fn run(args: &args::Convert) -> Result<()> {
     }
     let mut out = std::io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", json!({ "slide": source, "output": output, "outcome": converted }))?;
+        writeln!(
+            out,
+            "{}",
+            json!({ "slide": source.to_string_lossy(), "output": output.to_string_lossy(), "outcome": converted })
+        )?;
     } else if !args.quiet {
         match &converted {
             Conversion::Done(summary) => {
@@ -64,10 +68,12 @@ fn options(args: &args::Convert) -> ConvertOptions {
     let mut options = ConvertOptions::default();
     options.encoding = Encoding { format: args.format, compression: args.compression };
     options.chunk = args.chunk;
-    // An odd chunk or one of 0 pixels is refused with the others.
-    options.shard =
-        args.shard.unwrap_or_else(|| options.shard.checked_next_multiple_of(args.chunk).unwrap_or(args.chunk));
-    options.reduction = args.reduction.into();
+    options.shard = args.shard.unwrap_or_else(|| {
+        // A chunk of 0 pixels is refused with the others.
+        let even = args.chunk.checked_mul(1 + args.chunk % 2).unwrap_or_default();
+        options.shard.checked_next_multiple_of(even).unwrap_or(args.chunk)
+    });
+    options.reduction = args.reduction.map(Into::into);
     options.levels = args.levels.unwrap_or_default();
     options.level = Level(args.level);
     options.rect = args.rect;

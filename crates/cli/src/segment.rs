@@ -43,7 +43,9 @@ pub(crate) fn run(args: &args::Segment) -> Result<u8> {
                 let code = failure::exit_code(&error);
                 failure::say(&format!("error: {}", failure::line(&error)));
                 if args.running.json {
-                    print(&json!({ "slide": slide, "error": failure::line(&error), "exit_code": code }))?;
+                    print(
+                        &json!({ "slide": slide.to_string_lossy(), "error": failure::line(&error), "exit_code": code }),
+                    )?;
                 }
                 failures.push(code);
             }
@@ -287,7 +289,7 @@ fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, place: 
         progress.finish();
         let forecast = forecast?;
         if args.running.json {
-            print(&json!({ "slide": path, "forecast": forecast }))?;
+            print(&json!({ "slide": path.to_string_lossy(), "forecast": forecast }))?;
         } else {
             println(&format!("{}\n{forecast}", path.display()))?;
         }
@@ -298,7 +300,9 @@ fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, place: 
         progress.finish();
         let outcome = outcome?;
         if args.running.json {
-            print(&json!({ "slide": path, "output": output, "part": part, "outcome": outcome }))?;
+            print(
+                &json!({ "slide": path.to_string_lossy(), "output": output.to_string_lossy(), "part": part, "outcome": outcome }),
+            )?;
         } else if !args.running.quiet {
             let text = match &outcome {
                 PartOutcome::Done(summary) => format!("{}\n{summary}", path.display()),
@@ -322,7 +326,7 @@ fn segment(segmenter: &Segmenter<'_>, args: &args::Segment, path: &Path, place: 
     progress.finish();
     let outcome = outcome?;
     if args.running.json {
-        print(&json!({ "slide": path, "output": output, "outcome": outcome }))?;
+        print(&json!({ "slide": path.to_string_lossy(), "output": output.to_string_lossy(), "outcome": outcome }))?;
     } else if !args.running.quiet {
         match &outcome {
             Outcome::Done(summary) => {

@@ -20,7 +20,11 @@ pub(crate) fn run(args: &args::Validate) -> Result<u8> {
     let mut out = std::io::stdout().lock();
     if args.json {
         let resolution = &slide.info().resolution;
-        writeln!(out, "{}", json!({ "slide": args.source, "resolution": resolution, "validation": found }))?;
+        writeln!(
+            out,
+            "{}",
+            json!({ "slide": args.source.to_string_lossy(), "resolution": resolution, "validation": found })
+        )?;
     } else {
         for fault in &found.faults {
             writeln!(out, "{fault}")?;

@@ -4,6 +4,11 @@ use std::path::{Path, PathBuf};
 
 use crate::{Level, TileCoord};
 
+/// A path as text: what is no Unicode in it is replaced, as where it is displayed.
+pub(crate) fn as_text<S: serde::Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
+}
+
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 

@@ -35,6 +35,7 @@ pub mod batch;
 mod convert;
 mod crop;
 mod damaged;
+mod distinct;
 mod error;
 mod forecast;
 mod label;
@@ -63,6 +64,7 @@ pub use convert::{
     VisitingOrder, convert,
 };
 pub use crop::{Crop, CropNonzero};
+pub use distinct::distinct;
 pub use error::{Error, Result};
 pub use forecast::{DiskPlan, ExpectedTime, Forecast};
 pub use memory::{Allowance, AllowanceSource, PeakMemory, allowance};

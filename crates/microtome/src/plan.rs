@@ -21,6 +21,8 @@ pub(crate) const QUEUE: usize = 2;
 /// Bytes of half-built shards that a pyramid may hold: a row of those above the shards of a strip. What does not fit is built from the
 /// store again: on wide slides, those that wait for the next strip.
 pub(crate) const PYRAMID_BYTES: u64 = 16 << 20;
+/// Shards that whoever pushes one into a pyramid holds: it, what is built of it, and the encoded bytes.
+const SHARDS_PUSHED: u64 = 3;
 /// Pages of written files that may wait for the disk: the store syncs whenever it has written so much.
 pub(crate) const DIRTY_BYTES: u64 = 16 << 20;
 /// The largest side of a shard, in pixels: a store takes no more than 2^30 pixels in a shard.
@@ -104,6 +106,13 @@ impl Geometry {
         let cards: Vec<&Card> = predictors.iter().map(|predictor| predictor.card()).collect();
         let card = cards[0];
         check_channels(slide, card.channels.len())?;
+        if let (SampleType::U16, Some(card)) = (slide.info().sample, cards.iter().find(|card| card.presumes_8_bits())) {
+            return Err(Error::Usage(format!(
+                "{}: its samples have 16 bits, and the model {} divides samples of 8 bits by 255 (RGBTo01Normalization): convert the slide to 8 bits, as the training images were",
+                slide.info().path.display(),
+                card.name
+            )));
+        }
         let resolution = resolution(slide, settings)?;
         let target = match settings.model_mpp {
             Some(target) => target,
@@ -201,6 +210,11 @@ impl Tiling {
     }
 }
 
+/// Bytes of a pixel of every product, which travel together.
+fn pixel_bytes(products: &[Product], decision: &Decision) -> u64 {
+    products.iter().map(|product| (product.channels(decision) * product.sample(decision).bytes()) as u64).sum()
+}
+
 /// Bytes that each part of a run holds at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct MemoryPlan {
@@ -273,6 +287,14 @@ impl MemoryPlan {
     pub fn total(&self) -> u64 {
         let segmentation = self.activations + self.reading + self.logits + self.sums + self.labels + self.writing;
         self.weights + self.region + self.slide + self.cache + self.fixed + segmentation.max(self.first_pass)
+    }
+
+    /// How many shards of a pyramid that an earlier process began can be built at once: that is over before the rest begins.
+    pub(crate) fn lanes(&self, settings: &Settings, decision: &Decision) -> usize {
+        let shard = settings.shard * settings.shard * pixel_bytes(&settings.products(), decision);
+        let unused = self.activations + self.reading + self.logits + self.sums + self.labels;
+        // The first one is in `writing`.
+        1 + (unused / (SHARDS_PUSHED * shard).max(1)) as usize
     }
 
     /// The parts by name, in the order of the data.
@@ -374,11 +396,7 @@ impl Planner<'_> {
         let sums = geometry.sums(&products);
         let held = geometry.accumulate.bytes_per_pixel(sums);
         let taken = geometry.accumulate.taken(sums).values() as u64 * 4;
-        // Of every product, which travel together.
-        let bytes = |product: &Product| {
-            (product.channels(&geometry.decision) * product.sample(&geometry.decision).bytes()) as u64
-        };
-        let pixel: u64 = products.iter().map(bytes).sum();
+        let pixel = pixel_bytes(&products, &geometry.decision);
         let info = slide.info();
         let sample = (info.channels * info.sample.bytes()) as u64;
         let shard = settings.shard * settings.shard * pixel;
@@ -429,7 +447,9 @@ impl Planner<'_> {
             logits: waiting * logits,
             sums: sum_bytes,
             labels: strip_width * settings.shard * pixel,
-            writing: (QUEUE as u64 + 1) * shard + 3 * shard + products.len() as u64 * (PYRAMID_BYTES + DIRTY_BYTES),
+            writing: (QUEUE as u64 + 1) * shard
+                + SHARDS_PUSHED * shard
+                + products.len() as u64 * (PYRAMID_BYTES + DIRTY_BYTES),
             fixed: FIXED_BYTES + windows,
             batch: tiles,
             strip_width,

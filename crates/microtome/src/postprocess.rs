@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use microtome_io::store::{self, Content, Encoding, Found, ImageSink, OmeZarr, StoreLevel, StoredImage, ZarrImage};
+use microtome_io::store::{
+    self, Content, Encoding, Format, Found, ImageSink, OmeZarr, StoreLevel, StoredImage, ZarrImage,
+};
 use microtome_io::{Level, Pixels, Rect, Size, TileCoord};
 use microtome_stitch::{Components, Product, PyramidWriter};
 use microtome_tile::pyramid::{Reduction, Shard, level_sizes};
@@ -10,6 +12,8 @@ use microtome_unet::Postprocessing;
 use serde::Serialize;
 use serde_json::{Map, json};
 
+use crate::convert::archive;
+use crate::distinct::distinct;
 use crate::output::Existing;
 use crate::plan::PYRAMID_BYTES;
 use crate::progress::{Observer, Phase};
@@ -28,13 +32,15 @@ pub struct Postprocessed {
     pub cleared: u64,
 }
 
-/// Applies `steps`, in their order, to the mask at `from`, and writes the result to `to` with a pyramid of its own; `from` stays as it is.
+/// Applies `steps`, in their order, to the mask at `from`, and writes the result to `to`, in the version of OME-Zarr that the mask
+/// has (of older ones 0.5), with a pyramid of its own; `from` stays as it is.
 ///
 /// The mask is read once for each step and once more to write, a shard at a time. Memory is that of a few shards, 12 bytes for each
 /// component of a shard, and 8 bytes for each pixel of the mask's width.
 ///
 /// # Errors
-/// [`Error::Read`] if the mask cannot be read, [`Error::Usage`] if it is a picture and no mask or there is no step,
+/// [`Error::Read`] if the mask cannot be read, [`Error::Usage`] if it is a picture and no mask, if there is no step or
+/// if `to` is the mask itself,
 /// [`Error::OutputExists`] if something is at `to` (only a store of ours, finished or not, gives way to [`Existing::Replace`]),
 /// [`Error::Write`] if the result cannot be written, [`Error::Interrupted`] if the observer says so: then nothing is left.
 pub fn postprocess(
@@ -51,6 +57,8 @@ pub fn postprocess(
     let Content::Labels { .. } = mask.info().content else {
         return Err(Error::Usage(format!("{}: a picture, and no mask of labels", from.display())));
     };
+    archive::refuse(to)?;
+    distinct(to, [from])?;
     claim(to, existing)?;
     let job = Job { mask: &mask, image: image(&mask, from, steps), steps, observer };
     let written = job.write(to);
@@ -92,6 +100,7 @@ fn image(mask: &OmeZarr, from: &Path, steps: &[Postprocessing]) -> StoredImage {
         attributes.insert("fingerprint_of_mask".into(), fingerprint);
     }
     attributes.insert("postprocessing".into(), json!(steps));
+    let format = if info.version == Format::V0_4.version() { Format::V0_4 } else { Format::default() };
     let name = from.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     attributes.insert("postprocessing_of".into(), name.into());
     StoredImage {
@@ -100,7 +109,7 @@ fn image(mask: &OmeZarr, from: &Path, steps: &[Postprocessing]) -> StoredImage {
         chunk: Size::new(settings.chunk, settings.chunk),
         shard: Size::new(settings.shard, settings.shard),
         sample: info.sample,
-        encoding: Encoding::default(),
+        encoding: Encoding { format, ..Encoding::default() },
         source: None,
         content: info.content.clone(),
         method: Reduction::Mode.name().into(),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use microtome_io::slide::SlideReader;
+use microtome_io::slide::{SlideInfo, SlideReader};
 use microtome_io::store::{
     Channel, Content, Encoding, ImageSink, LabelledImage, StoreLevel, StoredImage, Translation, ZarrImage,
 };
@@ -21,8 +21,10 @@ use microtome_unet::{Card, ChannelStatistics, DeviceUse, Normalizer, Predictor, 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::convert::archive;
 use crate::crop::Crop;
 use crate::damaged::Conspicuous;
+use crate::distinct::distinct;
 use crate::forecast::{self, DiskPlan, FirstPass, Forecast};
 use crate::label::LabelPlace;
 use crate::members;
@@ -30,7 +32,7 @@ use crate::memory;
 use crate::norm_stats::{self, NormStats};
 use crate::output::{Claim, Existing, Fingerprint, LabelOf, RunFolder, Stores, UNREADABLE, put};
 use crate::pipeline::{Member, Pipeline, Pools};
-use crate::plan::{Geometry, MemoryPlan, PYRAMID_BYTES, Tiling};
+use crate::plan::{Geometry, MemoryPlan, PYRAMID_BYTES, Tiling, resolution};
 use crate::progress::{Observer, Phase};
 use crate::region::{self, Place, Region, RegionOrigin};
 use crate::report::{ClassArea, GivenRoi, Page, RegionArea, RegionKind, StageTime, StageTimes, Summary};
@@ -297,8 +299,7 @@ impl<'p> Segmenter<'p> {
     ) -> Result<Outcome> {
         let prepared = self.prepare(slide, label)?;
         let Prepared { plan, given, fingerprint, .. } = &prepared;
-        let products = self.settings.products();
-        let stores = Stores::of(output, &products, label);
+        let stores = self.stores(slide, output, label)?;
         let list = || label.map_or(Ok(()), |label| label.image.list(label.name)).map_err(Error::Write);
         let starting = stores.starting();
         let record = match stores.claim(fingerprint, existing)? {
@@ -319,7 +320,8 @@ impl<'p> Segmenter<'p> {
             }
             let mut sinks = Vec::new();
             for (product, path) in stores.all() {
-                let image = self.image(product, &plan.geometry, fingerprint.attributes(), prepared.form());
+                let image =
+                    self.image(product, slide.info(), &plan.geometry, fingerprint.attributes(), prepared.form());
                 let sink = match &record {
                     None => ZarrImage::create(path, image),
                     Some(record) => {
@@ -414,7 +416,7 @@ impl<'p> Segmenter<'p> {
         let encoding = Encoding { format: self.settings.format.unwrap_or_default(), ..Encoding::default() };
         let form = Form { encoding, label: None };
         let fingerprint = self.fingerprint(slide, &plan.geometry, given.as_ref(), form)?;
-        let image = self.image(Product::Labels, &plan.geometry, fingerprint.attributes(), form);
+        let image = self.image(Product::Labels, slide.info(), &plan.geometry, fingerprint.attributes(), form);
         let sink = sink(image).map_err(Error::Write)?;
         let given = given.as_ref();
         let sinks = [(Product::Labels, &sink as &dyn ImageSink)];
@@ -480,7 +482,11 @@ impl<'p> Segmenter<'p> {
         let writer =
             PyramidWriter::new(sinks.iter().copied(), journal, self.settings.sync_every, PYRAMID_BYTES as usize);
         if let Some(record) = record {
-            writer.restore(record)?;
+            let lanes = plan.memory.lanes(&self.settings, &geometry.decision).min(self.threads);
+            self.pools.pixels.install(|| writer.restore(record, lanes, || !observer.cancelled()))?;
+            if observer.cancelled() {
+                return Err(Error::Interrupted);
+            }
         }
         observer.phase(Phase::Segmentation);
         let before = self.devices();
@@ -887,6 +893,7 @@ impl<'p> Segmenter<'p> {
     fn image(
         &self,
         product: Product,
+        slide: &SlideInfo,
         geometry: &Geometry,
         attributes: Map<String, Value>,
         form: Form<'_>,
@@ -895,8 +902,8 @@ impl<'p> Segmenter<'p> {
         let level0 = geometry.resolution.as_ref().map_or(Microns::square(1.0), |r| r.mpp);
         // The centre of a target pixel lies half its extent from the slide's corner, that of a level-0 pixel half of its own.
         let translation = Translation {
-            x: (target.downsample.x - 1.0) / 2.0 * level0.x,
-            y: (target.downsample.y - 1.0) / 2.0 * level0.y,
+            x: (slide.translation.x + (target.downsample.x - 1.0) / 2.0) * level0.x,
+            y: (slide.translation.y + (target.downsample.y - 1.0) / 2.0) * level0.y,
         };
         let label = form.label.filter(|_| product == Product::Labels);
         let levels = label.map_or_else(
@@ -928,7 +935,7 @@ impl<'p> Segmenter<'p> {
             Product::Confidence => (
                 format!("{}: confidence", self.name()),
                 "microtome: round(255 (p1 - p2)) of the two most probable classes, or least |2 p - 1| of regions; mean of 2 x 2 pixels",
-                Content::Image { channels: vec![Channel { name: "confidence".into(), color: [255; 3] }] },
+                Content::Image { channels: vec![Channel::new("confidence", [255; 3])] },
             ),
         };
         metadata.insert("method".into(), method.into());
@@ -955,7 +962,7 @@ impl<'p> Segmenter<'p> {
         let channel = |value: u16| {
             let class = classes.iter().find(|class| class.value == value).cloned();
             let class = class.unwrap_or_else(|| Class::with_default_color(value, format!("class {value}")));
-            Channel { name: class.name, color: if value == 0 { [128; 3] } else { class.color } }
+            Channel::new(class.name, if value == 0 { [128; 3] } else { class.color })
         };
         match decision {
             Decision::Argmax { classes } => (0..*classes as u16).map(channel).collect(),
@@ -989,11 +996,34 @@ impl<'p> Segmenter<'p> {
         Ok(self.pools.pixels.install(|| tissue::detect(slide, mpp, &geometry.target, &options))?)
     }
 
+    /// Where the images of a run go.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if they are to be an archive, or one of them would take the place of what is read.
+    fn stores<'l>(&self, slide: &dyn SlideReader, output: &Path, label: Option<LabelOf<'l>>) -> Result<Stores<'l>> {
+        let stores = Stores::of(output, &self.settings.products(), label);
+        let roi = self.settings.roi.as_ref().map(|roi| roi.path.as_path());
+        archive::refuse(output)?;
+        for (_, path) in stores.all() {
+            distinct(path, roi.into_iter().chain([slide.info().path.as_path()]))?;
+        }
+        Ok(stores)
+    }
+
+    /// Announces the bytes that a run over the slide will read first, where it looks for tissue.
+    pub(crate) fn prefetch(&self, slide: &dyn SlideReader) {
+        if let (TissueMode::Auto, None, Ok(resolution)) =
+            (self.settings.tissue, &self.settings.roi, resolution(slide, &self.settings))
+        {
+            tissue::prefetch(slide, resolution.map(|r| r.mpp), &TissueOptions::default());
+        }
+    }
+
     /// The user's region.
     fn given(&self, slide: &dyn SlideReader, geometry: &Geometry) -> Result<Option<Region>> {
         let Some(source) = &self.settings.roi else { return Ok(None) };
         let mpp = geometry.resolution.as_ref().map(|r| r.mpp);
-        let place = Place { slide: slide.info().size(), mpp, target: &geometry.target };
+        let place = Place::of(slide.info(), mpp, &geometry.target);
         let region = self.pools.pixels.install(|| region::load(source, place))?;
         if !region.roi.touches(geometry.target.size.rect()) {
             let message = format!(

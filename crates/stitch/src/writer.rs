@@ -1,6 +1,5 @@
 //! Finished shards on their way to the stores, level by level.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -100,11 +99,12 @@ impl<'a> PyramidWriter<'a> {
         Self { outputs, journal: Mutex::new(journal), log: Mutex::new(log) }
     }
 
-    /// Goes on where the record ends: its shards are not pushed again, those above them that are missing are built.
+    /// Goes on where the record ends: its shards are not pushed again, those above them that are missing are built, so many at once as `lanes`
+    /// says, on the current rayon pool. Where `goes_on` says no meanwhile, it ends early, and nothing is to be pushed any more.
     ///
     /// # Errors
     /// The stores'.
-    pub fn restore(&self, record: &Record) -> Result<()> {
+    pub fn restore(&self, record: &Record, lanes: usize, goes_on: impl Fn() -> bool + Sync) -> Result<()> {
         {
             let mut log = self.log();
             for ((product, level, _), entry) in &record.entries {
@@ -117,7 +117,7 @@ impl<'a> PyramidWriter<'a> {
         for (&product, output) in &self.outputs {
             let done = record.entries.iter().filter(|(key, _)| key.0 == product);
             let done = done.map(|(&(_, level, shard), entry)| ((level, shard), entry.sha256.is_some())).collect();
-            output.pyramid.restore(&done, &self.store(product, output, Vec::new()))?;
+            output.pyramid.restore(&done, &self.store(product, output, Vec::new()), lanes, &goes_on)?;
         }
         Ok(())
     }
@@ -208,7 +208,7 @@ impl<'a> PyramidWriter<'a> {
     }
 
     fn store(&self, product: Product, output: &Output<'a>, counts: Vec<u64>) -> Store<'_> {
-        Store { product, sink: output.sink, log: &self.log, counts: RefCell::new(counts) }
+        Store { product, sink: output.sink, log: &self.log, counts: Mutex::new(counts) }
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
@@ -217,7 +217,7 @@ impl<'a> PyramidWriter<'a> {
 }
 
 /// Lists and numbers that are whole after each statement: a panic elsewhere cannot have left them torn.
-fn lock(log: &Mutex<Log>) -> MutexGuard<'_, Log> {
+fn lock<T>(log: &Mutex<T>) -> MutexGuard<'_, T> {
     log.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -259,19 +259,19 @@ impl Log {
     }
 }
 
-/// The sink of a product and the journal, as the pyramid engine sees them from one thread.
+/// The sink of a product and the journal, as the pyramid engine sees them while one shard is pushed, or while a record is restored.
 #[derive(Debug)]
 struct Store<'s> {
     product: Product,
     sink: &'s dyn ImageSink,
     log: &'s Mutex<Log>,
     /// Labels of the shard of level 0 that is being pushed.
-    counts: RefCell<Vec<u64>>,
+    counts: Mutex<Vec<u64>>,
 }
 
 impl Store<'_> {
     fn note(&self, level: Level, shard: TileCoord, stored: Stored) {
-        let counts = if level == Level::FINEST { self.counts.take() } else { Vec::new() };
+        let counts = if level == Level::FINEST { std::mem::take(&mut *lock(&self.counts)) } else { Vec::new() };
         let entry = Entry { product: self.product, ..Entry::new(level, shard, stored, counts) };
         lock(self.log).note(Line::Shard(entry));
     }

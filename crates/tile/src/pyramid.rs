@@ -9,14 +9,18 @@
 //! whole numbers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use microtome_io::{Level, Pixels, Rect, Samples, Size, TileCoord};
+use rayon::prelude::*;
+use serde::Serialize;
 
 /// How the (at most) four pixels under one of the next level become that one, channel by channel.
 ///
 /// Where a size is odd, the last column or row stands twice for itself; all results below are then those of the pixels that exist.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Reduction {
     /// The most frequent value; of several equally frequent ones the lowest. For labels: no value appears that was not there.
     Mode,
@@ -256,21 +260,37 @@ impl Pyramid {
     }
 
     /// Goes on where another process stopped: `done` are the shards of all levels that are stored already (`true`) or known to be
-    /// background (`false`), and must not be pushed again. Shards whose children are all done are built now.
+    /// background (`false`), and must not be pushed again. Shards whose children are all done are built now, so many at once as `lanes` says, on
+    /// the current rayon pool; where `goes_on` says no meanwhile, some are left out, and the pyramid is of no use any more.
     ///
     /// # Errors
     /// The store's.
-    pub fn restore<S: ShardStore>(&self, done: &BTreeMap<(Level, TileCoord), bool>, store: &S) -> Result<(), S::Error> {
-        // From the finest level up, as the map is ordered: a shard that is built here is pushed on like any other.
+    pub fn restore<S: ShardStore<Error: Send> + Sync>(
+        &self,
+        done: &BTreeMap<(Level, TileCoord), bool>,
+        store: &S,
+        lanes: usize,
+        goes_on: impl Fn() -> bool + Sync,
+    ) -> Result<(), S::Error> {
+        let mut complete = Vec::new();
         for (&(level, shard), &stored) in done {
             let Some(key) = self.parent(level, shard).filter(|key| !done.contains_key(key)) else { continue };
             let part = stored.then_some(Part { child: shard, half: None });
-            if let Some(parts) = self.add(key, part) {
-                let content = self.assemble(key, parts, store)?;
-                self.push(key.0, key.1, content, store)?;
-            }
+            complete.extend(self.add(key, part).map(|parts| (key, parts)));
         }
-        Ok(())
+        let complete = Mutex::new(complete.into_iter());
+        let next = || complete.lock().unwrap_or_else(PoisonError::into_inner).next().filter(|_| goes_on());
+        // A shard that is built here is pushed on like any other.
+        let build = |(key, parts): ((Level, TileCoord), Vec<Part>)| {
+            self.push(key.0, key.1, self.assemble(key, parts, store)?, store)
+        };
+        let failed = AtomicBool::new(false);
+        (0..lanes.max(1)).into_par_iter().with_max_len(1).try_for_each(|_| {
+            while let Some(shard) = next().filter(|_| !failed.load(Ordering::Relaxed)) {
+                build(shard).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
+            }
+            Ok(())
+        })
     }
 
     /// The most bytes of half-built shards that were held at once.
@@ -406,7 +426,7 @@ impl Part {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use proptest::prelude::*;
 
@@ -664,10 +684,36 @@ mod tests {
                 store.backgrounds.lock().unwrap().remove(&last);
             }
             let pyramid = Pyramid::new(levels.clone(), SHARD, Reduction::Mode, usize::MAX);
-            pyramid.restore(&done, &store).unwrap();
+            pyramid.restore(&done, &store, 1 + stopped % 3, || true).unwrap();
             order[stopped..].iter().for_each(|&at| push(&pyramid, at, &store));
             assert!(*store.shards.lock().unwrap() == *whole.shards.lock().unwrap(), "stopped after {stopped}");
         }
+    }
+
+    #[test]
+    fn a_restoration_that_is_stopped_builds_no_more() {
+        let size = Size::new(61, 50);
+        let levels = level_sizes(size, 4);
+        let (_, whole) = check(LABELS, size, usize::MAX, Order::Z, 1);
+        let store = Memory::default();
+        let finest = whole.shards.lock().unwrap().clone().into_iter().filter(|(key, _)| key.0 == Level(0));
+        store.shards.lock().unwrap().extend(finest);
+        let mut done: BTreeMap<_, _> = store.shards.lock().unwrap().keys().map(|&key| (key, true)).collect();
+        let backgrounds = whole.backgrounds.lock().unwrap().clone();
+        done.extend(backgrounds.into_iter().filter(|key| key.0 == Level(0)).map(|key| (key, false)));
+        let restored = |limit: usize| {
+            let asked = AtomicUsize::new(0);
+            let pyramid = Pyramid::new(levels.clone(), SHARD, Reduction::Mode, usize::MAX);
+            pyramid.restore(&done, &store, 2, || asked.fetch_add(1, Ordering::Relaxed) < limit).unwrap();
+            let built = store.shards.lock().unwrap().keys().filter(|key| key.0 > Level(0)).count();
+            store.shards.lock().unwrap().retain(|key, _| key.0 == Level(0));
+            store.backgrounds.lock().unwrap().clear();
+            built
+        };
+        assert_eq!(restored(0), 0);
+        let all = restored(usize::MAX);
+        assert!(restored(1) < all, "{all}");
+        assert_eq!(all, whole.shards.lock().unwrap().keys().filter(|key| key.0 > Level(0)).count());
     }
 
     /// `cargo nextest run --workspace --run-ignored only --no-capture -E 'test(measurement_of_halving)'`

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::pyramid::{Layer, Parts, Pyramid, explains};
+use super::raster::Raster as _;
 use super::tiff::{Container, Ifd, Page, Tag, Tiff};
 use super::{OpenOptions, Resolution, ResolutionSource, SlideReader};
 use crate::{Error, Microns, Result, Size};
@@ -26,6 +27,8 @@ const MASK: u64 = 4;
 
 /// The resolutions of microscopes, in micrometres per pixel, with room to spare: 100x oil is 0.1, a slide at 1x is 10.
 pub(super) const PLAUSIBLE_MPP: std::ops::RangeInclusive<f64> = 0.05..=10.0;
+
+const COLORS: [&str; 3] = ["red", "green", "blue"];
 
 /// Opens a TIFF that no vendor's reader claimed.
 pub(super) fn open(tiff: Tiff, options: &OpenOptions) -> Result<Box<dyn SlideReader>> {
@@ -73,7 +76,15 @@ pub(super) fn open(tiff: Tiff, options: &OpenOptions) -> Result<Box<dyn SlideRea
             None
         }
     };
+    // Without names, four channels are not known to begin with colours.
+    let channels = full.shape().channels;
+    let is_rgb = first.unsigned(file, Tag::PHOTOMETRIC_INTERPRETATION)? == Some(2);
+    let channel_names = match channels {
+        4.. if is_rgb => (0..channels).map(|n| COLORS.get(n).map_or(format!("channel {n}"), |&c| c.into())).collect(),
+        _ => Vec::new(),
+    };
     let parts = Parts {
+        channel_names,
         resolution,
         icc_profile: first.bytes(file, Tag::ICC_PROFILE)?,
         properties,

@@ -51,7 +51,8 @@ pub(crate) use codec::{jpeg, jpeg2000};
 pub use mosaic::GATHERED;
 pub use open::{Backend, OpenOptions, open, open_bytes};
 
-use crate::{Downsample, Error, Level, Microns, Pixels, Rect, Result, SampleType, Size, TileCoord};
+use crate::store::Translation;
+use crate::{Class, Downsample, Error, Level, Microns, Pixels, Rect, Result, SampleType, Size, TileCoord};
 
 /// One resolution of a slide.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -138,6 +139,7 @@ pub enum Colors {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SlideInfo {
     /// The file.
+    #[serde(serialize_with = "crate::error::as_text")]
     pub path: PathBuf,
     /// The format, in lower case: `aperio`, `generic-tiff`, `png`, `jpeg`, ...
     pub format: String,
@@ -157,6 +159,11 @@ pub struct SlideInfo {
     pub bounds: Option<Rect>,
     /// Names of the channels in their order; empty for colours, and where nothing names them.
     pub channel_names: Vec<String>,
+    /// What the values mean where they are labels of classes, and no intensities.
+    pub classes: Option<Vec<Class>>,
+    /// Where the centre of the first pixel lies in the coordinates that the file states, in level-0 pixels: of a part that was cut out of another
+    /// image, its place there.
+    pub translation: Translation,
     /// Pictures that travel with the slide.
     pub associated: Vec<AssociatedImage>,
     /// Vendor properties under OpenSlide's names where it has them (`aperio.AppMag`, `tiff.ImageDescription`).
@@ -189,6 +196,8 @@ impl SlideInfo {
             background: vec![0; channels],
             bounds: None,
             channel_names: Vec::new(),
+            classes: None,
+            translation: Translation { x: 0.0, y: 0.0 },
             associated: Vec::new(),
             properties: BTreeMap::new(),
             colors: Colors::Stored,

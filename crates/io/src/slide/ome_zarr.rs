@@ -58,8 +58,11 @@ pub(super) fn open(entries: Arc<dyn Entries>, options: &OpenOptions) -> Result<B
         associated,
         icc_profile: profile,
         resolution: info.resolution,
+        objective_power: info.objective_power,
         downsamples: info.levels.iter().map(|level| level.downsample).collect(),
         channel_names: info.channel_names,
+        classes: info.classes,
+        translation: info.translation,
         properties,
         ..Parts::new("ome-zarr", file, layers)
     };

@@ -12,7 +12,8 @@ use super::mosaic;
 use super::raster::{Raster, Shape};
 use super::{AssociatedImage, LevelInfo, OpenOptions, Resolution, SlideInfo, SlideReader};
 use crate::bytes::{ByteSource, Memory, content_id};
-use crate::{Downsample, Error, Level, Pixels, Rect, Result, Size, TileCoord};
+use crate::store::Translation;
+use crate::{Class, Downsample, Error, Level, Pixels, Rect, Result, Size, TileCoord};
 
 /// A raster and where it lies on its level.
 #[derive(Debug)]
@@ -64,6 +65,10 @@ pub(super) struct Parts {
     pub(super) bounds: Option<Rect>,
     /// Names of the channels, if they are no colours.
     pub(super) channel_names: Vec<String>,
+    /// What the values mean, if they are labels.
+    pub(super) classes: Option<Vec<Class>>,
+    /// Where the centre of the first pixel lies, in level-0 pixels.
+    pub(super) translation: Translation,
     /// The embedded profile of colours.
     pub(super) icc_profile: Option<Vec<u8>>,
     pub(super) properties: BTreeMap<String, String>,
@@ -84,6 +89,8 @@ impl Parts {
             objective_power: None,
             bounds: None,
             channel_names: Vec::new(),
+            classes: None,
+            translation: Translation { x: 0.0, y: 0.0 },
             icc_profile: None,
             properties: BTreeMap::new(),
             resident_bytes: 0,
@@ -147,6 +154,8 @@ impl Pyramid {
             background: first.background,
             bounds: parts.bounds,
             channel_names: parts.channel_names,
+            classes: parts.classes,
+            translation: parts.translation,
             associated: associated
                 .iter()
                 .map(|(name, raster)| AssociatedImage { name: name.clone(), size: raster.shape().size })

@@ -8,6 +8,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -124,10 +125,19 @@ impl Array {
     pub(super) fn open_shard(&self, file: &[u64]) -> Result<Option<ShardFile>> {
         let Some(shards) = self.shards.first() else { return Ok(None) };
         let key = self.key_of(file);
-        let Some(source) = self.entries.open(&key)? else { return Ok(None) };
+        let Some(source) = self.entries.open(&key)? else { return self.absent() };
         let index = shards.read_index(&*source, 0..source.len()).map_err(|fault| fault.at(&*self.entries, &key))?;
         let bytes = self.entries.held_bytes(&key) + (index.len() * size_of::<(u64, u64)>()) as u64;
         Ok(Some(ShardFile { source, index, bytes, nested: Mutex::default() }))
+    }
+
+    /// Nothing is stored under a key: that is the fill value, as long as the array itself is there. A mount that goes away takes both.
+    fn absent<T>(&self) -> Result<Option<T>> {
+        if self.entries.contains(&self.metadata)? {
+            return Ok(None);
+        }
+        let gone = io::Error::new(ErrorKind::NotFound, "it has gone away while the store was read");
+        Err(Error::io(self.entries.name(&self.metadata), gone))
     }
 
     /// True if each chunk is a file.
@@ -169,7 +179,7 @@ impl Array {
             None if !self.shards.is_empty() => return Ok(None),
             None => match self.entries.get(&key, codec::cap(size))? {
                 Some(encoded) => encoded,
-                None => return Ok(None),
+                None => return self.absent(),
             },
             Some(shard) => {
                 let read = || -> Result<Option<Vec<u8>>, Fault> {

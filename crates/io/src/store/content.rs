@@ -29,6 +29,16 @@ pub struct Channel {
     pub name: String,
     /// Red, green, blue of its largest value; its least is black.
     pub color: [u8; 3],
+    /// The value that is shown as the least, and the one that is shown as the largest; `None`: all values are told apart.
+    pub window: Option<[u16; 2]>,
+}
+
+impl Channel {
+    /// A channel of which all values are told apart.
+    #[must_use]
+    pub fn new(name: impl Into<String>, color: [u8; 3]) -> Self {
+        Self { name: name.into(), color, window: None }
+    }
 }
 
 impl Content {
@@ -44,12 +54,17 @@ impl Content {
     /// Names of the channels of a picture, if any has one, and not for colours.
     pub(super) fn channel_names(&self) -> Vec<String> {
         let Self::Image { channels } = self else { return Vec::new() };
-        let names = || channels.iter().map(|channel| channel.name.as_str());
-        let is = |words: [&str; 3]| names().map(str::to_lowercase).eq(words);
-        if names().all(str::is_empty) || is(["red", "green", "blue"]) || is(["r", "g", "b"]) {
+        if self.are_colors() || channels.iter().all(|channel| channel.name.is_empty()) {
             return Vec::new();
         }
-        names().map(Into::into).collect()
+        channels.iter().map(|channel| channel.name.clone()).collect()
+    }
+
+    /// True for a picture of red, green and blue, by the names of its channels.
+    pub(super) fn are_colors(&self) -> bool {
+        let Self::Image { channels } = self else { return false };
+        let is = |words: [&str; 3]| channels.iter().map(|channel| channel.name.to_lowercase()).eq(words);
+        is(["red", "green", "blue"]) || is(["r", "g", "b"])
     }
 
     /// Samples per pixel, as they are to be written.

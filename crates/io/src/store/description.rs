@@ -255,7 +255,7 @@ mod tests {
     }
 
     fn channels(n: usize) -> Content {
-        Content::Image { channels: vec![Channel { name: "p".into(), color: [255; 3] }; n] }
+        Content::Image { channels: vec![Channel::new("p", [255; 3]); n] }
     }
 
     #[test]

@@ -106,7 +106,7 @@ fn measurements() {
             source: None,
             content: match channels {
                 1 => Content::Labels { classes: vec![Class::with_default_color(1, "a")] },
-                n => Content::Image { channels: vec![Channel { name: "p".into(), color: [255; 3] }; n] },
+                n => Content::Image { channels: vec![Channel::new("p", [255; 3]); n] },
             },
             method: "mode".into(),
             metadata: serde_json::Map::new(),

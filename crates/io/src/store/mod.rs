@@ -49,6 +49,6 @@ pub use found::{ASSOCIATED, Found, inspect, make_group, remove, remove_group, re
 pub use labels::LabelledImage;
 pub use memory::MemoryImage;
 pub use pack::pack;
-pub use reader::{OmeZarr, StoreInfo};
+pub use reader::{LABELS, OmeZarr, StoreInfo};
 pub use sink::{ImageSink, Stored};
 pub use zarr::ZarrImage;

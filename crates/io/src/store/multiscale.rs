@@ -381,8 +381,16 @@ fn channels(list: &Value) -> Vec<Channel> {
             _ => String::new(),
         },
         color: channel["color"].as_str().and_then(color).unwrap_or([255; 3]),
+        window: window(&channel["window"]),
     };
     list.as_array().map(|list| list.iter().map(channel).collect()).unwrap_or_default()
+}
+
+/// The values between which a channel is shown, if that is some range of 16-bit values.
+fn window(window: &Value) -> Option<[u16; 2]> {
+    let value = |name: &str| window[name].as_f64().filter(|v| (0.0..=65535.0).contains(v)).map(|v| v.round() as u16);
+    let [start, end] = [value("start")?, value("end")?];
+    (start < end).then_some([start, end])
 }
 
 /// `RRGGBB`.

@@ -117,18 +117,19 @@ fn image_label(version: &str, classes: &[Class], source: Option<&LabelSource>) -
     label
 }
 
-/// Names, colours and ranges of the channels: the whole range of the samples is shown.
+/// Names, colours and ranges of the channels.
 fn omero(channels: &[Channel], sample: SampleType) -> Value {
     let max = match sample {
         SampleType::U8 => u16::from(u8::MAX),
         SampleType::U16 => u16::MAX,
     };
-    let channel = |Channel { name, color: [r, g, b] }: &Channel| {
+    let channel = |Channel { name, color: [r, g, b], window }: &Channel| {
+        let [start, end] = window.unwrap_or([0, max]);
         json!({
             "label": name,
             "color": format!("{r:02X}{g:02X}{b:02X}"),
             "active": true,
-            "window": { "min": 0, "max": max, "start": 0, "end": max },
+            "window": { "min": 0, "max": max, "start": start, "end": end },
         })
     };
     json!({ "channels": channels.iter().map(channel).collect::<Vec<_>>() })

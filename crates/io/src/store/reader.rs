@@ -10,22 +10,26 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::array::{Array, identity};
-use super::entries::{Entries, FolderEntries, ZipEntries, is_zip, join};
-use super::found::MARKER;
+use super::entries::{Entries, FolderEntries, ZipEntries, is_inside, is_zip, join};
+use super::found::{ASSOCIATED, MARKER};
 use super::multiscale::{Axes, Multiscale};
 use super::node::{Node, take};
 use super::raster::LevelRaster;
 use super::region::Region;
-use super::{Channel, Content, StoreLevel, collection, ngff};
+use super::{Channel, Content, StoreLevel, Translation, collection, ngff};
 use crate::bytes::{ByteSource, Memory, Positional, content_id};
 use crate::remote::{self, Opened};
 use crate::slide::{AssociatedImage, LevelInfo, Limits, Resolution, ResolutionSource, SlideInfo, SlideReader};
-use crate::{Downsample, Error, Level, Pixels, Rect, Result, SampleType, Size};
+use crate::{Downsample, Error, Level, Microns, Pixels, Rect, Result, SampleType, Size};
+
+/// The property of a slide that names the labels in its image.
+pub const LABELS: &str = "ome-zarr.labels";
 
 /// What a store says about itself.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StoreInfo {
     /// The folder or the archive, as it was given.
+    #[serde(serialize_with = "crate::error::as_text")]
     pub path: PathBuf,
     /// The version of OME-NGFF: `0.1` to `0.5`; empty for an array without such metadata.
     pub version: String,
@@ -128,9 +132,44 @@ impl OmeZarr {
         let ome = if node.is_array { Value::Null } else { node.ome() };
         let is_image = node.is_array || ome["multiscales"].get(0).is_some();
         if is_image || ome.get("plate").is_some() || ome["bioformats2raw.layout"] != 3 {
-            return Self::open_image(&entries, "", node, ome, ours, limits);
+            let mut image = Self::open_image(&entries, "", node, ome, ours, limits)?;
+            image.open_associated()?;
+            image.find_labels()?;
+            return Ok(image);
         }
         Self::open_collection(&entries, limits)
+    }
+
+    /// Opens the pictures that travel with an image of ours, which says how they are called.
+    fn open_associated(&mut self) -> Result<()> {
+        let names = self.info.attributes.get("run").map(|run| run["associated"].clone()).unwrap_or_default();
+        let names: Vec<String> = serde_json::from_value(names).unwrap_or_default();
+        for name in names.into_iter().filter(|name| is_inside(name)) {
+            let group = join(ASSOCIATED, &name);
+            // One that could not be read was left out, if so asked.
+            let Some(mut node) = Node::read(&*self.entries, &group)? else { continue };
+            let (ours, ome) = (take(&mut node.attributes, ngff::OURS), node.ome());
+            match Self::open_image(&self.entries, &group, node, ome, ours, self.limits) {
+                Ok(picture) => {
+                    self.slide.associated.push(AssociatedImage { name: name.clone(), size: picture.slide.size() });
+                    self.associated.push((name, picture));
+                }
+                // As with a collection: no reason to refuse the slide.
+                Err(Error::Unsupported { .. } | Error::Limits { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes the names of the image's labels.
+    fn find_labels(&mut self) -> Result<()> {
+        let Some(mut node) = Node::read(&*self.entries, "labels")? else { return Ok(()) };
+        let names: Vec<String> = serde_json::from_value(node.ome()["labels"].take()).unwrap_or_default();
+        if !names.is_empty() {
+            self.slide.properties.insert(LABELS.into(), names.join(", "));
+        }
+        Ok(())
     }
 
     /// Opens the images of a collection in the layout of bioformats2raw: the first is the slide, of the others those that are
@@ -220,7 +259,18 @@ impl OmeZarr {
                 Content::Image { channels } if channels.len() as u64 != count => {
                     Content::Image { channels: Vec::new() }
                 }
-                content => content,
+                Content::Labels { mut classes } => {
+                    // Of a value that no sample can have there is no label.
+                    classes.retain(|class| finest.sample == SampleType::U16 || u8::try_from(class.value).is_ok());
+                    Content::Labels { classes }
+                }
+                Content::Image { mut channels } => {
+                    let whole = Some([0, if finest.sample == SampleType::U8 { u8::MAX.into() } else { u16::MAX }]);
+                    channels
+                        .iter_mut()
+                        .for_each(|channel| channel.window = channel.window.filter(|_| channel.window != whole));
+                    Content::Image { channels }
+                }
             },
             method: multiscale.method,
             metadata: multiscale.metadata,
@@ -363,15 +413,29 @@ impl StoreInfo {
         let channel_names = self.content.channel_names();
         let mut properties: BTreeMap<String, String> =
             properties.into_iter().filter_map(|(k, v)| Some((k.into(), v?.clone()))).collect();
-        if let (Content::Image { channels }, false) = (&self.content, channel_names.is_empty()) {
-            for (n, Channel { color: [red, green, blue], .. }) in channels.iter().enumerate() {
+        if let (Content::Image { channels }, false) = (&self.content, self.content.are_colors()) {
+            for (n, Channel { color: [red, green, blue], window, .. }) in channels.iter().enumerate() {
                 properties.insert(format!("omero.channel[{n}].color"), format!("{red:02X}{green:02X}{blue:02X}"));
+                if let Some([start, end]) = window {
+                    properties.insert(format!("omero.channel[{n}].window"), format!("{start},{end}"));
+                }
             }
         }
+        let classes = match &self.content {
+            Content::Labels { classes } => Some(classes.clone()),
+            Content::Image { .. } => None,
+        };
+        let unit = finest.mpp.unwrap_or(Microns::square(1.0));
+        let translation = Translation { x: finest.translation.x / unit.x, y: finest.translation.y / unit.y };
+        // Ours tell of the slide that they were made of.
+        let source = self.metadata.get("args").filter(|_| !self.attributes.is_empty());
         SlideInfo {
             levels: levels.map(|(l, array)| level_info(&finest, l, axes.plane(&array.chunk))).collect(),
             resolution: finest.mpp.map(|mpp| Resolution { mpp, source: ResolutionSource::OmeZarr }),
+            objective_power: source.and_then(|args| args["source"]["objective_power"].as_f64()),
             channel_names,
+            classes,
+            translation,
             properties,
             ..SlideInfo::new(&self.path, "ome-zarr", finest.size, self.chunk, self.channels, self.sample)
         }
@@ -427,7 +491,6 @@ impl Axes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Microns;
 
     #[test]
     fn a_level_of_a_rounded_size_has_the_downsample_that_its_scale_states() {

@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use microtome_io::store::{Content, ImageSink, OmeZarr, ZarrImage};
-use microtome_io::{Error, Level, SampleType, Size};
+use microtome_io::slide::OpenOptions;
+use microtome_io::store::{Content, Format, ImageSink, OmeZarr, ZarrImage};
+use microtome_io::{Error, Level, Rect, SampleType, Size};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::{content, image, picture, pyramid, write_all};
+use super::{content, encoded, image, picture, pyramid, write_all};
 
 /// A sound store of 101 × 50 pixels, two levels, in shards of 32 × 24.
 fn store(folder: &Path) -> PathBuf {
@@ -43,6 +44,27 @@ fn strange_names_of_channels_are_no_reason_to_refuse() {
         let store = OmeZarr::open(&path).unwrap();
         let Content::Image { channels: read } = &store.info().content else { panic!("a picture was written") };
         assert!(read.is_empty() || read.len() == 2, "{channels}: {read:?}");
+    }
+}
+
+/// What is not stored is background; what has gone away is not.
+#[test]
+fn a_store_that_goes_away_is_no_background() {
+    for format in [Format::V0_5, Format::V0_4] {
+        let folder = tempfile::tempdir().unwrap();
+        let (here, there) = (folder.path().join("m.zarr"), folder.path().join("elsewhere.zarr"));
+        let image = encoded(image(Size::new(101, 50), 1, SampleType::U8), format, "zstd");
+        let mask = ZarrImage::create(&here, image).unwrap();
+        mask.finish(&Map::new()).unwrap();
+        let slide = microtome_io::slide::open(&here, &OpenOptions::default()).unwrap();
+        let read = || slide.read_region(Level(0), Rect::new(0, 0, 20, 20));
+        slide.keep_decoded(0);
+        assert!(read().unwrap().as_u8().unwrap().iter().all(|&v| v == 0));
+        fs::rename(&here, &there).unwrap();
+        let error = read().unwrap_err();
+        assert!(error.to_string().contains("gone away"), "{error}");
+        fs::rename(&there, &here).unwrap();
+        assert!(read().unwrap().as_u8().unwrap().iter().all(|&v| v == 0));
     }
 }
 

@@ -46,7 +46,7 @@ fn encoded(image: StoredImage, format: Format, compression: &str) -> StoredImage
 
 /// A description of a picture of so many channels, which is otherwise that of [`image`].
 fn picture(size: Size, levels: usize, sample: SampleType, channels: u16) -> StoredImage {
-    let channel = |n| Channel { name: format!("p{n}"), color: Class::with_default_color(n, "").color };
+    let channel = |n| Channel::new(format!("p{n}"), Class::with_default_color(n, "").color);
     StoredImage {
         content: Content::Image { channels: (1..=channels).map(channel).collect() },
         method: "mean".into(),

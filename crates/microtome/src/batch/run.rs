@@ -1,14 +1,13 @@
 //! The order of work: which slide is next, who has it, and when all are done.
 //!
 //! One thread prepares: it finds the next slide that is to be done, opens it (and copies it first, if so asked), and hands it over to the first
-//! of the [`jobs`](super::Options::jobs) threads that is free. So one slide is always open ahead, with its directories read and its coarsest
-//! level on the way from the disk, and none lies with a thread that is busy.
+//! of the [`jobs`](super::Options::jobs) threads that is free. So one slide is always open ahead, with its directories read and the level
+//! that tissue is looked for on under way from the disk, and none lies with a thread that is busy.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use microtome_io::Level;
 use microtome_io::slide::SlideReader;
 
 use super::events::{About, Events, What};
@@ -298,7 +297,7 @@ impl Batch<'_> {
                 };
                 let opened = self.open(job.entry, staging, watcher);
                 if let Ok(opened) = &opened {
-                    ahead(opened.slide.as_ref());
+                    self.ahead(job.entry, opened.slide.as_ref());
                 }
                 if !hand_over(Prepared { job, opened, lease }, leases, shared, watcher) {
                     break;
@@ -317,6 +316,13 @@ impl Batch<'_> {
             jobs = std::mem::take(&mut state.elsewhere);
             let pause = shared.wait(state, LOOK_AT_OTHERS);
             drop(pause);
+        }
+    }
+
+    /// Announces the bytes that a run reads first. What is wrong with the slide or its settings, the run will say.
+    fn ahead(&self, entry: &Entry, slide: &dyn SlideReader) {
+        if let Ok(segmenter) = self.segmenter.with(self.settings(entry, slide)) {
+            segmenter.prefetch(slide);
         }
     }
 
@@ -458,11 +464,4 @@ fn hand_over<'m, 's>(
         return false;
     }
     true
-}
-
-/// Asks for the bytes of the coarsest level, which the search for tissue and the pictures read first of all.
-fn ahead(slide: &dyn SlideReader) {
-    let levels = &slide.info().levels;
-    let coarsest = levels.len() - 1;
-    slide.prefetch(Level(coarsest), levels[coarsest].size.rect());
 }

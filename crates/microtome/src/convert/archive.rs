@@ -21,6 +21,18 @@ pub(super) fn is_one(output: &Path) -> bool {
     output.extension().is_some_and(|ending| ["zip", "ozx"].iter().any(|known| ending.eq_ignore_ascii_case(known)))
 }
 
+/// Refuses such an output for a mask.
+///
+/// # Errors
+/// [`Error::Usage`] that says how an archive comes about.
+pub(crate) fn refuse(output: &Path) -> Result<()> {
+    if !is_one(output) {
+        return Ok(());
+    }
+    let message = "a mask is written into a folder: leave out the ending; convert makes an archive of it";
+    Err(Error::Usage(format!("{}: {message}", output.display())))
+}
+
 /// What is at the output.
 enum Found {
     Nothing,
@@ -70,8 +82,12 @@ pub(super) fn write<S: ImageSink>(
             Some(differs) => Err(Error::DifferentRun { path: output.into(), differs }),
         };
     }
+    // The run's folder would be made with all that it lies in.
+    if let Some(around) = output.parent().filter(|around| *around != Path::new("")) {
+        fs::metadata(around).map_err(|source| Error::Io { path: around.into(), source })?;
+    }
     let run = RunFolder::of(output);
-    run.create()?;
+    run.create_beside_others()?;
     // Locked for as long as this process works here, also while it packs.
     let lock = File::open(run.path());
     if let Ok(folder) = &lock
@@ -79,6 +95,7 @@ pub(super) fn write<S: ImageSink>(
     {
         return Err(Error::InUse { path: output.into() });
     }
+    run.create()?;
     let store = run.path().join(store_name(output));
     let built = job.write(Stores::of(&store, &[], None).uncontested(), &store, existing, wrap);
     let mut summary = match built {

@@ -19,21 +19,23 @@ use super::image;
 use super::options::{ConvertOptions, LabelImage, OnBadPicture};
 use crate::{Error, Result};
 
-/// True if a picture shows the slide's label, by its name.
-fn is_label(name: &str) -> bool {
-    name.to_lowercase().contains("label")
+/// True if a picture shows the slide's label: by its name, or because scanners of that make show the glass with its label on it, in a page that they call
+/// `Label Image` themselves.
+fn is_label(info: &SlideInfo, name: &str) -> bool {
+    name.to_lowercase().contains("label") || (info.format == "ventana" && name == "macro")
 }
 
 /// The names of the pictures that are written.
 pub(super) fn names<'a>(info: &'a SlideInfo, options: &ConvertOptions) -> impl Iterator<Item = &'a str> {
     let (all, labels) = (options.associated, options.label_image == LabelImage::Kept);
-    info.associated.iter().map(|picture| picture.name.as_str()).filter(move |name| all && (labels || !is_label(name)))
+    let wanted = move |name: &&str| all && (labels || !is_label(info, name));
+    info.associated.iter().map(|picture| picture.name.as_str()).filter(wanted)
 }
 
 /// The names of those that are left out because they show a label.
 pub(super) fn left_out<'a>(info: &'a SlideInfo, options: &ConvertOptions) -> impl Iterator<Item = &'a str> {
     let left_out = options.associated && options.label_image == LabelImage::LeftOut;
-    info.associated.iter().map(|picture| picture.name.as_str()).filter(move |name| left_out && is_label(name))
+    info.associated.iter().map(|picture| picture.name.as_str()).filter(move |name| left_out && is_label(info, name))
 }
 
 /// The most bytes that writing one of them holds: the picture, in at most four channels, and as much again for its levels.
@@ -123,6 +125,8 @@ fn cut(picture: &Pixels, rect: Rect) -> Pixels {
 
 #[cfg(test)]
 mod tests {
+    use microtome_io::SampleType;
+
     use super::*;
 
     #[test]
@@ -130,6 +134,13 @@ mod tests {
         let names = ["macro", "..", "", "a/b\\c", "Übersicht", "x".repeat(300).as_str()].map(folder_name);
         assert_eq!(names[..5], ["macro", "picture", "picture", "a_b_c", "_bersicht"]);
         assert_eq!(names[5].len(), 100);
-        assert!(is_label("label") && is_label("Label image") && !is_label("macro"));
+    }
+
+    #[test]
+    fn what_shows_the_label_is_known_by_its_name_or_the_scanner() {
+        let info = |format| SlideInfo::new("slide", format, Size::new(9, 9), Size::new(9, 9), 3, SampleType::U8);
+        let shows = |format, name| is_label(&info(format), name);
+        assert!(shows("aperio", "label") && shows("aperio", "Label image") && !shows("aperio", "macro"));
+        assert!(shows("ventana", "macro") && !shows("ventana", "thumbnail"));
     }
 }

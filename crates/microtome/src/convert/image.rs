@@ -1,7 +1,7 @@
 //! What is said of the image that is written, and of the run that writes it.
 
 use microtome_io::slide::{ICC_FAULT, SlideInfo, SlideReader};
-use microtome_io::store::{Channel, Content, ICC_PROFILE, StoreLevel, StoredImage};
+use microtome_io::store::{Channel, Content, ICC_PROFILE, LABELS, StoreLevel, StoredImage};
 use microtome_io::{SampleType, Size, base64};
 use microtome_tile::pyramid::Reduction;
 use serde_json::{Map, Value, json};
@@ -13,7 +13,7 @@ use crate::output::Fingerprint;
 use crate::{Error, Result};
 
 /// The version of the method: raised whenever the same slide and options would give other bytes.
-const METHOD: u64 = 1;
+const METHOD: u64 = 2;
 
 /// Larger profiles are left out: root metadata must stay what readers read at once. Those of scanners have up to a few hundred thousand bytes.
 const MOST_ICC_BYTES: usize = 8 << 20;
@@ -36,7 +36,7 @@ pub(super) fn fingerprint(
     set("rect", json!(plan.rect));
     set("levels", plan.levels.len().into());
     set("copied", copied(plan));
-    set("reduction", options.reduction.name().into());
+    set("reduction", plan.reduction.name().into());
     set("chunk", options.chunk.into());
     set("shard", options.shard.into());
     set("format", options.encoding.format.version().into());
@@ -72,7 +72,11 @@ pub(super) fn image(
     if options.levels == Levels::Source {
         args.insert("copied".into(), copied(plan));
     }
-    StoredImage { attributes, ..described(options, plan.levels.clone(), (info.sample, channels(info)), args) }
+    let content = match &info.classes {
+        Some(classes) => Content::Labels { classes: classes.clone() },
+        None => Content::Image { channels: channels(info) },
+    };
+    StoredImage { attributes, ..described(options, plan.reduction, plan.levels.clone(), (info.sample, content), args) }
 }
 
 /// A picture that travels along, but for its pixels: nothing says how large they are.
@@ -86,19 +90,20 @@ pub(super) fn associated_image(
     let levels = StoreLevel::finest(size, None).pyramid(levels);
     let mut attributes = Map::new();
     attributes.insert("associated".into(), name.into());
+    let options = ConvertOptions { name: name.into(), ..options.clone() };
+    let content = Content::Image { channels: unnamed(channels).collect() };
     // Means whatever the slide's levels are made of: pictures are for people.
-    let options = ConvertOptions { reduction: Reduction::Mean, name: name.into(), ..options.clone() };
-    let channels = unnamed(channels).collect();
-    StoredImage { attributes, ..described(&options, levels, (sample, channels), Map::new()) }
+    StoredImage { attributes, ..described(&options, Reduction::Mean, levels, (sample, content), Map::new()) }
 }
 
 fn described(
     options: &ConvertOptions,
+    reduction: Reduction,
     levels: Vec<StoreLevel>,
-    (sample, channels): (SampleType, Vec<Channel>),
+    (sample, content): (SampleType, Content),
     args: Map<String, Value>,
 ) -> StoredImage {
-    let method = match options.reduction {
+    let method = match reduction {
         Reduction::Mean => "microtome: mean of 2 x 2 pixels, a half rounded up",
         Reduction::Mode => "microtome: majority of 2 x 2 pixels, ties to the lower value",
         Reduction::Nearest => "microtome: the top left of 2 x 2 pixels",
@@ -115,9 +120,9 @@ fn described(
         shard: Size::new(options.shard, options.shard),
         encoding: options.encoding,
         sample,
-        content: Content::Image { channels },
+        content,
         source: None,
-        method: options.reduction.name().into(),
+        method: reduction.name().into(),
         metadata,
         attributes: Map::new(),
     }
@@ -140,18 +145,15 @@ fn source(info: &SlideInfo, plan: &ConvertPlan) -> Value {
 
 /// The channels of a slide: red, green and blue, or those that it names, in the colours that it gives them.
 fn channels(info: &SlideInfo) -> Vec<Channel> {
-    if info.channel_names.len() != info.channels {
-        return unnamed(info.channels).collect();
-    }
-    let shown = unnamed(info.channels).enumerate();
-    let name =
-        |n: usize, other: String| Some(info.channel_names[n].clone()).filter(|name| !name.is_empty()).unwrap_or(other);
-    shown
-        .map(|(n, Channel { name: other, color })| Channel {
-            name: name(n, other),
-            color: stated_color(info, n).unwrap_or(color),
-        })
-        .collect()
+    let names = Some(&info.channel_names).filter(|names| names.len() == info.channels);
+    let channel = |(n, other): (usize, Channel)| {
+        let name = names.map(|names| names[n].clone()).filter(|name| !name.is_empty());
+        // Where nothing is named, samples of one pixel may be the colours of one channel of OME's.
+        let color = shown_color(info, n).or_else(|| stated_color(info, n).filter(|_| names.is_some()));
+        let color = color.or_else(|| name.as_deref().and_then(color_named));
+        Channel { name: name.unwrap_or(other.name), color: color.unwrap_or(other.color), window: shown_window(info, n) }
+    };
+    unnamed(info.channels).enumerate().map(channel).collect()
 }
 
 /// Channels without names: three are red, green and blue, one is grey, and others are shown in colours that can be told apart.
@@ -166,12 +168,34 @@ fn unnamed(count: usize) -> impl Iterator<Item = Channel> {
             (3, _) => ("blue".into(), [0, 0, 255]),
             _ => (format!("channel {n}"), COLORS[n % COLORS.len()]),
         };
-        Channel { name, color }
+        Channel::new(name, color)
     };
     (0..count).map(channel)
 }
 
-/// The colour that the slide's metadata give a channel.
+/// The colour that a channel is called by.
+fn color_named(name: &str) -> Option<[u8; 3]> {
+    ["red", "green", "blue"].iter().position(|&color| color == name).map(|n| {
+        let mut color = [0; 3];
+        color[n] = 255;
+        color
+    })
+}
+
+/// The colour in which an OME-Zarr image shows a channel.
+fn shown_color(info: &SlideInfo, channel: usize) -> Option<[u8; 3]> {
+    let hex = info.properties.get(&format!("omero.channel[{channel}].color")).filter(|hex| hex.len() == 6)?;
+    let [_, red, green, blue] = u32::from_str_radix(hex, 16).ok()?.to_be_bytes();
+    Some([red, green, blue])
+}
+
+/// The values between which an OME-Zarr image shows a channel.
+fn shown_window(info: &SlideInfo, channel: usize) -> Option<[u16; 2]> {
+    let (start, end) = info.properties.get(&format!("omero.channel[{channel}].window"))?.split_once(',')?;
+    Some([start.parse().ok()?, end.parse().ok()?])
+}
+
+/// The colour that the metadata of another format give a channel.
 fn stated_color(info: &SlideInfo, channel: usize) -> Option<[u8; 3]> {
     let property = |name: String| info.properties.get(&name).map(String::as_str);
     if let Some(rgba) = property(format!("ome.Channel[{channel}].Color")) {
@@ -179,14 +203,9 @@ fn stated_color(info: &SlideInfo, channel: usize) -> Option<[u8; 3]> {
         let [red, green, blue, _] = rgba.trim().parse::<i32>().ok()?.to_be_bytes();
         return Some([red, green, blue]);
     }
-    if let Some(rgb) = property(format!("perkinelmer.channel[{channel}].Color")) {
-        let values: Vec<u8> = rgb.split(',').map(|v| v.trim().parse().ok()).collect::<Option<_>>()?;
-        return values.try_into().ok();
-    }
-    let hex = property(format!("omero.channel[{channel}].color")).filter(|hex| hex.len() == 6)?;
-    let value = u32::from_str_radix(hex, 16).ok()?;
-    let [_, red, green, blue] = value.to_be_bytes();
-    Some([red, green, blue])
+    let rgb = property(format!("perkinelmer.channel[{channel}].Color"))?;
+    let values: Vec<u8> = rgb.split(',').map(|v| v.trim().parse().ok()).collect::<Option<_>>()?;
+    values.try_into().ok()
 }
 
 /// What a user should be told about what is written.
@@ -202,6 +221,9 @@ pub(super) fn notes(slide: &dyn SlideReader, options: &ConvertOptions, plan: &Co
         notes.push(format!(
             "the picture of the slide's label is left out ({names}), because it can carry a patient's name; --label-image keeps it"
         ));
+    }
+    if let Some(labels) = info.properties.get(LABELS) {
+        notes.push(format!("the labels in the image are not converted with it ({labels}): each is a store of its own"));
     }
     if let Some(fault) = info.properties.get(ICC_FAULT) {
         notes.push(format!("the ICC profile is left out, because it cannot be read: {fault}"));

@@ -3,7 +3,7 @@
 //! One pass over the slide: each shard is read, written, halved and handed on to the level above by one thread, in an order that keeps little
 //! half built ([`VisitingOrder`]), while another thread brings finished shards to the disk.
 
-mod archive;
+pub(crate) mod archive;
 mod associated;
 mod image;
 mod options;
@@ -30,6 +30,7 @@ pub use options::{ConvertOptions, LabelImage, Levels, OnBadPicture};
 pub use plan::{ConvertMemory, ConvertPlan, VisitingOrder};
 pub use summary::ConvertSummary;
 
+use crate::distinct::distinct;
 use crate::memory;
 use crate::output::{Claim, Existing, Fingerprint, RunFolder, Stores};
 use crate::progress::{Observer, Phase};
@@ -61,7 +62,7 @@ pub enum Conversion {
 /// itself.
 ///
 /// # Errors
-/// [`Error::Usage`] for options that cannot be, [`Error::Memory`] if it does not fit the budget, [`Error::Read`] with level, column and row
+/// [`Error::Usage`] for options that cannot be, or an output that is the slide itself; [`Error::Memory`] if it does not fit the budget, [`Error::Read`] with level, column and row
 /// of a tile that cannot be decoded, [`Error::Associated`] for a picture that cannot be; [`Error::OutputExists`], [`Error::DifferentRun`] and
 /// [`Error::InUse`] for what is at the output; [`Error::Write`] and [`Error::Io`] if it cannot be written; [`Error::Interrupted`] if the
 /// observer asks for it.
@@ -84,6 +85,7 @@ fn convert_through<S: ImageSink>(
     observer: &dyn Observer,
     wrap: impl Fn(ZarrImage) -> S,
 ) -> Result<Conversion> {
+    distinct(output, [slide.info().path.as_path()])?;
     let plan = ConvertPlan::new(slide, options)?;
     let fingerprint = image::fingerprint(slide, options, &plan)?;
     let job = Job { slide, options, plan, fingerprint, observer };
@@ -174,11 +176,15 @@ impl Job<'_> {
         let sizes: Vec<Size> = plan.levels.iter().map(|level| level.size).collect();
         let shard = sink.image().shard;
         let given = plan.copied.keys().copied().filter(|level| level.0 > 0);
-        let pyramid = Pyramid::new(sizes, shard, options.reduction, plan.memory.half_built as usize).with_given(given);
+        let pyramid = Pyramid::new(sizes, shard, plan.reduction, plan.memory.half_built as usize).with_given(given);
         let writer = PyramidWriter::of_picture(sink, pyramid, Some(journal), options.sync_every);
         let mut finished = BTreeSet::new();
         if let Some(record) = record {
-            writer.restore(record)?;
+            let goes_on = || !self.observer.cancelled();
+            work::pool(plan.threads)?.install(|| writer.restore(record, plan.threads, goes_on))?;
+            if !goes_on() {
+                return Err(Error::Interrupted);
+            }
             let read = record.entries.keys().filter(|key| plan.copied.contains_key(&key.1));
             finished.extend(read.map(|&(_, level, at)| (level, at)));
         }

@@ -51,8 +51,8 @@ pub struct ConvertOptions {
     pub chunk: u64,
     /// Side of a shard, in pixels: the piece that is converted at once. An even multiple of 1 pixel and a whole multiple of the chunk.
     pub shard: u64,
-    /// How a level is made of the one before.
-    pub reduction: Reduction,
+    /// How a level is made of the one before. `None`: by the [mode](Reduction::Mode) of labels, by the [mean](Reduction::Mean) of anything else.
+    pub reduction: Option<Reduction>,
     /// Which levels are written.
     pub levels: Levels,
     /// The slide's level that becomes the finest one.
@@ -85,7 +85,7 @@ impl Default for ConvertOptions {
             encoding: Encoding::default(),
             chunk: 512,
             shard: 1024,
-            reduction: Reduction::Mean,
+            reduction: None,
             levels: Levels::Enough,
             level: Level::FINEST,
             rect: None,

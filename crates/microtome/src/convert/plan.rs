@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use microtome_io::slide::{GATHERED, LevelInfo, Resolution, SlideReader};
+use microtome_io::slide::{GATHERED, LevelInfo, Resolution, SlideInfo, SlideReader};
 use microtome_io::store::{StoreLevel, Translation};
 use microtome_io::{Level, Microns, Rect, Size};
-use microtome_tile::pyramid::level_sizes;
+use microtome_tile::pyramid::{Reduction, level_sizes};
 use serde::Serialize;
 
 use super::associated;
@@ -29,6 +29,8 @@ pub struct ConvertPlan {
     pub level: Level,
     /// The part of it that is converted, in its pixels.
     pub rect: Rect,
+    /// How levels are made.
+    pub reduction: Reduction,
     /// Physical size of a level-0 pixel of the slide, and who says so.
     pub resolution: Option<Resolution>,
     /// The levels that are written, from the finest to the coarsest.
@@ -136,11 +138,12 @@ impl ConvertPlan {
             Some(threads) => threads,
             None => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         };
+        let reduction = reduction(info, options)?;
         let resolution = resolution_of(slide, options.mpp, false)?;
         let count = count(rect.size(), options)?;
-        let mut levels = finest(source, rect, resolution.as_ref()).pyramid(count);
+        let mut levels = finest(source, info.translation, rect, resolution.as_ref()).pyramid(count);
         let copied = copied(slide, options, rect, &levels);
-        if !options.reduction.moves_centres() {
+        if !reduction.moves_centres() {
             // A pixel that stands for the top left one of four has its centre where that one has it.
             for n in (1..levels.len()).filter(|&n| !copied.contains_key(&Level(n))) {
                 levels[n].translation = levels[n - 1].translation;
@@ -159,7 +162,18 @@ impl ConvertPlan {
         let planner = Planner { slide, options, sources: &sources, sizes: &sizes, threads };
         let memory = planner.fit()?;
         let decoded_once = memory.cache == planner.cache();
-        Ok(Self { level: options.level, rect, resolution, memory, levels, copied, order, decoded_once, threads })
+        Ok(Self {
+            level: options.level,
+            rect,
+            reduction,
+            resolution,
+            memory,
+            levels,
+            copied,
+            order,
+            decoded_once,
+            threads,
+        })
     }
 
     /// Pixels that are read: of level 0, and of the levels that are copied.
@@ -183,12 +197,26 @@ fn count(size: Size, options: &ConvertOptions) -> Result<usize> {
     }
 }
 
-/// The finest level: what part of the slide it is, and where it lies.
-fn finest(source: &LevelInfo, rect: Rect, resolution: Option<&Resolution>) -> StoreLevel {
+/// How levels are made.
+fn reduction(info: &SlideInfo, options: &ConvertOptions) -> Result<Reduction> {
+    match (options.reduction, &info.classes) {
+        (Some(Reduction::Mean), Some(_)) => {
+            let message =
+                "these are labels, which have no mean (--reduction mean): leave it out, or take mode, nearest or max";
+            Err(Error::Usage(format!("{}: {message}", info.path.display())))
+        }
+        (Some(reduction), _) => Ok(reduction),
+        (None, Some(_)) => Ok(Reduction::Mode),
+        (None, None) => Ok(Reduction::Mean),
+    }
+}
+
+/// The finest level: what part of the slide it is, and where it lies. The slide's own first pixel lies at `origin`, in pixels of its level 0.
+fn finest(source: &LevelInfo, origin: Translation, rect: Rect, resolution: Option<&Resolution>) -> StoreLevel {
     let downsample = source.downsample;
     // The centre of the level's pixel n lies (n + 0.5) of its extents from the slide's corner, that of the slide's first pixel half of its own.
     let along = |first: i64, downsample: f64| (first as f64 + 0.5) * downsample - 0.5;
-    let (x, y) = (along(rect.x, downsample.x), along(rect.y, downsample.y));
+    let (x, y) = (origin.x + along(rect.x, downsample.x), origin.y + along(rect.y, downsample.y));
     match resolution {
         Some(Resolution { mpp, .. }) => StoreLevel {
             size: rect.size(),

@@ -239,7 +239,7 @@ impl Work<'_> {
     }
 }
 
-fn pool(threads: usize) -> Result<ThreadPool> {
+pub(super) fn pool(threads: usize) -> Result<ThreadPool> {
     let pool = ThreadPoolBuilder::new().num_threads(threads).build();
     pool.map_err(|error| Error::Usage(format!("threads cannot be started: {error}")))
 }

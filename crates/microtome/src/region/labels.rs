@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use microtome_io::store::{OmeZarr, StoreLevel};
+use microtome_io::store::{OmeZarr, StoreLevel, Translation};
 use microtome_io::{Downsample, Level, Microns, Rect, Samples, Size};
 use microtome_tile::{Placement, Roi};
 
@@ -76,7 +76,7 @@ fn strip(path: &Path, error: &microtome_io::Error) -> String {
 ///
 /// Where slide and store both know their resolution, scale and translation decide; else the mask covers the whole slide.
 fn place_of(path: &Path, levels: &[StoreLevel], place: Place<'_>) -> Result<(Level, Placement)> {
-    let Place { slide, mpp, target } = place;
+    let Place { slide, origin, mpp, target } = place;
     let (Some(mpp), true) = (mpp, levels.iter().all(|level| level.mpp.is_some())) else {
         check_proportions(path, levels[0].size, slide)?;
         return Ok((Level::FINEST, Placement::stretched(levels[0].size, target.size)));
@@ -86,15 +86,7 @@ fn place_of(path: &Path, levels: &[StoreLevel], place: Place<'_>) -> Result<(Lev
     let n = levels.iter().rposition(|level| level.mpp.is_some_and(fine)).unwrap_or(0);
     let level = levels[n];
     let level_mpp = level.mpp.unwrap_or(mpp);
-    let x = Along::new(level_mpp.x, level.translation.x, mpp.x, level.size.width);
-    let y = Along::new(level_mpp.y, level.translation.y, mpp.y, level.size.height);
-    if !(x.fits(slide.width) && y.fits(slide.height)) {
-        let message = format!(
-            "by its resolution this mask reaches from ({:.0}, {:.0}) to ({:.0}, {:.0}) in pixels of the slide, which has {slide}: is it of another slide?",
-            x.start, y.start, x.end, y.end
-        );
-        return Err(refuse(path, message));
-    }
+    let [x, y] = on_slide(&level, level_mpp, (slide, origin, mpp)).map_err(|message| refuse(path, message))?;
     let placement = Placement {
         size: Size::new(level.size.width, level.size.height),
         step: Downsample { x: x.step / target.downsample.x, y: y.step / target.downsample.y },
@@ -104,28 +96,58 @@ fn place_of(path: &Path, levels: &[StoreLevel], place: Place<'_>) -> Result<(Lev
     Ok((Level(n), placement))
 }
 
+/// Where a level of a mask, whose pixels measure `of_mask`, lies on a slide whose pixels measure `of_slide`: from left to right, and from top to bottom.
+///
+/// # Errors
+/// A sentence if it reaches out of the slide.
+pub(crate) fn on_slide(
+    level: &StoreLevel,
+    of_mask: Microns,
+    (slide, origin, of_slide): (Size, Translation, Microns),
+) -> Result<[Along; 2], String> {
+    let x = Along::new(of_mask.x, level.translation.x, (of_slide.x, origin.x), level.size.width);
+    let y = Along::new(of_mask.y, level.translation.y, (of_slide.y, origin.y), level.size.height);
+    if x.fits(slide.width) && y.fits(slide.height) {
+        return Ok([x, y]);
+    }
+    Err(format!(
+        "by its resolution this mask reaches from ({:.0}, {:.0}) to ({:.0}, {:.0}) in pixels of the slide, which has {slide}: is it of another slide?",
+        x.start, y.start, x.end, y.end
+    ))
+}
+
 /// A mask along one axis, in level-0 pixels of the slide.
-struct Along {
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Along {
     step: f64,
-    start: f64,
-    end: f64,
+    pub(crate) start: f64,
+    pub(crate) end: f64,
 }
 
 impl Along {
-    /// `mpp` and `translation` of the mask and `slide_mpp` are in micrometres, `n` in pixels.
+    /// `mpp` and `translation` of the mask and `slide_mpp` are in micrometres, `n` and `origin` in pixels.
     ///
-    /// A translation is that of a pixel's centre, the slide's first pixel having its own at 0. Many programs write none for their coarser
+    /// A translation is that of a pixel's centre, the slide's first pixel having its own at its origin. Many programs write none for their coarser
     /// levels, although those share the corner of the first: a translation of exactly 0 is taken for that.
-    fn new(mpp: f64, translation: f64, slide_mpp: f64, n: u64) -> Self {
+    fn new(mpp: f64, translation: f64, (slide_mpp, origin): (f64, f64), n: u64) -> Self {
         let step = mpp / slide_mpp;
-        let start = if translation == 0.0 { 0.0 } else { translation / slide_mpp + (1.0 - step) / 2.0 };
+        let start = if translation == 0.0 { 0.0 } else { translation / slide_mpp - origin + (1.0 - step) / 2.0 };
         Self { step, start, end: start + n as f64 * step }
     }
 
     /// True unless the mask reaches out of the slide by more than a pixel of its own, or two of the slide's; or ever so little where
     /// resolutions were rounded.
     fn fits(&self, slide: u64) -> bool {
-        let slack = self.step.max(2.0) + slide as f64 * 1e-3;
+        let slack = self.slack(slide);
         self.start >= -slack && self.end <= slide as f64 + slack
+    }
+
+    /// True if the mask begins where the slide does and ends there, too, as far as rounded sizes and resolutions tell.
+    pub(crate) fn covers(&self, slide: u64) -> bool {
+        self.start.abs() <= 1.0 && (self.end - slide as f64).abs() <= self.slack(slide)
+    }
+
+    fn slack(&self, slide: u64) -> f64 {
+        self.step.max(2.0) + slide as f64 * 1e-3
     }
 }

@@ -1,7 +1,7 @@
 //! Where a run is to look: the tissue that was found, or a region that the user gives in a file.
 
 mod geojson;
-mod labels;
+pub(crate) mod labels;
 pub(crate) mod picture;
 mod values;
 
@@ -9,6 +9,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use microtome_io::slide::SlideInfo;
+use microtome_io::store::Translation;
 use microtome_io::{Microns, Size};
 use microtome_tile::{Roi, TargetGrid};
 use serde::{Deserialize, Serialize};
@@ -20,6 +22,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoiSource {
     /// A PNG picture of one channel, an OME-Zarr label image, or GeoJSON.
+    #[serde(serialize_with = "crate::error::as_text")]
     pub path: PathBuf,
     /// The wanted values: numbers for a picture; numbers or names of classes for labels; names of classes, or `any`, for GeoJSON whose
     /// features have classes, and none for GeoJSON whose features have not.
@@ -88,9 +91,18 @@ impl Region {
 pub(crate) struct Place<'a> {
     /// Pixels of level 0.
     pub(crate) slide: Size,
+    /// Where the slide's first pixel lies in the coordinates that it states, in level-0 pixels.
+    pub(crate) origin: Translation,
     /// Micrometres per level-0 pixel, where known.
     pub(crate) mpp: Option<Microns>,
     pub(crate) target: &'a TargetGrid,
+}
+
+impl<'a> Place<'a> {
+    /// Of a slide whose level-0 pixels are taken for so many micrometres.
+    pub(crate) fn of(slide: &SlideInfo, mpp: Option<Microns>, target: &'a TargetGrid) -> Self {
+        Self { slide: slide.size(), origin: slide.translation, mpp, target }
+    }
 }
 
 /// Reads a user's region. It may be empty where the grid is so coarse that no pixel's centre lies inside.

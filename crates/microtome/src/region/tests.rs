@@ -6,6 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+const ORIGIN: Translation = Translation { x: 0.0, y: 0.0 };
+
 fn grid(size: Size, downsample: f64) -> TargetGrid {
     TargetGrid {
         size,
@@ -22,7 +24,7 @@ fn load_bytes(bytes: &[u8], values: &[&str], target: &TargetGrid) -> Result<Regi
     let path = folder.path().join("region");
     std::fs::write(&path, bytes).unwrap();
     let values = values.iter().map(|&v| v.into()).collect();
-    load(&RoiSource { path, values }, Place { slide: Size::new(70, 50), mpp: None, target })
+    load(&RoiSource { path, values }, Place { slide: Size::new(70, 50), origin: ORIGIN, mpp: None, target })
 }
 
 /// JSON made of the words that count.
@@ -140,7 +142,7 @@ proptest! {
         picture::write(&roi, &target, &path).unwrap();
         let slide = Size::new(pixels(target.size.width, downsample), pixels(target.size.height, downsample));
         let source = RoiSource { path, values: vec!["255".into()] };
-        let region = load(&source, Place { slide, mpp: None, target: &target });
+        let region = load(&source, Place { slide, origin: ORIGIN, mpp: None, target: &target });
         prop_assert_eq!(region.unwrap().roi, roi);
     }
 }

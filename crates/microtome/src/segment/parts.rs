@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Outcome, Prepared, Run, Segmenter};
 use crate::memory::{self, PeakMemory};
-use crate::output::{LabelOf, PartClaim, RunFolder, Stores, WholeClaim, put};
+use crate::output::{LabelOf, PartClaim, RunFolder, WholeClaim, put};
 use crate::progress::Observer;
 use crate::report::StageTimes;
 use crate::units::Bytes;
@@ -208,7 +208,7 @@ impl Segmenter<'_> {
         }
         let prepared = self.prepare(slide, label)?;
         let Prepared { plan, given, fingerprint, .. } = &prepared;
-        let stores = Stores::of(output, &self.settings.products(), label);
+        let stores = self.stores(slide, output, label)?;
         let starting = stores.starting();
         let claimed = match stores.claim_part(fingerprint, part)? {
             PartClaim::Published { unreadable } => return Ok(PartOutcome::AlreadyDone { unreadable }),
@@ -225,7 +225,8 @@ impl Segmenter<'_> {
         let (ran, peak) = memory::watch(|| {
             let mut sinks = Vec::new();
             for (product, path) in stores.all() {
-                let image = self.image(product, &plan.geometry, fingerprint.attributes(), prepared.form());
+                let image =
+                    self.image(product, slide.info(), &plan.geometry, fingerprint.attributes(), prepared.form());
                 let done = record.entries.keys().filter(|key| key.0 == product).map(|key| (key.1, key.2));
                 sinks.push((product, ZarrImage::join(path, image, done).map_err(Error::Write)?));
             }
@@ -264,7 +265,7 @@ impl Segmenter<'_> {
     ) -> Result<Outcome> {
         let prepared = self.prepare(slide, label)?;
         let Prepared { plan, given, fingerprint, .. } = &prepared;
-        let stores = Stores::of(output, &self.settings.products(), label);
+        let stores = self.stores(slide, output, label)?;
         let list = || label.map_or(Ok(()), |label| label.image.list(label.name)).map_err(Error::Write);
         let folder = RunFolder::of(output);
         let starting = stores.starting();
@@ -283,7 +284,8 @@ impl Segmenter<'_> {
         let (ran, peak) = memory::watch(|| {
             let mut sinks = Vec::new();
             for (product, path) in stores.all() {
-                let image = self.image(product, &plan.geometry, fingerprint.attributes(), prepared.form());
+                let image =
+                    self.image(product, slide.info(), &plan.geometry, fingerprint.attributes(), prepared.form());
                 let done = record.entries.keys().filter(|key| key.0 == product).map(|key| (key.1, key.2));
                 sinks.push((product, ZarrImage::resume(path, image, done).map_err(Error::Write)?));
             }

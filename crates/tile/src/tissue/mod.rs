@@ -184,6 +184,17 @@ pub fn detect(
     Ok(Tissue { roi, mpp: grid.mpp, share, background: empty.map(|e| e.background) })
 }
 
+/// Announces the bytes that [`detect`] will read first of all, unless they are more than a system should keep for later: then none.
+pub fn prefetch(slide: &dyn SlideReader, mpp: Option<Microns>, options: &TissueOptions) {
+    /// Pixels. A JPEG of them has some 50 MB.
+    const MOST: u64 = 1 << 28;
+    let level = cells(slide.info(), mpp, options).level;
+    let size = slide.info().levels[level.0].size;
+    if size.area() <= MOST {
+        slide.prefetch(level, size.rect());
+    }
+}
+
 /// Micrometres per pixel of level 0, along the finer axis.
 fn finest_mpp(mpp: Option<Microns>) -> f64 {
     mpp.map_or(0.5, |m| m.x.min(m.y)).max(1e-3)
@@ -294,6 +305,8 @@ fn find(reader: &Reader<'_>, piece: TileCoord, empty: &Empty, filters: &Filters)
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use microtome_io::slide::LevelInfo;
     use microtome_io::{Pixels, SampleType};
 
@@ -301,17 +314,37 @@ mod tests {
 
     /// Cells that are 200 or, more often in some places than in others, darker.
     #[derive(Debug)]
-    struct Speckled(SlideInfo);
+    struct Speckled {
+        info: SlideInfo,
+        /// What was announced.
+        announced: Mutex<Vec<(Level, Rect)>>,
+    }
 
     impl Speckled {
         fn new(size: Size) -> Self {
-            Self(SlideInfo::new("speckled", "", size, Size::new(256, 256), 1, SampleType::U8))
+            let info = SlideInfo::new("speckled", "", size, Size::new(256, 256), 1, SampleType::U8);
+            Self { info, announced: Mutex::default() }
+        }
+
+        /// One of 64 000 x 32 000 pixels with levels of these downsamples.
+        fn of_levels(downsamples: &[f64]) -> Self {
+            let mut slide = Self::new(Size::new(64_000, 32_000));
+            slide.info.levels = downsamples
+                .iter()
+                .map(|&d| Size::new((64_000.0 / d) as u64, (32_000.0 / d) as u64))
+                .map(|size| LevelInfo::new(slide.info.size(), size, Size::new(256, 256)))
+                .collect();
+            slide
         }
     }
 
     impl SlideReader for Speckled {
         fn info(&self) -> &SlideInfo {
-            &self.0
+            &self.info
+        }
+
+        fn prefetch(&self, level: Level, rect: Rect) {
+            self.announced.lock().unwrap().push((level, rect));
         }
 
         fn read_region(&self, _: Level, rect: Rect) -> microtome_io::Result<Pixels> {
@@ -324,7 +357,7 @@ mod tests {
         }
 
         fn read_associated(&self, name: &str) -> microtome_io::Result<Pixels> {
-            Err(microtome_io::Error::usage(&self.0.path, name))
+            Err(microtome_io::Error::usage(&self.info.path, name))
         }
 
         fn content_id(&self) -> microtome_io::Result<String> {
@@ -369,12 +402,7 @@ mod tests {
     #[test]
     fn the_coarsest_level_that_is_fine_enough_is_read_as_it_is() {
         let read = |mpp: f64, downsamples: &[f64]| {
-            let mut info = Speckled::new(Size::new(64_000, 32_000)).0;
-            info.levels = downsamples
-                .iter()
-                .map(|&d| Size::new((64_000.0 / d) as u64, (32_000.0 / d) as u64))
-                .map(|size| LevelInfo::new(info.size(), size, Size::new(256, 256)))
-                .collect();
+            let info = Speckled::of_levels(downsamples).info;
             let grid = cells(&info, Some(Microns::square(mpp)), &TissueOptions::default());
             (grid.level.0, grid.step.x, grid.mpp.unwrap().x)
         };
@@ -384,5 +412,17 @@ mod tests {
         assert_eq!(read(0.25, &[1.0, 4.0, 16.0, 32.0, 64.0]), (3, 1.0, 8.0));
         assert_eq!(read(0.5, &[1.0]), (0, 8.0, 4.0));
         assert_eq!(read(10.0, &[1.0]), (0, 1.0, 10.0));
+    }
+
+    #[test]
+    fn what_is_announced_is_the_level_that_is_read() {
+        let announced = |mpp: f64, downsamples: &[f64]| {
+            let slide = Speckled::of_levels(downsamples);
+            prefetch(&slide, Some(Microns::square(mpp)), &TissueOptions::default());
+            slide.announced.into_inner().unwrap()
+        };
+        assert_eq!(announced(0.25, &[1.0, 4.0, 16.0, 32.0, 64.0]), [(Level(3), Rect::new(0, 0, 2000, 1000))]);
+        assert_eq!(announced(0.5, &[1.0, 4.0]), [(Level(1), Rect::new(0, 0, 16_000, 8000))]);
+        assert_eq!(announced(0.5, &[1.0]), [], "two gigapixels");
     }
 }
