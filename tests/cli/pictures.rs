@@ -1,6 +1,7 @@
 //! `preview` and `info`.
 
-use microtome::io::Size;
+use microtome::io::{Pixels, SampleType, Size};
+use microtome::preview::{PreviewOptions, save};
 use serde_json::Value;
 
 use crate::{Place, microtome, read, run};
@@ -106,6 +107,7 @@ fn previews_that_cannot_be_made() {
     run(microtome().arg("preview").arg(&slide).arg(&small).args(["--size", "90"])).ended(0);
     let square = place.path("square.png");
     std::fs::copy(crate::repository("tests/models/nnunet-nuclei/test/input.png"), &square).unwrap();
+    run(microtome().arg("convert").arg(&slide).arg(place.path("image.ome.zarr")).arg("--quiet")).ended(0);
     let before = place.content();
     let refused = |arguments: &[&str], code: i32, words: &[&str]| {
         run(microtome().arg("preview").args(arguments).current_dir(place.folder.path())).refused(code, words);
@@ -117,6 +119,7 @@ fn previews_that_cannot_be_made() {
     refused(&["slide.png", "picture.png", "--overlay", "missing.ome.zarr"], 4, &["missing.ome.zarr"]);
     refused(&["slide.png", "picture.png", "--overlay", "slide.png"], 4, &["slide.png"]);
     refused(&["square.png", "picture.png", "--overlay", "mask.ome.zarr"], 2, &["mask.ome.zarr", "proportions"]);
+    refused(&["slide.png", "picture.png", "--overlay", "image.ome.zarr"], 2, &["image.ome.zarr", "no mask of labels"]);
     refused(&["mask.ome.zarr", "picture.png", "--overlay", "mask.ome.zarr"], 2, &["--overlay"]);
     refused(&["slide.png", "picture.png", "--legend"], 2, &["--legend", "--overlay"]);
     let fill = ["slide.png", "picture.png", "--overlay", "mask.ome.zarr", "--style"];
@@ -127,6 +130,31 @@ fn previews_that_cannot_be_made() {
     run(microtome().args(["preview", "slide.png", "picture.png", "--size", "0"])).ended(2);
     run(microtome().args(["preview", "slide.png", "picture.png", "--quality", "101"])).ended(2);
     assert!(place.content() == before, "something was left behind");
+}
+
+#[test]
+fn a_preview_does_not_take_the_place_of_what_it_shows() {
+    let place = Place::new();
+    let slide = place.slide("slide.png");
+    place.slide("photo.jpg");
+    let region = Pixels::filled(Size::new(30, 20), SampleType::U8, &[255]);
+    save(&region, &place.path("region.png"), PreviewOptions::default()).unwrap();
+    std::fs::create_dir(place.path("tiles_files")).unwrap();
+    std::fs::copy(&slide, place.path("tiles_files/slide.png")).unwrap();
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(&slide, place.path("link.png")).unwrap();
+    let before = place.content();
+    let preview = |arguments: &[&str]| run(microtome().arg("preview").args(arguments).current_dir(place.folder.path()));
+    preview(&["slide.png", "slide.png"]).refused(2, &["slide.png"]);
+    preview(&["photo.jpg", "./photo.jpg", "--size", "10"]).refused(2, &["photo.jpg"]);
+    preview(&["photo.jpg", "region.png", "--roi", "region.png", "--roi-value", "255"]).refused(2, &["region.png"]);
+    preview(&["tiles_files/slide.png", "tiles.dzi", "--overwrite"]).refused(2, &["tiles_files"]);
+    if cfg!(unix) {
+        preview(&["link.png", "slide.png"]).refused(2, &["slide.png"]);
+    }
+    assert!(place.content() == before, "something was replaced");
+    preview(&["photo.jpg", "slide.png", "--roi", "region.png", "--roi-value", "255"]).ended(0);
+    assert!(place.content() != before, "any other picture may be replaced");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `microtome preview`
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use microtome::io::slide::SlideReader;
@@ -68,6 +68,14 @@ impl args::DeepZoom {
     }
 }
 
+/// Refuses to write where something lies that is read: pictures take the place of what is there.
+fn distinct(output: &Path, args: &args::Preview) -> Result<()> {
+    let args::Picture { overlay, roi, .. } = &args.picture;
+    let region = roi.as_deref().filter(|path| *path != Path::new(AUTO));
+    let inputs = [Some(args.source.as_path()), overlay.as_deref(), region];
+    Ok(microtome::distinct(output, inputs.into_iter().flatten())?)
+}
+
 /// The source as a mask, if it is one.
 fn mask(args: &args::Preview, slide: &dyn SlideReader) -> Result<Option<OmeZarr>> {
     let store = (slide.info().format == STORE).then(|| OmeZarr::open(&args.source).map_err(Error::Read)).transpose()?;
@@ -80,6 +88,7 @@ fn picture(args: &args::Preview) -> Result<()> {
     options.size = wanted.size.unwrap_or(options.size);
     options.quality = args.quality;
     let slide = args.opening.open(&args.source)?;
+    distinct(&args.output, args)?;
     let style = match (wanted.style, wanted.opacity) {
         (Some(args::Style::Fill), opacity) => Style::Fill { opacity: opacity.unwrap_or(0.5) },
         (_, Some(_)) => bail!("--opacity is that of --style fill"),
@@ -128,6 +137,10 @@ fn picture(args: &args::Preview) -> Result<()> {
 fn deep_zoom(args: &args::Preview) -> Result<()> {
     signals::watch().context("signals cannot be watched")?;
     let slide = args.opening.open(&args.source)?;
+    distinct(&args.output, args)?;
+    if let Some(tiles) = tiles(&args.output) {
+        distinct(&tiles, args)?;
+    }
     let mask = mask(args, slide.as_ref())?;
     let options = options(args, slide.info().levels[0].tile, mask.is_some());
     let shown = mask.as_ref().map_or(Shown::Colors, |mask| Shown::Labels(mask.info().content.classes()));
@@ -153,11 +166,16 @@ fn deep_zoom(args: &args::Preview) -> Result<()> {
     Ok(())
 }
 
-/// What is left of an image that was not finished, and how to go on; nothing if nothing is left.
-fn unfinished(output: &Path) -> Option<String> {
+/// The folder of a DeepZoom image's tiles.
+fn tiles(output: &Path) -> Option<PathBuf> {
     let mut name = output.file_stem()?.to_os_string();
     name.push("_files");
-    let folder = output.with_file_name(name);
+    Some(output.with_file_name(name))
+}
+
+/// What is left of an image that was not finished, and how to go on; nothing if nothing is left.
+fn unfinished(output: &Path) -> Option<String> {
+    let folder = tiles(output)?;
     folder.is_dir().then(|| {
         let (output, folder) = (output.display(), folder.display());
         format!(
@@ -194,8 +212,11 @@ fn options(args: &args::Preview, stored: Size, is_mask: bool) -> DeepZoomOptions
     options
 }
 
+/// What `--roi` takes for the tissue, in place of a file.
+const AUTO: &str = "auto";
+
 fn region(path: &Path, values: &[String]) -> Result<RegionOrigin> {
-    if path != Path::new("auto") {
+    if path != Path::new(AUTO) {
         return Ok(RegionOrigin::File(RoiSource { path: path.into(), values: values.to_vec() }));
     }
     if !values.is_empty() {

@@ -1,7 +1,7 @@
 //! Aperio SVS: a TIFF whose first page calls itself `Aperio` in its description.
 //!
-//! Pages of tiles are levels. The second page, of strips, is the thumbnail; other pages of strips are named by the
-//! first word on the second line of their description: `label`, `macro`. A description is a header and then
+//! Pages of tiles are levels. The second page, of strips, is the thumbnail, unless its description calls it a label or a macro; other pages of
+//! strips are named by the first word on the second line of their description: `label`, `macro`. A description is a header and then
 //! `key = value` pairs, parted by `|`; they become properties `aperio.key`, as in OpenSlide. `MPP` is micrometres per
 //! pixel along both axes, `AppMag` the magnification of the objective.
 //!
@@ -37,14 +37,9 @@ pub(super) fn open(tiff: Tiff, options: &OpenOptions) -> Result<Box<dyn SlideRea
         if index == 0 {
             return Err(Error::unsupported(file.path(), "the first page of an SVS must be of tiles; this one is not"));
         }
-        let name = if index == 1 {
-            "thumbnail".to_owned()
-        } else {
-            let description = ifd.text(file, Tag::IMAGE_DESCRIPTION)?.unwrap_or_default();
-            // A picture without a name is none that can be asked for.
-            let Some(name) = picture_name(&description) else { continue };
-            name.to_owned()
-        };
+        let description = ifd.text(file, Tag::IMAGE_DESCRIPTION)?.unwrap_or_default();
+        // A picture without a name is none that can be asked for.
+        let Some(name) = picture_name(index, &description).map(str::to_owned) else { continue };
         // A picture that travels along and cannot be read is no reason to refuse the slide.
         match Page::read(file, ifd) {
             Ok(page) if associated.iter().all(|(known, _)| *known != name) => associated.push((name, Box::new(page))),
@@ -72,9 +67,15 @@ pub(super) fn open(tiff: Tiff, options: &OpenOptions) -> Result<Box<dyn SlideRea
     Ok(Box::new(Pyramid::new(parts, options)?))
 }
 
-/// The name that a description gives to a picture that travels along: `label` of `...\nlabel 387x463`.
-fn picture_name(description: &str) -> Option<&str> {
-    description.split('\n').nth(1)?.split(' ').next().map(str::trim).filter(|name| !name.is_empty())
+/// The name that a description gives to a picture that travels along: `label` of `...\nlabel 387x463`. The second page mostly has none, and is the
+/// thumbnail; but a slide without one may have its label there, which must not pass for it.
+fn picture_name(index: usize, description: &str) -> Option<&str> {
+    let second_line = description.split('\n').nth(1).and_then(|line| line.split(' ').next());
+    let name = second_line.map(str::trim).filter(|name| !name.is_empty());
+    if index != 1 {
+        return name;
+    }
+    name.filter(|name| ["label", "macro"].iter().any(|known| name.eq_ignore_ascii_case(known))).or(Some("thumbnail"))
 }
 
 /// The `key = value` pairs of a description.
@@ -104,8 +105,18 @@ mod tests {
         assert_eq!(found["aperio.MPP"], "0.4990");
         assert_eq!(found["aperio.Filename"], "a=b");
         assert_eq!(found.len(), 3);
-        assert_eq!(picture_name("Aperio Image Library v11.2.1 \r\nmacro 1280x431"), Some("macro"));
-        assert_eq!(picture_name("Aperio"), None);
+    }
+
+    #[test]
+    fn a_label_is_called_so_wherever_it_lies() {
+        let (label, overview) = ("Aperio v11\r\nlabel 387x463", "Aperio v11 \r\nmacro 1280x431");
+        for index in 1..4 {
+            assert_eq!((picture_name(index, label), picture_name(index, overview)), (Some("label"), Some("macro")));
+        }
+        for thumbnail in ["", "Aperio", "Aperio v11\r\n46000x32914 -> 1024x732 - |AppMag = 20"] {
+            assert_eq!(picture_name(1, thumbnail), Some("thumbnail"));
+        }
+        assert_eq!(picture_name(2, "Aperio"), None);
     }
 
     #[test]

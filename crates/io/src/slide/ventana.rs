@@ -9,6 +9,8 @@
 //! in the property `microtome.tile-advance`. Where it is a fraction (or becomes one on a coarser level), tiles lie at the
 //! nearest whole pixel, half a pixel at most from where OpenSlide resamples them to.
 //!
+//! The page `Label Image` is called `macro`, as OpenSlide calls it: it shows the whole glass, and the label on it.
+//!
 //! A page of level 0 without XMP is that of a Ventana TIFF: its tiles lie side by side.
 //!
 //! Tiles without bytes and the space between areas have the white of the scanner (`ScanWhitePoint`), or 255. Of several focal planes

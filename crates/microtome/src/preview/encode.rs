@@ -24,8 +24,8 @@ pub(crate) enum PictureFormat {
 /// The picture appears under its name when it is complete.
 ///
 /// # Errors
-/// [`Error::Usage`] for another ending or other pixels, [`Error::Picture`] if it cannot be encoded, [`Error::Io`] if it
-/// cannot be written.
+/// [`Error::Usage`] for another ending, other pixels, or more of them to a side than the format can have; [`Error::Picture`] if it cannot be
+/// encoded, [`Error::Io`] if it cannot be written.
 pub fn save(picture: &Pixels, path: &Path, options: PreviewOptions) -> Result<()> {
     let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
     let format = match ending.as_str() {
@@ -40,7 +40,7 @@ pub fn save(picture: &Pixels, path: &Path, options: PreviewOptions) -> Result<()
 /// The bytes of a grey or RGB picture; `path` is what an error names.
 ///
 /// # Errors
-/// [`Error::Usage`] for other pixels, [`Error::Picture`] if it cannot be encoded.
+/// [`Error::Usage`] for other pixels, or more of them to a side than the format can have; [`Error::Picture`] if it cannot be encoded.
 pub(crate) fn encode(picture: &Pixels, format: PictureFormat, path: &Path, options: PreviewOptions) -> Result<Vec<u8>> {
     let (samples, color): (Cow<'_, [u8]>, _) = match (picture.samples(), picture.channels()) {
         (Samples::U8(samples), 1) => (samples.into(), ExtendedColorType::L8),
@@ -56,7 +56,19 @@ pub(crate) fn encode(picture: &Pixels, format: PictureFormat, path: &Path, optio
             ));
         }
     };
-    let (width, height) = (picture.size().width as u32, picture.size().height as u32);
+    let (what, most) = match format {
+        PictureFormat::Png => ("PNG", u32::MAX),
+        PictureFormat::Jpeg => ("JPEG", 65_535),
+        PictureFormat::WebP => ("WebP", 16_384),
+    };
+    let size = picture.size();
+    if size.width.max(size.height) > u64::from(most) {
+        return Err(Error::Usage(format!(
+            "{}: a {what} has at most {most} pixels to a side, and this picture {size}: make it smaller, or a PNG",
+            path.display()
+        )));
+    }
+    let (width, height) = (size.width as u32, size.height as u32);
     let mut bytes = Vec::new();
     let encoded = match format {
         PictureFormat::Png => {
@@ -70,4 +82,24 @@ pub(crate) fn encode(picture: &Pixels, format: PictureFormat, path: &Path, optio
     };
     encoded.map_err(|error| Error::Picture { path: path.into(), message: error.to_string() })?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use microtome_io::{SampleType, Size};
+
+    use super::*;
+
+    #[test]
+    fn a_picture_that_its_format_cannot_hold_is_refused_with_a_sentence() {
+        let folder = tempfile::tempdir().unwrap();
+        let wide = |width| Pixels::filled(Size::new(width, 1), SampleType::U8, &[7]);
+        for (name, most) in [("a.webp", 16_384), ("a.jpg", 65_535)] {
+            let path = folder.path().join(name);
+            save(&wide(most), &path, PreviewOptions::default()).unwrap();
+            let error = save(&wide(most + 1), &path, PreviewOptions::default()).unwrap_err();
+            assert!(matches!(&error, Error::Usage(why) if why.contains(&most.to_string())), "{error}");
+        }
+        save(&wide(65_536), &folder.path().join("a.png"), PreviewOptions::default()).unwrap();
+    }
 }

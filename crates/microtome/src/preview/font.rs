@@ -13,6 +13,16 @@ pub(super) fn width(text: &str) -> u64 {
     (characters(text).count() as u64 * ADVANCE).saturating_sub(1)
 }
 
+/// A text in at most so many characters: of a longer one the beginning, and three dots.
+pub(super) fn shortened(text: &str, most: usize) -> String {
+    let mut drawn: Vec<char> = characters(text).take(most + 1).collect();
+    if drawn.len() > most {
+        drawn.truncate(most.saturating_sub(3));
+        drawn.extend(['.'; 3]);
+    }
+    drawn.into_iter().collect()
+}
+
 /// Calls `dot` with column and row of each dot of a line of text that is black.
 pub(super) fn draw(text: &str, mut dot: impl FnMut(u64, u64)) {
     for (index, character) in characters(text).enumerate() {
@@ -144,6 +154,14 @@ mod tests {
         assert_eq!((art("核"), width("核")), (art("\u{1}"), 5));
         assert_eq!(art("核")[0], "#####");
         assert_eq!(width(""), 0);
+    }
+
+    #[test]
+    fn what_is_too_long_ends_in_dots() {
+        assert_eq!(shortened("tumor", 5), "tumor");
+        assert_eq!(shortened("Köhlér", 7), "Koehler");
+        assert_eq!(shortened("Köhlér", 6), "Koe...");
+        assert_eq!(shortened(&"核".repeat(9), 5), "核核...");
     }
 
     #[test]

@@ -10,18 +10,22 @@ use crate::{Error, Result};
 /// parentheses where there is one, in the order of the table.
 ///
 /// Letters grow with the picture's longest side. They are those of ASCII; some others are spelt with these (`é` as `e`, `µ` as `u`), the
-/// rest are boxes. The picture becomes RGB, and wider where an entry is wider than it.
+/// rest are boxes. An entry that is wider than the picture is cut, but for its first 20 letters: the picture, which becomes RGB, is made wider where
+/// these are wider than it.
 ///
 /// # Errors
-/// [`Error::Usage`] if there is no class to show, or the picture is neither grey nor RGB of 8 bits.
+/// [`Error::Usage`] if there is no class to show, or so many that the picture would have more than 65535 pixels to a side; or if it is neither grey
+/// nor RGB of 8 bits.
 pub fn with_legend(picture: &Pixels, classes: &[Class]) -> Result<Pixels> {
-    let entries: Vec<(String, [u8; 3])> =
-        classes.iter().filter(|class| class.value != 0).map(|class| (label(class), class.color)).collect();
+    let dot = dot(picture.size());
+    let (line, gap, swatch) = ((font::HEIGHT + 4) * dot, 4 * dot, font::HEIGHT * dot);
+    let room = picture.size().width.saturating_sub(gap + swatch + gap + gap);
+    let most = ((room / (font::ADVANCE * dot)) as usize).max(LEAST_LETTERS);
+    let entry = |class: &Class| (font::shortened(&label(class), most), class.color);
+    let entries: Vec<(String, [u8; 3])> = classes.iter().filter(|class| class.value != 0).map(entry).collect();
     if entries.is_empty() {
         return Err(Error::Usage("there are no classes that a legend could name".into()));
     }
-    let dot = dot(picture.size());
-    let (line, gap, swatch) = ((font::HEIGHT + 4) * dot, 4 * dot, font::HEIGHT * dot);
     let widths: Vec<u64> = entries.iter().map(|(text, _)| swatch + gap + font::width(text) * dot).collect();
     let width = picture.size().width.max(widths.iter().max().map_or(0, |widest| widest + 2 * gap));
     // Where each entry goes: from left to right, as many to a line as fit.
@@ -43,16 +47,21 @@ pub fn with_legend(picture: &Pixels, classes: &[Class]) -> Result<Pixels> {
     Ok(canvas.finish())
 }
 
+/// Letters of an entry of a legend that are shown however narrow the picture is.
+const LEAST_LETTERS: usize = 20;
+
 /// Adds a scale bar below a picture whose pixels measure `mpp` micrometres from left to right: a bar of a round length (1, 2 or 5 times a
 /// power of ten), at most a quarter of the picture's width if that is not tiny, and its length as text, in um or mm.
 ///
 /// The picture becomes RGB, and wider where the bar with its text is wider than it.
 ///
 /// # Errors
-/// [`Error::Usage`] for a resolution that is no positive number, or a picture that is neither grey nor RGB of 8 bits.
+/// [`Error::Usage`] for a resolution that is not within 1e-6 to 1e6, or a picture that is neither grey nor RGB of 8 bits.
 pub fn with_scale_bar(picture: &Pixels, mpp: f64) -> Result<Pixels> {
-    if !(mpp.is_finite() && mpp > 0.0) {
-        return Err(Error::Usage(format!("a scale bar for pixels of {mpp} um cannot be drawn")));
+    if !(1e-6..=1e6).contains(&mpp) {
+        return Err(Error::Usage(format!(
+            "a scale bar for pixels of {mpp:?} um cannot be drawn: no slide has such a resolution (1e-6 to 1e6 um can be drawn)"
+        )));
     }
     let dot = dot(picture.size());
     let gap = 4 * dot;
@@ -97,6 +106,9 @@ fn label(class: &Class) -> String {
 
 const BLACK: [u8; 3] = [0; 3];
 
+/// Pixels to a side that a picture may have with what is drawn below it: as many as a JPEG can have.
+const MOST_SIDE: u64 = 65_535;
+
 /// Pixels of the side of a dot of the letters, so that they are readable where the picture is shown as a whole.
 fn dot(picture: Size) -> u64 {
     (picture.width.max(picture.height) / 512).clamp(1, 16)
@@ -113,7 +125,12 @@ impl Canvas {
     fn under(picture: &Pixels, strip: Size) -> Result<Self> {
         let samples = rgb(picture)?;
         let top = picture.size().height;
-        let size = Size::new(strip.width, top + strip.height);
+        let size = Size::new(strip.width, top.saturating_add(strip.height));
+        if size.width.max(size.height) > MOST_SIDE {
+            return Err(Error::Usage(format!(
+                "with what is to be drawn below it the picture would have {size} pixels, and {MOST_SIDE} to a side can be drawn: it would take a smaller picture, or fewer classes"
+            )));
+        }
         let mut pixels = Pixels::filled(size, SampleType::U8, &[255; 3]);
         pixels.blit(size.rect(), &Pixels::from_u8(picture.size(), 3, samples), picture.size().rect());
         Ok(Self { pixels, top })
@@ -177,8 +194,11 @@ mod tests {
             with.as_u8().unwrap()[row..row + 800 * 3].chunks_exact(3).take(206).filter(|p| *p == [0; 3]).count();
         assert_eq!((with.size(), black), (Size::new(800, 316), 200));
         assert_eq!(with.as_u8().unwrap()[..300 * 800 * 3], picture.as_u8().unwrap()[..], "nothing is hidden");
-        for mpp in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-            assert!(matches!(with_scale_bar(&picture, mpp), Err(Error::Usage(_))), "{mpp}");
+        for mpp in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-320, 1e-7, 1e7, f64::MAX] {
+            assert!(matches!(with_scale_bar(&picture, mpp), Err(Error::Usage(_))), "{mpp:?}");
+        }
+        for mpp in [1e-6, 1e6] {
+            assert_eq!(with_scale_bar(&picture, mpp).unwrap().size(), Size::new(800, 316), "{mpp:?}");
         }
     }
 
@@ -201,5 +221,18 @@ mod tests {
         let narrow = Pixels::filled(Size::new(5, 5), SampleType::U8, &[90]);
         assert!(with_legend(&narrow, &classes).unwrap().size().width > 60, "as wide as the widest entry");
         assert!(matches!(with_legend(&picture, &classes[..1]), Err(Error::Usage(_))));
+    }
+
+    #[test]
+    fn a_legend_is_no_larger_than_a_picture_can_be() {
+        let picture = Pixels::filled(Size::new(64, 48), SampleType::U8, &[90]);
+        let long = [Class::with_default_color(1, "W".repeat(2_000_000))];
+        // A gap, the swatch, a gap, 20 letters, a gap.
+        assert_eq!(with_legend(&picture, &long).unwrap().size(), Size::new(4 + 8 + 4 + 120 - 1 + 4, 48 + 16));
+        let wide = Pixels::filled(Size::new(400, 48), SampleType::U8, &[90]);
+        assert_eq!(with_legend(&wide, &long).unwrap().size(), Size::new(400, 48 + 16), "as much as fits");
+        let many: Vec<Class> = (1..=6000).map(|value| Class::with_default_color(value, "a name of twenty")).collect();
+        let error = with_legend(&picture, &many).unwrap_err();
+        assert!(matches!(&error, Error::Usage(why) if why.contains("65535")), "{error}");
     }
 }

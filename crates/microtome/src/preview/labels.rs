@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use microtome_io::slide::{LevelInfo, SlideReader};
 use microtome_io::store::OmeZarr;
 use microtome_io::{Class, Downsample, Level, Pixels, Rect, Samples, Size};
 
@@ -28,32 +29,26 @@ impl LabelPicture {
     /// # Errors
     /// [`Error::Read`] if the mask cannot be read.
     pub fn read(mask: &OmeZarr, options: PreviewOptions) -> Result<Self> {
-        Self::of_size(mask, shown(mask, options))
+        let size = shown(mask, options);
+        Self::framed(mask, size, Frame::whole(size))
     }
 
-    /// A picture of the whole mask of another size.
+    /// A picture of another size, in which the mask lies somewhere; around it is background.
     ///
     /// Memory: what lies under 256 rows of the picture at a time, or 64 million samples if that is less, besides the result.
-    pub(super) fn of_size(mask: &OmeZarr, size: Size) -> Result<Self> {
+    pub(super) fn framed(mask: &OmeZarr, size: Size, frame: Frame) -> Result<Self> {
         let info = mask.info();
         let finest = info.levels[0].size;
-        let step =
-            Downsample { x: finest.width as f64 / size.width as f64, y: finest.height as f64 / size.height as f64 };
         // The coarsest level that still has a pixel for each of the picture's.
-        let level = (0..info.levels.len())
-            .rev()
-            .find(|&l| info.levels[l].size.width >= size.width && info.levels[l].size.height >= size.height)
-            .unwrap_or(0);
+        let is_fine = |level: Size| level.width as f64 >= frame.width && level.height as f64 >= frame.height;
+        let level = (0..info.levels.len()).rev().find(|&l| is_fine(info.levels[l].size)).unwrap_or(0);
         let level_size = info.levels[level].size;
-        // Level n has ceil(size / 2^n) pixels that each span exactly 2^n.
-        let shrink = |finest: u64, n: u64| (finest as f64 / n as f64).log2().round().exp2();
-        let (fx, fy) = (shrink(finest.width, level_size.width), shrink(finest.height, level_size.height));
-        let at =
-            |i: u64, step: f64, factor: f64, n: u64| ((((i as f64 + 0.5) * step / factor) as u64).min(n - 1)) as usize;
-        let columns: Vec<usize> = (0..size.width).map(|x| at(x, step.x, fx, level_size.width)).collect();
-        let mut values = Vec::with_capacity(size.area() as usize);
+        let factor = downsample(mask, level);
+        let (left, columns) = under(size.width, (frame.left, frame.width), (finest.width, level_size.width), factor.x);
+        let (mut line, rows) =
+            under(size.height, (frame.top, frame.height), (finest.height, level_size.height), factor.y);
+        let mut values = vec![0_u16; size.area() as usize];
         // Bands of rows, so that chunks are decoded few times and little is held.
-        let rows: Vec<usize> = (0..size.height).map(|y| at(y, step.y, fy, level_size.height)).collect();
         let most = (BAND_SAMPLES / level_size.width).max(1) as usize;
         for band in bands(&rows, most) {
             let (first, last) = (band[0], band[band.len() - 1]);
@@ -63,10 +58,12 @@ impl LabelPicture {
             let width = level_size.width as usize;
             for &row in band {
                 let index = |x: usize| ((row - first) * width + x) * channels;
+                let covered = values[line * size.width as usize + left..].iter_mut().zip(&columns);
                 match pixels.samples() {
-                    Samples::U8(v) => values.extend(columns.iter().map(|&x| u16::from(v[index(x)]))),
-                    Samples::U16(v) => values.extend(columns.iter().map(|&x| v[index(x)])),
+                    Samples::U8(v) => covered.for_each(|(value, &x)| *value = u16::from(v[index(x)])),
+                    Samples::U16(v) => covered.for_each(|(value, &x)| *value = v[index(x)]),
                 }
+                line += 1;
             }
         }
         Ok(Self { size, values, classes: info.content.classes().to_vec() })
@@ -126,6 +123,51 @@ impl LabelPicture {
         encoder.set_trns(vec![0]);
         encoder.write_header()?.write_image_data(&samples)?;
         Ok(bytes)
+    }
+}
+
+/// Where a mask lies in a picture, in pixels of the picture from its corner.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Frame {
+    pub(super) left: f64,
+    pub(super) top: f64,
+    pub(super) width: f64,
+    pub(super) height: f64,
+}
+
+impl Frame {
+    /// All over a picture.
+    pub(super) fn whole(picture: Size) -> Self {
+        Self { left: 0.0, top: 0.0, width: picture.width as f64, height: picture.height as f64 }
+    }
+}
+
+/// What lies under the centres of a picture's `count` pixels, along one axis of a mask that is `length` of these pixels long from `start` on: the first
+/// of them that is on the mask, and for it and those behind it the pixel of a level. The mask has `finest` pixels, the level `n`, each of `factor`
+/// of those.
+fn under(count: u64, (start, length): (f64, f64), (finest, n): (u64, u64), factor: f64) -> (usize, Vec<usize>) {
+    let step = finest as f64 / length;
+    let inside = (0..count).map(|i| i as f64 + 0.5 - start).enumerate().filter(|(_, at)| (0.0..length).contains(at));
+    let (pixels, found): (Vec<usize>, Vec<usize>) =
+        inside.map(|(i, at)| (i, ((at * step / factor) as u64).min(n - 1) as usize)).unzip();
+    (pixels.first().copied().unwrap_or(0), found)
+}
+
+/// Pixels of the finest level that a pixel of another spans: what the store states, if the sizes do not contradict. Of a store that states
+/// nothing, level n has `ceil(size / 2^n)` pixels that each span exactly `2^n`, or is not made by halving: then it is the ratio of the sizes.
+fn downsample(mask: &OmeZarr, level: usize) -> Downsample {
+    let (finest, level) = (mask.info().levels[0].size, &SlideReader::info(mask).levels[level]);
+    let ratio = LevelInfo::new(finest, level.size, level.tile).downsample;
+    if level.downsample != ratio {
+        return level.downsample;
+    }
+    let halved = |ratio: f64, finest: u64, n: u64| {
+        let power = ratio.log2().round().exp2();
+        if (finest as f64 / power).ceil() == n as f64 { power } else { ratio }
+    };
+    Downsample {
+        x: halved(ratio.x, finest.width, level.size.width),
+        y: halved(ratio.y, finest.height, level.size.height),
     }
 }
 

@@ -37,10 +37,12 @@ mod font;
 mod footer;
 mod labels;
 mod overlay;
+#[cfg(test)]
+mod tests;
 
 use microtome_io::slide::SlideReader;
 use microtome_io::store::OmeZarr;
-use microtome_io::{Downsample, Microns, Pixels, Rect, SampleType, Samples};
+use microtome_io::{Downsample, Microns, Pixels, Rect, SampleType, Samples, Size};
 use microtome_tile::{Reader, TargetGrid};
 use rayon::prelude::*;
 
@@ -145,7 +147,15 @@ pub fn mask_resolution(mask: &OmeZarr, options: PreviewOptions) -> Option<Micron
 fn grid(slide: &dyn SlideReader, options: PreviewOptions) -> TargetGrid {
     let size = slide.info().size();
     let factor = (size.width.max(size.height) as f64 / options.size.max(1) as f64).max(1.0);
-    TargetGrid::coarse(slide.info(), None, factor)
+    let mut grid = TargetGrid::coarse(slide.info(), None, factor);
+    // The last pixels of a level whose size was rounded up reach out of the slide: what lies there alone is not shown. A quotient that was rounded
+    // is no pixel more.
+    let pixels = |n: u64, downsample: f64| ((n as f64 / downsample - 1e-6).ceil() as u64).max(1);
+    grid.size = Size::new(
+        grid.size.width.min(pixels(size.width, grid.downsample.x)),
+        grid.size.height.min(pixels(size.height, grid.downsample.y)),
+    );
+    grid
 }
 
 /// A picture of a mask: each label in its class's colour, background black. Reads the level that is just fine enough;

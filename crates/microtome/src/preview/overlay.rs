@@ -1,13 +1,15 @@
 //! What is drawn on a picture of a slide: a mask, a region of interest.
 
 use microtome_io::slide::SlideReader;
-use microtome_io::store::OmeZarr;
+use microtome_io::store::{Content, OmeZarr};
 use microtome_io::{Pixels, Rect, Size};
 use microtome_tile::tissue::{self, TissueOptions};
 use microtome_tile::{Roi, TargetGrid};
+use serde_json::json;
 
-use super::labels::{LabelPicture, Palette};
+use super::labels::{Frame, LabelPicture, Palette};
 use super::{PreviewOptions, grid};
+use crate::region::labels::on_slide;
 use crate::region::{self, Place, RegionOrigin};
 use crate::{Error, Result};
 
@@ -26,22 +28,66 @@ pub enum Style {
 
 /// Draws a mask on a picture of the same slide, in the colours of its classes. Grey pictures become RGB; background (label 0) stays as it is.
 ///
+/// A mask that a run of ours has made of this very slide covers it. Another one lies where its scale and translation say, if slide and mask both know
+/// their resolution; else it covers the slide, whose proportions it must have.
+///
 /// # Errors
-/// [`Error::Read`] if the mask cannot be read, [`Error::Usage`] if its shape is not the slide's, or the opacity is not within 0 to 1.
+/// [`Error::Read`] if the mask cannot be read, [`Error::Usage`] if it is a picture and no mask, if it reaches out of the slide or has not its shape, or
+/// if the opacity is not within 0 to 1.
 pub fn overlay(picture: &Pixels, slide: &dyn SlideReader, mask: &OmeZarr, style: Style) -> Result<Pixels> {
-    check_proportions(slide.info().size(), mask)?;
+    let Content::Labels { .. } = mask.info().content else {
+        return Err(Error::Usage(format!("{}: a picture, and no mask of labels", mask.info().path.display())));
+    };
+    let frame = frame_of(mask, slide, picture.size())?;
     match style {
-        Style::Outline => outline_own(picture, mask),
-        Style::Fill { opacity } => fill(picture, mask, opacity),
+        Style::Outline => outline_in(picture, mask, frame),
+        Style::Fill { opacity } => fill(picture, mask, frame, opacity),
     }
 }
 
 /// [`overlay`] with [`Style::Outline`].
 ///
 /// # Errors
-/// [`Error::Read`] if the mask cannot be read, [`Error::Usage`] if its shape is not the slide's.
+/// As [`overlay`].
 pub fn outline(picture: &Pixels, slide: &dyn SlideReader, mask: &OmeZarr) -> Result<Pixels> {
     overlay(picture, slide, mask, Style::Outline)
+}
+
+/// Where a mask lies in a picture of the whole slide.
+fn frame_of(mask: &OmeZarr, slide: &dyn SlideReader, picture: Size) -> Result<Frame> {
+    let (info, whole) = (slide.info(), Frame::whole(picture));
+    if is_of(mask, slide)? {
+        return Ok(whole);
+    }
+    let (level, size) = (mask.info().levels[0], info.size());
+    let (Some(of_mask), Some(of_slide)) = (level.mpp, &info.resolution) else {
+        check_proportions(size, mask)?;
+        return Ok(whole);
+    };
+    let [x, y] = on_slide(&level, of_mask, (size, info.translation, of_slide.mpp))
+        .map_err(|why| Error::Usage(format!("{}: {why}", mask.info().path.display())))?;
+    // Sizes and resolutions are rounded: what ends about where the slide does covers it.
+    if x.covers(size.width) && y.covers(size.height) {
+        return Ok(whole);
+    }
+    let (per_x, per_y) = (whole.width / size.width as f64, whole.height / size.height as f64);
+    Ok(Frame {
+        left: x.start * per_x,
+        top: y.start * per_y,
+        width: (x.end - x.start) * per_x,
+        height: (y.end - y.start) * per_y,
+    })
+}
+
+/// True for the whole mask of a run of ours over this very slide. Of the slide's resolution that run may have been told another one (`--mpp`).
+fn is_of(mask: &OmeZarr, slide: &dyn SlideReader) -> Result<bool> {
+    let info = mask.info();
+    match info.attributes.get("run") {
+        Some(run) if run["target"]["size"] == json!(info.levels[0].size) => {
+            Ok(run["slide"] == slide.content_id().map_err(Error::Read)?)
+        }
+        _ => Ok(false),
+    }
 }
 
 /// Refuses a mask that cannot be one of the whole slide.
@@ -63,16 +109,20 @@ fn check_proportions(slide: Size, mask: &OmeZarr) -> Result<()> {
 /// # Errors
 /// [`Error::Read`] if the mask cannot be read.
 pub(crate) fn outline_own(picture: &Pixels, mask: &OmeZarr) -> Result<Pixels> {
-    let labels = LabelPicture::of_size(mask, picture.size())?;
+    outline_in(picture, mask, Frame::whole(picture.size()))
+}
+
+fn outline_in(picture: &Pixels, mask: &OmeZarr, frame: Frame) -> Result<Pixels> {
+    let labels = LabelPicture::framed(mask, picture.size(), frame)?;
     let palette = Palette::new(mask.info().content.classes());
     draw(picture, labels.values(), |label| palette.color(label))
 }
 
-fn fill(picture: &Pixels, mask: &OmeZarr, opacity: f64) -> Result<Pixels> {
+fn fill(picture: &Pixels, mask: &OmeZarr, frame: Frame, opacity: f64) -> Result<Pixels> {
     if !(0.0..=1.0).contains(&opacity) {
         return Err(Error::Usage(format!("an opacity of {opacity}: it is within 0 and 1")));
     }
-    let labels = LabelPicture::of_size(mask, picture.size())?;
+    let labels = LabelPicture::framed(mask, picture.size(), frame)?;
     let palette = Palette::new(mask.info().content.classes());
     let mut samples = rgb(picture)?;
     // In whole numbers, so that the mixture is the same everywhere: 0 leaves a pixel as it is, 255 replaces it.
@@ -107,9 +157,7 @@ pub fn outline_region(
         return Err(Error::Usage(format!("a picture of {} is no overview of {}", picture.size(), target.size)));
     }
     let roi = match region {
-        RegionOrigin::File(source) => {
-            region::load(source, Place { slide: slide.info().size(), mpp, target: &target })?.roi
-        }
+        RegionOrigin::File(source) => region::load(source, Place::of(slide.info(), mpp, &target))?.roi,
         RegionOrigin::Tissue => tissue::detect(slide, mpp, &target, &TissueOptions::default())?.roi,
     };
     let width = target.size.width as usize;
