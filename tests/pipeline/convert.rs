@@ -445,7 +445,7 @@ fn a_picture_that_cannot_be_read_is_named() {
     // The adapter knows of the picture, and has none.
     let mut slide = Claims(SyntheticSlide::new(Size::new(100, 80), 5), None);
     let mut info = slide.0.info().clone();
-    info.associated.push(microtome::io::slide::AssociatedImage { name: "macro".into(), size: Size::new(9, 9) });
+    info.associated.push(microtome::io::slide::AssociatedImage::new("synthetic", "macro", Size::new(9, 9)));
     slide.1 = Some(info);
     let error = convert(&slide, &output, &options(), Existing::Keep, &Silent).unwrap_err();
     assert_eq!(error.exit_code(), 4);
@@ -873,6 +873,27 @@ fn an_image_is_shown_as_it_was() {
     let Content::Image { channels } = OmeZarr::open(&output).unwrap().info().content.clone() else { panic!("labels") };
     let expected = [("channel 0", [255, 128, 0]), ("channel 1", [0, 255, 128])];
     assert_eq!(channels, expected.map(|(name, color)| Channel { name: name.into(), ..channel(color) }));
+
+    // White is what is not said.
+    let content = Content::Image { channels: vec![Channel::new("", [255; 3]); 3] };
+    let pixels = Pixels::filled(size, SampleType::U8, &[7; 3]);
+    let path = folder.path().join("c.ome.zarr");
+    let slide = put(&path, finest, content, &pixels);
+    let output = folder.path().join("d.ome.zarr");
+    converted(slide.as_ref(), &options(), &output);
+    let colors = |path: &Path| match &OmeZarr::open(path).unwrap().info().content {
+        Content::Image { channels } => channels.iter().map(|channel| channel.color).collect::<Vec<_>>(),
+        Content::Labels { .. } => panic!("labels"),
+    };
+    assert_eq!(colors(&output), [[255, 0, 0], [0, 255, 0], [0, 0, 255]]);
+
+    // Labels of several channels are none that could be written as such.
+    let root = path.join("zarr.json");
+    let text = std::fs::read_to_string(&root).unwrap();
+    std::fs::write(&root, text.replace("\"omero\": {", "\"image-label\": {}, \"omero\": {")).unwrap();
+    let slide = microtome::io::slide::open(&path, &OpenOptions::default()).unwrap();
+    assert_eq!(slide.info().classes, None);
+    converted(slide.as_ref(), &options(), &folder.path().join("e.ome.zarr"));
 }
 
 #[test]
@@ -881,30 +902,38 @@ fn what_travels_with_an_image_of_ours_goes_on_travelling() {
     let mut slide = Claims(
         SyntheticSlide::new(Size::new(100, 80), 5)
             .with_associated("macro", picture_of(70, 33, 1))
-            .with_associated("label", picture_of(40, 40, 2)),
+            .with_associated("label", picture_of(40, 40, 2))
+            .with_associated("Übersicht", picture_of(30, 20, 3)),
         None,
     );
     let mut info = slide.0.info().clone();
     info.objective_power = Some(20.0);
+    // As Ventana's is, which shows the whole glass.
+    info.associated[0].shows_label = true;
     slide.1 = Some(info);
     let (first, second) = (folder.path().join("first.ome.zarr"), folder.path().join("second.ome.zarr"));
     converted(&slide, &changed(|o| o.label_image = LabelImage::Kept), &first);
     let again = microtome::io::slide::open(&first, &OpenOptions::default()).unwrap();
     assert_eq!(again.info().objective_power, Some(20.0));
+    let coarser = folder.path().join("coarser.ome.zarr");
+    converted(again.as_ref(), &changed(|o| o.level = Level(1)), &coarser);
+    let coarser = microtome::io::slide::open(&coarser, &OpenOptions::default()).unwrap();
+    assert_eq!(coarser.info().objective_power, None, "it is that of twice as many pixels");
     // Asked for once more, or the label is left out here.
     let summary = converted(again.as_ref(), &changed(|o| o.encoding.format = Format::V0_4), &second);
-    assert_eq!(summary.associated, ["macro"]);
-    assert!(levels_of(&second.join("associated/macro")) == levels_of(&first.join("associated/macro")));
+    assert_eq!(summary.associated, ["Übersicht"]);
+    assert!(levels_of(&second.join("associated/_bersicht")) == levels_of(&first.join("associated/_bersicht")));
+    assert!(again.read_associated("macro").unwrap() == picture_of(70, 33, 1));
     assert!(again.read_associated("label").unwrap() == picture_of(40, 40, 2));
 
     // Labels are stores of their own, and it is said that they stay behind.
     let labels = first.join("labels");
     std::fs::create_dir(&labels).unwrap();
-    let list = r#"{ "zarr_format": 3, "node_type": "group", "attributes": { "ome": { "version": "0.5", "labels": ["nuclei"] } } }"#;
-    std::fs::write(labels.join("zarr.json"), list).unwrap();
+    // Whatever is in there is no matter of the image's.
+    std::fs::write(labels.join("zarr.json"), "[").unwrap();
     let again = microtome::io::slide::open(&first, &OpenOptions::default()).unwrap();
     let summary = converted(again.as_ref(), &options(), &folder.path().join("third.ome.zarr"));
-    assert!(summary.notes.iter().any(|note| note.contains("(nuclei)")), "{:?}", summary.notes);
+    assert!(summary.notes.iter().any(|note| note.contains("labels in the image")), "{:?}", summary.notes);
 }
 
 #[test]
@@ -963,4 +992,15 @@ fn a_mask_of_a_part_lies_where_the_part_lies() {
     settings.roi = Some(RoiSource { path: at("mask.ome.zarr"), values: vec!["1".into(), "2".into()] });
     let again = segment(&settings, "again.ome.zarr");
     assert!(again.region.pixels > 0, "{:?}", again.region);
+
+    // One of another part lies elsewhere, also where its coordinates begin at 0.
+    converted(&slide, &changed(|o| o.rect = Some(Rect::new(0, 0, 300, 280))), &at("first.ome.zarr"));
+    let first = microtome::io::slide::open(at("first.ome.zarr"), &OpenOptions::default()).unwrap();
+    let native = with(&settings, |s| (s.roi, s.model_mpp) = (None, Some(TargetResolution::Native)));
+    let segmenter = Segmenter::new(&model, native).unwrap();
+    segmenter.segment(first.as_ref(), &at("other.ome.zarr"), Existing::Keep, &Silent).unwrap();
+    settings.roi = Some(RoiSource { path: at("other.ome.zarr"), values: vec!["1".into(), "2".into()] });
+    let elsewhere = Segmenter::new(&model, settings).unwrap();
+    let refused = elsewhere.segment(part.as_ref(), &at("no.ome.zarr"), Existing::Keep, &Silent);
+    assert!(matches!(refused, Err(Error::Region { .. })), "{refused:?}");
 }

@@ -167,7 +167,7 @@ impl SyntheticSlide {
     /// A picture that travels along.
     #[must_use]
     pub fn with_associated(mut self, name: &str, picture: Pixels) -> Self {
-        self.info.associated.push(AssociatedImage { name: name.into(), size: picture.size() });
+        self.info.associated.push(AssociatedImage::new(&self.info.format, name, picture.size()));
         self.associated.push((name.into(), picture));
         self
     }

@@ -63,7 +63,8 @@ impl TileGrid {
         if !image.rect().contains(covered) {
             return Err(Error::Usage(format!("{covered} is no part of an image of {image} pixels")));
         }
-        if !(0.1..=1.0).contains(&step) {
+        // One less an overlap of 0.9 is a little less than a tenth.
+        if !(0.1 - 1e-9..=1.0).contains(&step) {
             return Err(Error::Usage(format!("the step between tiles is {step} of a tile; it must be in 0.1 to 1")));
         }
         let columns = starts(covered.width, tile.width, step, rule).into_iter().map(|x| covered.x + x).collect();

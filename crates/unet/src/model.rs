@@ -405,7 +405,8 @@ pub(crate) fn check(path: &Path, card: &Card, architecture: &Architecture) -> Re
         return wrong(message);
     }
     // What tiles can be laid with (`TileGrid` of microtome-tile), said before anybody waits for it.
-    if !(0.1..=1.0).contains(&card.step) {
+    // One less an overlap of 0.9 is a little less than a tenth.
+    if !(0.1 - 1e-9..=1.0).contains(&card.step) {
         return wrong(format!("step is {}; it must be in 0.1 to 1", card.step));
     }
     Ok(())

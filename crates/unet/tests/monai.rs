@@ -326,6 +326,7 @@ fn what_a_bundle_asks_for_and_cannot_have_is_named() {
     assert!(inferer("_target_", json!("SimpleInferer")).starts_with("inferer is SimpleInferer; only SlidingWindow"));
     assert_eq!(inferer("padding_mode", json!("reflect")), "inferer.padding_mode is reflect; constant is supported");
     assert_eq!(inferer("sigma_scale", json!(0.25)), "inferer.sigma_scale must be 0.125");
+    assert_eq!(bundle(|c| c["inferer"]["overlap"] = json!(0.9)).unwrap().card().step, 1.0 - 0.9);
     assert_eq!(inferer("overlap", json!([0.5, 0.25])), "inferer.overlap differs between the axes");
     assert_eq!(inferer("roi_size", json!([-1, 16])), "inferer.roi_size must be positive along both axes");
     let behind = |value: Value| message(&|c| c["postprocessing"]["transforms"][2] = value.clone());
@@ -375,6 +376,9 @@ fn a_picture_has_the_name_under_which_it_is_loaded() {
         bundle(move |c| transforms(c, "preprocessing").push(range))
     };
     assert_eq!(range("label").unwrap().card(), original.card());
+    let less = json!({"_target_": "DeleteItemsd", "keys": ["image_meta_dict"]});
+    let less = bundle(move |c| transforms(c, "preprocessing").push(less));
+    assert_eq!(less.unwrap().card(), original.card());
     assert_eq!(
         range("scan").unwrap_err(),
         "preprocessing.transforms[5] is ScaleIntensityRanged of scan, which is not supported: the picture is image"
@@ -437,6 +441,10 @@ fn transforms_are_those_that_the_run_refers_to() {
         c["handlers"] = json!(["$print", {"_target_": "StatsHandler"}, "@after"]);
     };
     assert_eq!(behind(handler), regions);
+    // One that is switched off decides nothing, whatever it would.
+    let off = json!({"_target_": "PostProcessing", "_disabled_": true, "transform": "$@decided"});
+    let with_off = bundle(move |c| c["handlers"] = json!([off]));
+    assert_eq!(with_off.unwrap().card(), original.card());
     assert_eq!(
         behind(|c| c["handlers"] = json!([{"_target_": "PostProcessing", "transform": "$@decided"}])).unwrap_err(),
         "handlers.transform is an expression ($@decided), which is not evaluated: write its value there"

@@ -122,6 +122,21 @@ pub struct AssociatedImage {
     pub name: String,
     /// Pixels.
     pub size: Size,
+    /// True if it shows the label on the glass, which can carry a patient's name.
+    #[serde(default)]
+    pub shows_label: bool,
+}
+
+impl AssociatedImage {
+    /// A picture of this name in a file of this [format](SlideInfo::format), which say whether it shows the label: a picture called so does, and
+    /// Hamamatsu's and Ventana's scanners make one of the whole glass (Ventana's files call it `Label Image` themselves).
+    #[must_use]
+    pub fn new(format: &str, name: impl Into<String>, size: Size) -> Self {
+        let name = name.into();
+        let whole_glass = name == "macro" && matches!(format, "hamamatsu" | "ventana");
+        let shows_label = whole_glass || name.to_lowercase().contains("label");
+        Self { name, size, shows_label }
+    }
 }
 
 /// What the colours of a slide's pixels are.

@@ -54,8 +54,10 @@ pub(super) fn open(entries: Arc<dyn Entries>, options: &OpenOptions) -> Result<B
         }
         profile
     });
+    let labels = info.associated.into_iter().filter(|picture| picture.shows_label).map(|picture| picture.name);
     let parts = Parts {
         associated,
+        labels: labels.collect(),
         icc_profile: profile,
         resolution: info.resolution,
         objective_power: info.objective_power,

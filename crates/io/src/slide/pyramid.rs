@@ -3,7 +3,7 @@
 //! A format's file says which rasters make up a level, which are pictures that travel along, and what the metadata mean;
 //! from there on reading is the same: cells are decoded outside of locks, kept in a cache, and put together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -59,6 +59,8 @@ pub(super) struct Parts {
     /// The downsample of each level, where the file states it; empty where the sizes say it all.
     pub(super) downsamples: Vec<Downsample>,
     pub(super) associated: Vec<(String, Box<dyn Raster>)>,
+    /// Those of them that the file says to show the label on the glass.
+    pub(super) labels: BTreeSet<String>,
     pub(super) resolution: Option<Resolution>,
     pub(super) objective_power: Option<f64>,
     /// The part of level 0 outside of which the scanner saw nothing, if the file says.
@@ -85,6 +87,7 @@ impl Parts {
             layers,
             downsamples: Vec::new(),
             associated: Vec::new(),
+            labels: BTreeSet::new(),
             resolution: None,
             objective_power: None,
             bounds: None,
@@ -158,7 +161,10 @@ impl Pyramid {
             translation: parts.translation,
             associated: associated
                 .iter()
-                .map(|(name, raster)| AssociatedImage { name: name.clone(), size: raster.shape().size })
+                .map(|(name, raster)| {
+                    let known = AssociatedImage::new(format, name, raster.shape().size);
+                    AssociatedImage { shows_label: known.shows_label || parts.labels.contains(name), ..known }
+                })
                 .collect(),
             properties: parts.properties,
             icc_profile_bytes: icc_profile.as_ref().map(Vec::len),

@@ -133,7 +133,7 @@ impl Array {
 
     /// Nothing is stored under a key: that is the fill value, as long as the array itself is there. A mount that goes away takes both.
     fn absent<T>(&self) -> Result<Option<T>> {
-        if self.entries.contains(&self.metadata)? {
+        if !self.entries.may_go_away() || self.entries.contains(&self.metadata)? {
             return Ok(None);
         }
         let gone = io::Error::new(ErrorKind::NotFound, "it has gone away while the store was read");

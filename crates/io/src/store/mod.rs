@@ -40,6 +40,9 @@ mod zarr;
 /// Where an image that was converted from a slide keeps the slide's ICC profile, in base64 (RFC 4648), in the root attribute `microtome`.
 pub const ICC_PROFILE: &str = "icc_profile";
 
+/// Where an associated picture says that it shows the label on the glass, in the attribute `microtome` of its group: `true`.
+pub const SHOWS_LABEL: &str = "shows_label";
+
 pub use content::{Channel, Content};
 pub use description::{AxisUnit, LabelSource, StoreLevel, StoredImage, Translation};
 pub use encoding::{Compression, Encoding, Format};
@@ -49,6 +52,6 @@ pub use found::{ASSOCIATED, Found, inspect, make_group, remove, remove_group, re
 pub use labels::LabelledImage;
 pub use memory::MemoryImage;
 pub use pack::pack;
-pub use reader::{LABELS, OmeZarr, StoreInfo};
+pub use reader::{OmeZarr, StoreInfo};
 pub use sink::{ImageSink, Stored};
 pub use zarr::ZarrImage;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::SHOWS_LABEL;
 use super::array::{Array, identity};
 use super::entries::{Entries, FolderEntries, ZipEntries, is_inside, is_zip, join};
 use super::found::{ASSOCIATED, MARKER};
@@ -21,9 +22,6 @@ use crate::bytes::{ByteSource, Memory, Positional, content_id};
 use crate::remote::{self, Opened};
 use crate::slide::{AssociatedImage, LevelInfo, Limits, Resolution, ResolutionSource, SlideInfo, SlideReader};
 use crate::{Downsample, Error, Level, Microns, Pixels, Rect, Result, SampleType, Size};
-
-/// The property of a slide that names the labels in its image.
-pub const LABELS: &str = "ome-zarr.labels";
 
 /// What a store says about itself.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -134,40 +132,33 @@ impl OmeZarr {
         if is_image || ome.get("plate").is_some() || ome["bioformats2raw.layout"] != 3 {
             let mut image = Self::open_image(&entries, "", node, ome, ours, limits)?;
             image.open_associated()?;
-            image.find_labels()?;
             return Ok(image);
         }
         Self::open_collection(&entries, limits)
     }
 
-    /// Opens the pictures that travel with an image of ours, which says how they are called.
+    /// Opens the pictures that travel with an image of ours, which says where they are.
     fn open_associated(&mut self) -> Result<()> {
-        let names = self.info.attributes.get("run").map(|run| run["associated"].clone()).unwrap_or_default();
-        let names: Vec<String> = serde_json::from_value(names).unwrap_or_default();
-        for name in names.into_iter().filter(|name| is_inside(name)) {
-            let group = join(ASSOCIATED, &name);
+        let folders = self.info.attributes.get(ASSOCIATED).cloned().unwrap_or_default();
+        let folders: Vec<String> = serde_json::from_value(folders).unwrap_or_default();
+        for folder in folders.into_iter().filter(|folder| is_inside(folder)) {
+            let group = join(ASSOCIATED, &folder);
             // One that could not be read was left out, if so asked.
             let Some(mut node) = Node::read(&*self.entries, &group)? else { continue };
             let (ours, ome) = (take(&mut node.attributes, ngff::OURS), node.ome());
             match Self::open_image(&self.entries, &group, node, ome, ours, self.limits) {
                 Ok(picture) => {
-                    self.slide.associated.push(AssociatedImage { name: name.clone(), size: picture.slide.size() });
+                    let says = |key: &str| picture.info.attributes.get(key);
+                    let name = says(ASSOCIATED).and_then(Value::as_str).unwrap_or(&folder).to_owned();
+                    let known = AssociatedImage::new(&self.slide.format, &name, picture.slide.size());
+                    let shows_label = known.shows_label || says(SHOWS_LABEL) == Some(&Value::Bool(true));
+                    self.slide.associated.push(AssociatedImage { shows_label, ..known });
                     self.associated.push((name, picture));
                 }
                 // As with a collection: no reason to refuse the slide.
                 Err(Error::Unsupported { .. } | Error::Limits { .. }) => {}
                 Err(error) => return Err(error),
             }
-        }
-        Ok(())
-    }
-
-    /// Notes the names of the image's labels.
-    fn find_labels(&mut self) -> Result<()> {
-        let Some(mut node) = Node::read(&*self.entries, "labels")? else { return Ok(()) };
-        let names: Vec<String> = serde_json::from_value(node.ome()["labels"].take()).unwrap_or_default();
-        if !names.is_empty() {
-            self.slide.properties.insert(LABELS.into(), names.join(", "));
         }
         Ok(())
     }
@@ -196,7 +187,7 @@ impl OmeZarr {
             match open(group) {
                 Ok(picture) if image.associated.iter().all(|(known, _)| known != role) => {
                     let size = picture.slide.size();
-                    image.slide.associated.push(AssociatedImage { name: role.into(), size });
+                    image.slide.associated.push(AssociatedImage::new(&image.slide.format, role, size));
                     image.associated.push((role.into(), picture));
                 }
                 Ok(_) | Err(Error::Unsupported { .. } | Error::Limits { .. }) => {
@@ -414,25 +405,30 @@ impl StoreInfo {
         let mut properties: BTreeMap<String, String> =
             properties.into_iter().filter_map(|(k, v)| Some((k.into(), v?.clone()))).collect();
         if let (Content::Image { channels }, false) = (&self.content, self.content.are_colors()) {
-            for (n, Channel { color: [red, green, blue], window, .. }) in channels.iter().enumerate() {
-                properties.insert(format!("omero.channel[{n}].color"), format!("{red:02X}{green:02X}{blue:02X}"));
+            for (n, Channel { name, color: [red, green, blue], window }) in channels.iter().enumerate() {
+                // White is what is not said: of a channel without a name it says nothing.
+                if !name.is_empty() || [*red, *green, *blue] != [255; 3] {
+                    properties.insert(format!("omero.channel[{n}].color"), format!("{red:02X}{green:02X}{blue:02X}"));
+                }
                 if let Some([start, end]) = window {
                     properties.insert(format!("omero.channel[{n}].window"), format!("{start},{end}"));
                 }
             }
         }
         let classes = match &self.content {
-            Content::Labels { classes } => Some(classes.clone()),
-            Content::Image { .. } => None,
+            // Of several channels, what they are called labels of is not said.
+            Content::Labels { classes } if self.channels == 1 => Some(classes.clone()),
+            Content::Labels { .. } | Content::Image { .. } => None,
         };
         let unit = finest.mpp.unwrap_or(Microns::square(1.0));
         let translation = Translation { x: finest.translation.x / unit.x, y: finest.translation.y / unit.y };
-        // Ours tell of the slide that they were made of.
-        let source = self.metadata.get("args").filter(|_| !self.attributes.is_empty());
+        // Ours tell of the slide that they were made of, whose magnification is that of its level 0.
+        let source = self.metadata.get("args").map(|args| &args["source"]).filter(|_| !self.attributes.is_empty());
+        let power = source.filter(|source| source["level"] == 0).and_then(|source| source["objective_power"].as_f64());
         SlideInfo {
             levels: levels.map(|(l, array)| level_info(&finest, l, axes.plane(&array.chunk))).collect(),
             resolution: finest.mpp.map(|mpp| Resolution { mpp, source: ResolutionSource::OmeZarr }),
-            objective_power: source.and_then(|args| args["source"]["objective_power"].as_f64()),
+            objective_power: power.filter(|power| *power > 0.0),
             channel_names,
             classes,
             translation,

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use microtome_io::slide::{SlideInfo, SlideReader};
+use microtome_io::slide::{AssociatedImage, SlideInfo, SlideReader};
 use microtome_io::store::{self, Found, ImageSink, ZarrImage};
 use microtome_io::{Level, Pixels, Rect, Size};
 use microtome_stitch::{Product, PyramidWriter};
@@ -19,30 +19,40 @@ use super::image;
 use super::options::{ConvertOptions, LabelImage, OnBadPicture};
 use crate::{Error, Result};
 
-/// True if a picture shows the slide's label: by its name, or because scanners of that make show the glass with its label on it, in a page that they call
-/// `Label Image` themselves.
-fn is_label(info: &SlideInfo, name: &str) -> bool {
-    name.to_lowercase().contains("label") || (info.format == "ventana" && name == "macro")
+/// The pictures that are written.
+fn written<'a>(info: &'a SlideInfo, options: &ConvertOptions) -> impl Iterator<Item = &'a AssociatedImage> {
+    let (all, labels) = (options.associated, options.label_image == LabelImage::Kept);
+    info.associated.iter().filter(move |picture| all && (labels || !picture.shows_label))
 }
 
 /// The names of the pictures that are written.
 pub(super) fn names<'a>(info: &'a SlideInfo, options: &ConvertOptions) -> impl Iterator<Item = &'a str> {
-    let (all, labels) = (options.associated, options.label_image == LabelImage::Kept);
-    let wanted = move |name: &&str| all && (labels || !is_label(info, name));
-    info.associated.iter().map(|picture| picture.name.as_str()).filter(wanted)
+    written(info, options).map(|picture| picture.name.as_str())
+}
+
+/// The folders of the pictures that are written, in the order of these.
+pub(super) fn folders(info: &SlideInfo, options: &ConvertOptions) -> Vec<String> {
+    let mut taken = BTreeSet::new();
+    let folder = |name: &str| {
+        let mut folder = folder_name(name);
+        while !taken.insert(folder.to_lowercase()) {
+            folder.push('_');
+        }
+        folder
+    };
+    names(info, options).map(folder).collect()
 }
 
 /// The names of those that are left out because they show a label.
 pub(super) fn left_out<'a>(info: &'a SlideInfo, options: &ConvertOptions) -> impl Iterator<Item = &'a str> {
     let left_out = options.associated && options.label_image == LabelImage::LeftOut;
-    info.associated.iter().map(|picture| picture.name.as_str()).filter(move |name| left_out && is_label(info, name))
+    let pictures = info.associated.iter().filter(move |picture| left_out && picture.shows_label);
+    pictures.map(|picture| picture.name.as_str())
 }
 
 /// The most bytes that writing one of them holds: the picture, in at most four channels, and as much again for its levels.
 pub(super) fn bytes(info: &SlideInfo, options: &ConvertOptions) -> u64 {
-    let names: BTreeSet<&str> = names(info, options).collect();
-    let written = info.associated.iter().filter(|picture| names.contains(picture.name.as_str()));
-    written.map(|picture| picture.size.area() * 8).max().unwrap_or(0)
+    written(info, options).map(|picture| picture.size.area() * 8).max().unwrap_or(0)
 }
 
 /// A picture that was left out because it cannot be read.
@@ -55,18 +65,14 @@ pub(super) struct Unreadable {
 /// Writes the pictures into the store, which is not finished yet, and says which of them could not be read.
 pub(super) fn write(slide: &dyn SlideReader, options: &ConvertOptions, output: &Path) -> Result<Vec<Unreadable>> {
     let mut unreadable = Vec::new();
-    let mut names = names(slide.info(), options).peekable();
-    if names.peek().is_none() {
+    let folders = folders(slide.info(), options);
+    if folders.is_empty() {
         return Ok(unreadable);
     }
     // Written anew each time: it is whole once anybody may look at it.
     store::make_group(output, store::ASSOCIATED, options.encoding.format).map_err(Error::Write)?;
-    let mut taken = BTreeSet::new();
-    for name in names {
-        let mut folder = folder_name(name);
-        while !taken.insert(folder.to_lowercase()) {
-            folder.push('_');
-        }
+    for (wanted, folder) in written(slide.info(), options).zip(folders) {
+        let name = wanted.name.as_str();
         let group = format!("{}/{folder}", store::ASSOCIATED);
         let path = output.join(&group);
         match store::inspect(&path).map_err(Error::Write)? {
@@ -77,7 +83,7 @@ pub(super) fn write(slide: &dyn SlideReader, options: &ConvertOptions, output: &
             _ => store::remove_group(output, &group).map_err(Error::Write)?,
         }
         match slide.read_associated(name) {
-            Ok(picture) => write_one(&picture, name, options, &path)?,
+            Ok(picture) => write_one(&picture, wanted, options, &path)?,
             // About the file, and not about the picture.
             Err(error @ (microtome_io::Error::Io { .. } | microtome_io::Error::Transient { .. })) => {
                 return Err(Error::Read(error));
@@ -101,8 +107,8 @@ fn folder_name(name: &str) -> String {
     }
 }
 
-fn write_one(picture: &Pixels, name: &str, options: &ConvertOptions, path: &Path) -> Result<()> {
-    let image = image::associated_image(options, name, picture.size(), (picture.sample_type(), picture.channels()));
+fn write_one(picture: &Pixels, wanted: &AssociatedImage, options: &ConvertOptions, path: &Path) -> Result<()> {
+    let image = image::associated_image(options, wanted, picture.size(), (picture.sample_type(), picture.channels()));
     let shard = image.shard;
     let sizes: Vec<Size> = image.levels.iter().map(|level| level.size).collect();
     let sink = ZarrImage::create(path, image).map_err(Error::Write)?;
@@ -125,8 +131,6 @@ fn cut(picture: &Pixels, rect: Rect) -> Pixels {
 
 #[cfg(test)]
 mod tests {
-    use microtome_io::SampleType;
-
     use super::*;
 
     #[test]
@@ -134,13 +138,5 @@ mod tests {
         let names = ["macro", "..", "", "a/b\\c", "Übersicht", "x".repeat(300).as_str()].map(folder_name);
         assert_eq!(names[..5], ["macro", "picture", "picture", "a_b_c", "_bersicht"]);
         assert_eq!(names[5].len(), 100);
-    }
-
-    #[test]
-    fn what_shows_the_label_is_known_by_its_name_or_the_scanner() {
-        let info = |format| SlideInfo::new("slide", format, Size::new(9, 9), Size::new(9, 9), 3, SampleType::U8);
-        let shows = |format, name| is_label(&info(format), name);
-        assert!(shows("aperio", "label") && shows("aperio", "Label image") && !shows("aperio", "macro"));
-        assert!(shows("ventana", "macro") && !shows("ventana", "thumbnail"));
     }
 }

@@ -1,7 +1,7 @@
 //! What is said of the image that is written, and of the run that writes it.
 
-use microtome_io::slide::{ICC_FAULT, SlideInfo, SlideReader};
-use microtome_io::store::{Channel, Content, ICC_PROFILE, LABELS, StoreLevel, StoredImage};
+use microtome_io::slide::{AssociatedImage, ICC_FAULT, SlideInfo, SlideReader};
+use microtome_io::store::{ASSOCIATED, Channel, Content, ICC_PROFILE, SHOWS_LABEL, StoreLevel, StoredImage};
 use microtome_io::{SampleType, Size, base64};
 use microtome_tile::pyramid::Reduction;
 use serde_json::{Map, Value, json};
@@ -67,6 +67,10 @@ pub(super) fn image(
     if let Some(profile) = slide.icc_profile().filter(|profile| profile.len() <= MOST_ICC_BYTES) {
         attributes.insert(ICC_PROFILE.into(), base64::encode(profile).into());
     }
+    let pictures = associated::folders(info, options);
+    if !pictures.is_empty() {
+        attributes.insert(ASSOCIATED.into(), pictures.into());
+    }
     let mut args = Map::new();
     args.insert("source".into(), source(info, plan));
     if options.levels == Levels::Source {
@@ -82,15 +86,18 @@ pub(super) fn image(
 /// A picture that travels along, but for its pixels: nothing says how large they are.
 pub(super) fn associated_image(
     options: &ConvertOptions,
-    name: &str,
+    picture: &AssociatedImage,
     size: Size,
     (sample, channels): (SampleType, usize),
 ) -> StoredImage {
     let levels = microtome_tile::pyramid::level_sizes(size, options.chunk).len();
     let levels = StoreLevel::finest(size, None).pyramid(levels);
     let mut attributes = Map::new();
-    attributes.insert("associated".into(), name.into());
-    let options = ConvertOptions { name: name.into(), ..options.clone() };
+    attributes.insert(ASSOCIATED.into(), picture.name.clone().into());
+    if picture.shows_label {
+        attributes.insert(SHOWS_LABEL.into(), true.into());
+    }
+    let options = ConvertOptions { name: picture.name.clone(), ..options.clone() };
     let content = Content::Image { channels: unnamed(channels).collect() };
     // Means whatever the slide's levels are made of: pictures are for people.
     StoredImage { attributes, ..described(&options, Reduction::Mean, levels, (sample, content), Map::new()) }
@@ -222,8 +229,8 @@ pub(super) fn notes(slide: &dyn SlideReader, options: &ConvertOptions, plan: &Co
             "the picture of the slide's label is left out ({names}), because it can carry a patient's name; --label-image keeps it"
         ));
     }
-    if let Some(labels) = info.properties.get(LABELS) {
-        notes.push(format!("the labels in the image are not converted with it ({labels}): each is a store of its own"));
+    if info.format == "ome-zarr" && info.path.join("labels").is_dir() {
+        notes.push("the labels in the image are not converted with it: each is a store of its own".into());
     }
     if let Some(fault) = info.properties.get(ICC_FAULT) {
         notes.push(format!("the ICC profile is left out, because it cannot be read: {fault}"));

@@ -64,7 +64,8 @@ fn frame_of(mask: &OmeZarr, slide: &dyn SlideReader, picture: Size) -> Result<Fr
         check_proportions(size, mask)?;
         return Ok(whole);
     };
-    let [x, y] = on_slide(&level, of_mask, (size, info.translation, of_slide.mpp))
+    let ours = mask.info().attributes.contains_key("run");
+    let [x, y] = on_slide(&level, of_mask, ours, (size, info.translation, of_slide.mpp))
         .map_err(|why| Error::Usage(format!("{}: {why}", mask.info().path.display())))?;
     // Sizes and resolutions are rounded: what ends about where the slide does covers it.
     if x.covers(size.width) && y.covers(size.height) {

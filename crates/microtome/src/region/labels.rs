@@ -27,7 +27,8 @@ pub(super) fn read(path: &Path, asked: &[String], place: Place<'_>) -> Result<Ro
         let message = format!("a label image has one channel, and this image has {}", info.channels);
         return Err(refuse(path, message));
     }
-    let (level, placement) = place_of(path, &info.levels, place)?;
+    let ours = info.attributes.contains_key("run");
+    let (level, placement) = place_of(path, &info.levels, ours, place)?;
     let size = placement.size;
     if size.is_empty() {
         return Err(refuse(path, "this image has no pixels"));
@@ -75,7 +76,7 @@ fn strip(path: &Path, error: &microtome_io::Error) -> String {
 /// The level to read and where it lies on the target grid.
 ///
 /// Where slide and store both know their resolution, scale and translation decide; else the mask covers the whole slide.
-fn place_of(path: &Path, levels: &[StoreLevel], place: Place<'_>) -> Result<(Level, Placement)> {
+fn place_of(path: &Path, levels: &[StoreLevel], ours: bool, place: Place<'_>) -> Result<(Level, Placement)> {
     let Place { slide, origin, mpp, target } = place;
     let (Some(mpp), true) = (mpp, levels.iter().all(|level| level.mpp.is_some())) else {
         check_proportions(path, levels[0].size, slide)?;
@@ -86,7 +87,7 @@ fn place_of(path: &Path, levels: &[StoreLevel], place: Place<'_>) -> Result<(Lev
     let n = levels.iter().rposition(|level| level.mpp.is_some_and(fine)).unwrap_or(0);
     let level = levels[n];
     let level_mpp = level.mpp.unwrap_or(mpp);
-    let [x, y] = on_slide(&level, level_mpp, (slide, origin, mpp)).map_err(|message| refuse(path, message))?;
+    let [x, y] = on_slide(&level, level_mpp, ours, (slide, origin, mpp)).map_err(|message| refuse(path, message))?;
     let placement = Placement {
         size: Size::new(level.size.width, level.size.height),
         step: Downsample { x: x.step / target.downsample.x, y: y.step / target.downsample.y },
@@ -96,17 +97,25 @@ fn place_of(path: &Path, levels: &[StoreLevel], place: Place<'_>) -> Result<(Lev
     Ok((Level(n), placement))
 }
 
-/// Where a level of a mask, whose pixels measure `of_mask`, lies on a slide whose pixels measure `of_slide`: from left to right, and from top to bottom.
+/// Where a level of a mask, `ours` or another program's, whose pixels measure `of_mask`, lies on a slide whose pixels measure `of_slide`: from left to right, and from top to bottom.
 ///
 /// # Errors
 /// A sentence if it reaches out of the slide.
 pub(crate) fn on_slide(
     level: &StoreLevel,
     of_mask: Microns,
+    ours: bool,
     (slide, origin, of_slide): (Size, Translation, Microns),
 ) -> Result<[Along; 2], String> {
-    let x = Along::new(of_mask.x, level.translation.x, (of_slide.x, origin.x), level.size.width);
-    let y = Along::new(of_mask.y, level.translation.y, (of_slide.y, origin.y), level.size.height);
+    // Many programs write none for their coarser levels, although those share the corner of the first: a translation of exactly 0 is taken for that.
+    let corner = |translation: f64, origin: f64| translation == 0.0 && (origin == 0.0 || !ours);
+    let along = |step: f64, translation: f64, of_slide: f64, origin: f64, n: u64| {
+        let place = (!corner(translation, origin)).then(|| translation / of_slide - origin);
+        Along::new(step, place, n)
+    };
+    let (at, step) = (level.translation, Downsample { x: of_mask.x / of_slide.x, y: of_mask.y / of_slide.y });
+    let x = along(step.x, at.x, of_slide.x, origin.x, level.size.width);
+    let y = along(step.y, at.y, of_slide.y, origin.y, level.size.height);
     if x.fits(slide.width) && y.fits(slide.height) {
         return Ok([x, y]);
     }
@@ -125,13 +134,10 @@ pub(crate) struct Along {
 }
 
 impl Along {
-    /// `mpp` and `translation` of the mask and `slide_mpp` are in micrometres, `n` and `origin` in pixels.
-    ///
-    /// A translation is that of a pixel's centre, the slide's first pixel having its own at its origin. Many programs write none for their coarser
-    /// levels, although those share the corner of the first: a translation of exactly 0 is taken for that.
-    fn new(mpp: f64, translation: f64, (slide_mpp, origin): (f64, f64), n: u64) -> Self {
-        let step = mpp / slide_mpp;
-        let start = if translation == 0.0 { 0.0 } else { translation / slide_mpp - origin + (1.0 - step) / 2.0 };
+    /// A mask of `n` pixels, each of `step` pixels of the slide; `place` is where the centre of its first one lies from that of the slide's first one,
+    /// `None` where both have their corner at the same point.
+    fn new(step: f64, place: Option<f64>, n: u64) -> Self {
+        let start = place.map_or(0.0, |place| place + (1.0 - step) / 2.0);
         Self { step, start, end: start + n as f64 * step }
     }
 

@@ -100,9 +100,11 @@ impl<'a> Config<'a> {
         let mut transforms = Vec::new();
         for handler in handlers.value.as_array().into_iter().flatten() {
             let Some(handler) = self.follow(handler, &handlers.name)? else { continue };
-            let target = handler.value.get("_target_").and_then(Value::as_str).unwrap_or_default();
+            let Some(object) = handler.value.as_object() else { continue };
+            let target = object.get("_target_").and_then(Value::as_str).unwrap_or_default();
             if target.rsplit('.').next() == Some("PostProcessing")
-                && let Some(transform) = handler.value.get("transform")
+                && let Some(transform) = object.get("transform")
+                && !self.is_disabled(object, &handler.name)?
             {
                 transforms.extend(self.follow(transform, &format!("{}.transform", handler.name))?);
             }
@@ -149,12 +151,8 @@ impl<'a> Config<'a> {
         let mut arguments = Map::new();
         for (key, value) in object {
             match key.as_str() {
-                "_target_" | "_desc_" | "_requires_" => {}
-                "_disabled_" => match self.resolve(value, &format!("{place}._disabled_"), 0)? {
-                    Value::Bool(true) => return Ok(None),
-                    Value::Bool(false) => {}
-                    _ => return Err(wrong("has a _disabled_ that is neither true nor false")),
-                },
+                "_disabled_" if self.is_disabled(object, place)? => return Ok(None),
+                "_target_" | "_desc_" | "_requires_" | "_disabled_" => {}
                 key if key.starts_with('_') => {
                     let message = format!("{place} has {key}, which is not supported");
                     return Err(Error::unsupported(self.path, message));
@@ -182,6 +180,15 @@ impl<'a> Config<'a> {
             }
         }
         Ok(Some(Component { class, arguments, place: place.to_owned() }))
+    }
+
+    /// Whether a component is switched off.
+    fn is_disabled(&self, component: &Map<String, Value>, place: &str) -> Result<bool> {
+        let Some(value) = component.get("_disabled_") else { return Ok(false) };
+        match self.resolve(value, &format!("{place}._disabled_"), 0)? {
+            Value::Bool(disabled) => Ok(disabled),
+            _ => Err(Error::format(self.path, format!("{place} has a _disabled_ that is neither true nor false"))),
+        }
     }
 
     /// The transforms of a list, or of a `Compose` of one. `wanted` says which arguments of a class are looked at.

@@ -35,8 +35,11 @@ pub(super) enum Decision {
     Positive,
 }
 
-/// Transforms before the network whose arguments say nothing about values: kinds of numbers, and where the channels are.
-const PLAIN_BEFORE: [&str; 8] = [
+/// Transforms before the network whose arguments say nothing about values: kinds of numbers, where the channels are, files, and what goes on.
+const PLAIN_BEFORE: [&str; 11] = [
+    "DeleteItems",
+    "FromMetaTensor",
+    "SaveImage",
     "EnsureChannelFirst",
     "AsChannelFirst",
     "EnsureType",

@@ -78,4 +78,8 @@ impl Entries for FolderEntries {
     fn contains(&self, key: &str) -> Result<bool> {
         Ok(self.find(key)?.is_some())
     }
+
+    fn may_go_away(&self) -> bool {
+        true
+    }
 }

@@ -43,6 +43,11 @@ pub(crate) trait Entries: Send + Sync + Debug {
     /// As [`get`](Self::get).
     fn contains(&self, key: &str) -> Result<bool>;
 
+    /// True if all of it can be gone at once, as with a mount, so that it is worth asking what the absence of a value means.
+    fn may_go_away(&self) -> bool {
+        false
+    }
+
     /// Bytes of memory that a value takes for as long as it is [open](Self::open).
     fn held_bytes(&self, key: &str) -> u64 {
         let _ = key;
